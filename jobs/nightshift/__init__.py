@@ -1,0 +1,1 @@
+"""Nightshift: batch machine learning whose predictions are in your Postgres by morning."""

@@ -1,0 +1,1 @@
+"""Everything that touches the outside: Postgres, the lake, the model registry."""

@@ -1,0 +1,70 @@
+"""Datasets in the lake: Parquet parts beside a manifest, replaced whole.
+
+A dataset is a folder. It is written under a temporary name and renamed, so that it is there
+complete or not at all; ``manifest.json`` says what it was made from (``key``), and is what a
+reader trusts.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "manifest.json"
+
+
+def dataset_dir(lake: Path, kind: str, name: str, as_of: date) -> Path:
+    """``<lake>/<kind>/<name>/as_of=YYYY-MM-DD``."""
+    return lake / kind / name / f"as_of={as_of.isoformat()}"
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a complete dataset, or None when there is none."""
+    try:
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+        return None
+    return manifest
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a value's canonical JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """Write ``manifest.json`` durably, as the last file of a dataset."""
+    with (folder / MANIFEST).open("w") as file:
+        json.dump(manifest, file, indent=1, sort_keys=True, default=str)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder beside ``folder`` that takes its place when the block ends well.
+
+    What a killed run left behind under ``folder``'s temporary names is removed first.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for left in folder.parent.glob(f".{folder.name}.*"):
+        shutil.rmtree(left, ignore_errors=True)
+    temporary = folder.parent / f".{folder.name}.{uuid.uuid4().hex}"
+    temporary.mkdir()
+    try:
+        yield temporary
+        if folder.exists():
+            old = folder.parent / f".{folder.name}.{uuid.uuid4().hex}.old"
+            folder.rename(old)
+            temporary.rename(folder)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

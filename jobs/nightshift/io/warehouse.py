@@ -1,0 +1,88 @@
+"""Connections to the warehouse, its fixed schema, locks, and the record of runs."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import date
+from importlib.resources import files
+from typing import Any
+
+import psycopg2
+from psycopg2.extensions import connection as Connection
+from psycopg2.extras import Json
+
+from nightshift.errors import NightshiftError, SettingError
+from nightshift.settings import Settings
+
+
+@contextmanager
+def connect(settings: Settings) -> Iterator[Connection]:
+    """One transaction on the warehouse as ``nightshift_writer``: commit at the end, or roll back.
+
+    Raises:
+        SettingError: when no server answers at the URL.
+    """
+    try:
+        connection = psycopg2.connect(settings.warehouse_url, application_name="nightshift")
+    except psycopg2.OperationalError as error:
+        raise SettingError(
+            f"the warehouse does not answer: {str(error).strip()}",
+            "run `make up`, or correct NIGHTSHIFT_DATABASE_URL",
+        ) from error
+    try:
+        with connection:
+            yield connection
+    finally:
+        connection.close()
+
+
+def migrate(settings: Settings) -> None:
+    """Create what is missing of the fixed tables (schema.sql). Safe at any time, also concurrently."""
+    with connect(settings) as connection, connection.cursor() as cursor:
+        cursor.execute("select pg_advisory_xact_lock(hashtext('nightshift.migrate'))")
+        cursor.execute(files("nightshift.io").joinpath("schema.sql").read_text())
+
+
+def lock(connection: Connection, name: str) -> None:
+    """Hold ``name`` until the transaction ends; a second caller waits."""
+    with connection.cursor() as cursor:
+        cursor.execute("select pg_advisory_xact_lock(hashtextextended(%s, 0))", (name,))
+
+
+class Run:
+    """An open row of ``ops.runs``; what is put into ``result`` is kept with it."""
+
+    def __init__(self, run_id: int) -> None:
+        self.run_id = run_id
+        self.result: dict[str, Any] = {}
+
+
+@contextmanager
+def recorded_run(
+    settings: Settings, stage: str, as_of: date, use_case: str | None = None
+) -> Iterator[Run]:
+    """Record a stage's run in ``ops.runs``: running, then succeeded with its result, or failed."""
+    migrate(settings)
+    with connect(settings) as connection, connection.cursor() as cursor:
+        cursor.execute(
+            "insert into ops.runs (stage, use_case, as_of, status) values (%s, %s, %s, 'running')"
+            " returning run_id",
+            (stage, use_case, as_of),
+        )
+        run = Run(cursor.fetchone()[0])  # type: ignore[index]
+    try:
+        yield run
+    except BaseException as error:
+        message = error.what if isinstance(error, NightshiftError) else repr(error)
+        _close_run(settings, run, "failed", message)
+        raise
+    _close_run(settings, run, "succeeded", None)
+
+
+def _close_run(settings: Settings, run: Run, status: str, error: str | None) -> None:
+    with connect(settings) as connection, connection.cursor() as cursor:
+        cursor.execute(
+            "update ops.runs set status = %s, ended_at = clock_timestamp(), result = %s, error = %s"
+            " where run_id = %s",
+            (status, Json(run.result, dumps=lambda o: json.dumps(o, default=str)), error, run.run_id),
+        )

@@ -1,0 +1,142 @@
+"""Every setting of Nightshift, in one typed object.
+
+Read from ``NIGHTSHIFT_*`` environment variables and a ``.env`` file at the project's root. What a
+user sets replaces the embedded part of the same name; what is unset is taken from
+``<state_dir>/services.json``, which ``make up`` writes.
+"""
+
+import difflib
+import json
+import os
+from datetime import time
+from functools import cache
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from pydantic import ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from nightshift.errors import SettingError
+
+PROJECT_ROOT = Path(__file__).resolve().parents[2]
+PREFIX = "NIGHTSHIFT_"
+
+
+class Settings(BaseSettings):
+    """Paths are absolute once read; relative ones start at the project's root."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_file=PROJECT_ROOT / ".env", extra="ignore", frozen=True
+    )
+
+    state_dir: Path = Path(".nightshift")
+    landing: Path = Path(".nightshift/landing")
+    lake: Path | None = None
+
+    database_url: str | None = None
+    """postgresql://user:password@host:port/database of the warehouse, as nightshift_writer."""
+    reader_database_url: str | None = None
+    airflow_database_url: str | None = None
+    """SQLAlchemy URL of Airflow's metadata database, driver named."""
+    mlflow_tracking_uri: str | None = None
+    airflow_url: str | None = None
+    """Base URL of an Airflow of the user's own."""
+    airflow_username: str = "admin"
+    airflow_password: str | None = None
+
+    timezone: str = "UTC"
+    """The pipeline's time zone: ``as_of`` is a date in it, and event times are local to it."""
+    landing_deadline: time = time(2, 0)
+    """On the morning of ``as_of``: how long the nightly waits for the expected landings."""
+
+    spark_master: str = "local[*]"
+    spark_driver_memory: str = "2g"
+    postgres_port: int = 5433
+    airflow_port: int = 8080
+    seed: int = 20111209
+
+    @field_validator("state_dir", "landing", "lake")
+    @classmethod
+    def _absolute(cls, value: Path | None) -> Path | None:
+        return None if value is None else (PROJECT_ROOT / value.expanduser()).resolve()
+
+    @field_validator("timezone")
+    @classmethod
+    def _known_timezone(cls, value: str) -> str:
+        try:
+            ZoneInfo(value)
+        except (KeyError, ValueError) as error:
+            raise ValueError("not a time zone of the IANA database, such as Europe/London") from error
+        return value
+
+    @field_validator("database_url", "reader_database_url")
+    @classmethod
+    def _postgres_url(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("postgresql://", "postgres://")):
+            raise ValueError("expected postgresql://user:password@host:port/database")
+        return value
+
+    @property
+    def lake_dir(self) -> Path:
+        """Where extracts, features, training sets and scores are kept as Parquet."""
+        return self.lake or self.state_dir / "lake"
+
+    @property
+    def services_file(self) -> Path:
+        """What ``make up`` started, with its secrets (mode 600)."""
+        return self.state_dir / "services.json"
+
+    def _embedded(self, key: str, setting: str) -> str:
+        try:
+            services: dict[str, Any] = json.loads(self.services_file.read_text())
+            return str(services[key])
+        except (FileNotFoundError, KeyError) as error:
+            raise SettingError(
+                f"{PREFIX}{setting.upper()} is not set, and no embedded service provides it "
+                f"({self.services_file} has no {key!r})",
+                f"run `make up`, or set {PREFIX}{setting.upper()}",
+            ) from error
+
+    @property
+    def warehouse_url(self) -> str:
+        """postgresql:// URL of the warehouse as ``nightshift_writer``."""
+        return self.database_url or self._embedded("warehouse_url", "database_url")
+
+    @property
+    def reader_url(self) -> str:
+        """postgresql:// URL of the warehouse as ``nightshift_reader``."""
+        return self.reader_database_url or self._embedded("reader_url", "reader_database_url")
+
+    @property
+    def mlflow_uri(self) -> str:
+        """MLflow's tracking URI."""
+        return self.mlflow_tracking_uri or self._embedded("mlflow_uri", "mlflow_tracking_uri")
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Read the settings.
+
+    Raises:
+        SettingError: naming each setting that is unknown or malformed.
+    """
+    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    for name in sorted(os.environ):
+        if name.startswith(PREFIX) and name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(sorted(known))}"
+            raise SettingError(f"unknown setting {name}", hint)
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        lines = [
+            f"{PREFIX}{'_'.join(map(str, e['loc'])).upper()}={e.get('input')!r}: {e['msg']}"
+            for e in error.errors()
+        ]
+        raise SettingError("; ".join(lines), "correct it in the environment or in .env") from None
+
+
+@cache
+def settings() -> Settings:
+    """The process's settings, read once."""
+    return load_settings()
