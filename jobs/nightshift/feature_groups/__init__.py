@@ -1,0 +1,1 @@
+"""Feature groups: which features each source gives an entity."""
