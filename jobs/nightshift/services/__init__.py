@@ -1,0 +1,1 @@
+"""The embedded services: Postgres, Airflow and MLflow's store, under the state folder."""
