@@ -1,0 +1,69 @@
+"""Feature tables in, probabilities and contributions out: the arithmetic of an XGBoost model.
+
+Pure, and shared by training, gates and scoring, so that a row scored anywhere gets the same bits.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import xgboost as xgb
+
+from nightshift.errors import NightshiftError
+
+Matrix = npt.NDArray[np.float32]
+Vector = npt.NDArray[np.float64]
+
+
+def to_matrix(table: pa.Table, feature_names: Sequence[str]) -> Matrix:
+    """The named columns of ``table`` as (rows, features) float32, row-major; NaN where null.
+
+    Raises:
+        NightshiftError: naming the columns that the table lacks.
+    """
+    missing = [name for name in feature_names if name not in table.column_names]
+    if missing:
+        raise NightshiftError(
+            f"the table lacks the feature columns {', '.join(missing)}; "
+            f"it has {', '.join(table.column_names)}",
+            "build the features again with the present use case: `nightshift nightly`",
+        )
+    matrix = np.empty((table.num_rows, len(feature_names)), dtype=np.float32)
+    for position, name in enumerate(feature_names):
+        column = table.column(name).cast(pa.float64())
+        matrix[:, position] = column.to_numpy(zero_copy_only=False)
+    return matrix
+
+
+def predict(booster: xgb.Booster, matrix: Matrix) -> Vector:
+    """Probabilities of class 1, (rows,) float64 in [0, 1].
+
+    Raises:
+        NightshiftError: when the matrix is not as wide as the model.
+    """
+    _check_width(booster, matrix)
+    return np.asarray(booster.inplace_predict(matrix), dtype=np.float64)
+
+
+def contributions(booster: xgb.Booster, matrix: Matrix) -> Vector:
+    """Exact SHAP values in log-odds, (rows, features + 1) float64; the last column is the bias.
+
+    A row sums to the log-odds of its prediction (Lundberg et al. 2018, TreeSHAP).
+
+    Raises:
+        NightshiftError: when the matrix is not as wide as the model.
+    """
+    _check_width(booster, matrix)
+    if len(matrix) == 0:
+        return np.empty((0, matrix.shape[1] + 1), dtype=np.float64)
+    data = xgb.DMatrix(matrix, feature_names=booster.feature_names)
+    return np.asarray(booster.predict(data, pred_contribs=True), dtype=np.float64)
+
+
+def _check_width(booster: xgb.Booster, matrix: Matrix) -> None:
+    if matrix.shape[1] != booster.num_features():
+        raise NightshiftError(
+            f"the model reads {booster.num_features()} features, the matrix has {matrix.shape[1]}",
+            "train again with the present use case: `nightshift train`",
+        )

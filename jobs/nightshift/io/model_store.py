@@ -1,0 +1,239 @@
+"""Models in MLflow's registry, as XGBoost's own UBJSON beside a JSON signature; never a pickle.
+
+A registered model is named as its use case; the alias ``champion`` is the version that scores. A
+version's files are ``model/model.ubj`` and ``model/signature.json`` of its run's artifacts.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlparse
+
+import xgboost as xgb
+
+from nightshift.errors import NightshiftError
+from nightshift.settings import Settings
+from nightshift.use_cases import find_use_case
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+MODEL = "model"
+EVALUATION = "evaluation"
+MODEL_FILE = "model.ubj"
+SIGNATURE_FILE = "signature.json"
+CHAMPION = "champion"
+
+Signature = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """One version of a registered model; ``name`` is its use case's."""
+
+    name: str
+    version: str
+    run_id: str
+    uri: str
+
+
+def client(settings: Settings) -> "MlflowClient":
+    """A client of the tracking server and registry at ``settings.mlflow_uri``."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=settings.mlflow_uri, registry_uri=settings.mlflow_uri)
+
+
+def experiment_id(settings: Settings, use_case_name: str) -> str:
+    """The id of the use case's experiment, created when there is none.
+
+    With a database as tracking URI the artifacts lie in ``settings.mlflow_artifacts_dir``; a
+    tracking server decides for itself.
+    """
+    from mlflow.exceptions import MlflowException
+
+    mlflow = client(settings)
+    location = None
+    if urlparse(settings.mlflow_uri).scheme not in ("http", "https"):
+        location = (settings.mlflow_artifacts_dir / use_case_name).as_uri()
+    if (found := mlflow.get_experiment_by_name(use_case_name)) is not None:
+        return str(found.experiment_id)
+    try:
+        return str(mlflow.create_experiment(use_case_name, artifact_location=location))
+    except MlflowException:
+        # Another process may have created it in between.
+        if (found := mlflow.get_experiment_by_name(use_case_name)) is None:
+            raise
+        return str(found.experiment_id)
+
+
+def newest_run(settings: Settings, use_case_name: str, as_of: str) -> str | None:
+    """The id of the newest finished training run of (use case, as_of), or None."""
+    mlflow = client(settings)
+    runs = mlflow.search_runs(
+        [experiment_id(settings, use_case_name)],
+        f"tags.`nightshift.as_of` = '{as_of}' and attributes.status = 'FINISHED'",
+        order_by=["attributes.start_time DESC"],
+        max_results=1,
+    )
+    return str(runs[0].info.run_id) if runs else None
+
+
+def champion(settings: Settings, use_case_name: str) -> ModelVersion | None:
+    """The version that the alias ``champion`` names, or None when there is none yet."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        found = client(settings).get_model_version_by_alias(use_case_name, CHAMPION)
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise
+    return _model_version(found)
+
+
+def version_of_run(settings: Settings, use_case_name: str, run_id: str) -> ModelVersion | None:
+    """The version that was registered from a run, or None."""
+    found = client(settings).search_model_versions(f"run_id = '{run_id}'")
+    mine = [version for version in found if version.name == use_case_name]
+    return _model_version(max(mine, key=lambda v: int(v.version))) if mine else None
+
+
+def register(settings: Settings, use_case_name: str, run_id: str, as_of: str) -> ModelVersion:
+    """Make the run's ``model/`` a new version of the use case's registered model."""
+    from mlflow.exceptions import MlflowException
+
+    mlflow = client(settings)
+    try:
+        mlflow.create_registered_model(use_case_name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    source = f"{mlflow.get_run(run_id).info.artifact_uri}/{MODEL}"
+    created = mlflow.create_model_version(
+        use_case_name, source, run_id=run_id, tags={"nightshift.as_of": as_of}
+    )
+    return _model_version(created)
+
+
+def promote(settings: Settings, use_case_name: str, version: str) -> None:
+    """Point the alias ``champion`` at ``version``."""
+    client(settings).set_registered_model_alias(use_case_name, CHAMPION, version)
+
+
+def fetch(settings: Settings, run_id: str, path: str) -> Path:
+    """A local path of a run's artifact (file or folder): where it lies, or a downloaded copy.
+
+    Raises:
+        NightshiftError: when the artifact is not there.
+    """
+    from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
+
+    uri = f"{client(settings).get_run(run_id).info.artifact_uri}/{path}"
+    try:
+        found = Path(download_artifacts(artifact_uri=uri, tracking_uri=settings.mlflow_uri))
+    except (MlflowException, OSError) as error:
+        raise NightshiftError(
+            f"MLflow run {run_id} has no artifact {path}: {error}",
+            "train again with `nightshift train`, or restore MLflow's artifact folder",
+        ) from error
+    return found
+
+
+def load_model(settings: Settings, version: ModelVersion) -> tuple[xgb.Booster, Signature]:
+    """The booster of a registered version and its signature.
+
+    Raises:
+        NightshiftError: when a file is missing or damaged, or the model was trained for other
+            features than the use case declares now; the message names the difference.
+    """
+    folder = fetch(settings, version.run_id, MODEL)
+    booster, signature = read_model(folder)
+    check_features(
+        f"model {version.name} version {version.version}",
+        signature["features"],
+        find_use_case(version.name).feature_names,
+    )
+    return booster, signature
+
+
+def load_evaluation(settings: Settings, run_id: str) -> tuple[xgb.Booster, Signature]:
+    """The booster that a run measured on its test snapshots, and its signature."""
+    return read_model(fetch(settings, run_id, EVALUATION))
+
+
+def write_model(folder: Path, model: bytes, signature: Signature) -> None:
+    """Write ``model.ubj`` and ``signature.json``; the signature is given the model's SHA-256."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MODEL_FILE).write_bytes(model)
+    signature = {**signature, "model_sha256": hashlib.sha256(model).hexdigest()}
+    (folder / SIGNATURE_FILE).write_text(json.dumps(signature, indent=1, sort_keys=True) + "\n")
+
+
+def read_model(folder: Path) -> tuple[xgb.Booster, Signature]:
+    """Read what ``write_model`` wrote.
+
+    Raises:
+        NightshiftError: when a file is missing, is not what was written, or the booster's
+            features are not the signature's.
+    """
+    remedy = "train again with `nightshift train`, or restore MLflow's artifact folder"
+    try:
+        model = (folder / MODEL_FILE).read_bytes()
+        signature: Signature = json.loads((folder / SIGNATURE_FILE).read_text())
+        expected, features = signature["model_sha256"], signature["features"]
+    except (OSError, ValueError, KeyError) as error:
+        raise NightshiftError(f"the model in {folder} cannot be read: {error!r}", remedy) from error
+    found = hashlib.sha256(model).hexdigest()
+    if found != expected:
+        raise NightshiftError(
+            f"{folder / MODEL_FILE} is damaged: its SHA-256 is {found}, "
+            f"{SIGNATURE_FILE} says {expected}",
+            remedy,
+        )
+    booster = xgb.Booster()
+    booster.load_model(bytearray(model))
+    check_features(str(folder / MODEL_FILE), booster.feature_names or (), features)
+    return booster, signature
+
+
+def check_features(what: str, found: Sequence[str], expected: Sequence[str]) -> None:
+    """Refuse a model whose features are not the expected ones, in the expected order.
+
+    Raises:
+        NightshiftError: naming what is missing, what is unknown, or the first that is out of order.
+    """
+    if list(found) == list(expected):
+        return
+    missing = [name for name in expected if name not in found]
+    unknown = [name for name in found if name not in expected]
+    parts = []
+    if missing:
+        parts.append(f"it lacks {', '.join(missing)}")
+    if unknown:
+        parts.append(f"it has {', '.join(unknown)}, which nobody declares")
+    if not parts:
+        position = next(
+            (i for i, (a, b) in enumerate(zip(found, expected, strict=False)) if a != b),
+            min(len(found), len(expected)),
+        )
+        parts.append(f"the order differs from feature {position} on")
+    raise NightshiftError(
+        f"{what} does not fit the features that are declared: {'; '.join(parts)}",
+        "train again with `nightshift train`",
+    )
+
+
+def _model_version(found: Any) -> ModelVersion:
+    return ModelVersion(
+        name=str(found.name),
+        version=str(found.version),
+        run_id=str(found.run_id),
+        uri=str(found.source),
+    )
