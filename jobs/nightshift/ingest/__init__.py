@@ -1,0 +1,1 @@
+"""Landing zone to raw tables: contract check, quarantine, COPY, one ledger row a file."""
