@@ -1,0 +1,13 @@
+with order_lines as (
+    select * from {{ ref('int_order_lines_deduplicated') }}
+),
+
+classified as (
+    select
+        *,
+        invoice_id like 'C%' as is_cancellation,
+        product_id !~ '{{ var("non_product_pattern") }}' as is_product
+    from order_lines
+)
+
+select * from classified

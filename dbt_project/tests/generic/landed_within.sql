@@ -1,0 +1,21 @@
+{% test landed_within(model, column_name, days) %}
+    {#- Freshness as seen at as_of. dbt's own `source freshness` compares with the server's clock,
+        which would call every backfill stale; a row that landed at as_of or later is unknown. -#}
+    {%- if execute and not var('as_of', none) -%}
+        {{ exceptions.raise_compiler_error("landed_within needs --vars '{as_of: YYYY-MM-DD}'") }}
+    {%- endif %}
+
+    with latest as (
+        select max({{ column_name }}) as last_landed_date
+        from {{ model }}
+        where {{ column_name }} < date '{{ var("as_of", "1970-01-01") }}'
+    )
+
+    select
+        last_landed_date,
+        date '{{ var("as_of", "1970-01-01") }}' - last_landed_date as days_since
+    from latest
+    where
+        last_landed_date is null
+        or date '{{ var("as_of", "1970-01-01") }}' - last_landed_date > {{ days }}
+{% endtest %}

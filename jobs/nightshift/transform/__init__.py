@@ -1,0 +1,1 @@
+"""From raw to marts: one dbt build."""

@@ -1,0 +1,63 @@
+"""What a dbt build did, node by node, and how its failure reads."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from nightshift.errors import NightshiftError
+
+BROKEN = frozenset({"error", "fail", "runtime error", "partial success"})
+"""dbt's words for a node that ran and did not end well; a node after it is ``skipped``."""
+
+
+@dataclass(frozen=True)
+class NodeResult:
+    """One model or test of a build. ``failures`` counts the rows that break a test."""
+
+    name: str
+    kind: str
+    status: str
+    seconds: float
+    message: str
+    failures: int | None
+    compiled_path: str | None
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether the node itself failed, not one before it."""
+        return self.status in BROKEN
+
+
+@dataclass(frozen=True)
+class TransformResult:
+    """A build: status and seconds by node name, and the names of those that failed."""
+
+    nodes: Mapping[str, str]
+    seconds: Mapping[str, float]
+    failed: tuple[str, ...]
+
+
+def summarise(nodes: list[NodeResult]) -> TransformResult:
+    """The build's nodes, in the order in which they ended."""
+    return TransformResult(
+        nodes={node.name: node.status for node in nodes},
+        seconds={node.name: round(node.seconds, 3) for node in nodes},
+        failed=tuple(node.name for node in nodes if node.is_broken),
+    )
+
+
+def failure(nodes: list[NodeResult]) -> NightshiftError | None:
+    """The error that names every failed node, its message and its compiled SQL; None if none did."""
+    broken = [node for node in nodes if node.is_broken]
+    if not broken:
+        return None
+    skipped = sum(node.status == "skipped" for node in nodes)
+    lines = []
+    for node in broken:
+        counted = f" ({node.failures} rows break it)" if node.failures else ""
+        sql = f"; its SQL: {node.compiled_path}" if node.compiled_path else ""
+        lines.append(f"{node.kind} {node.name} failed{counted}: {' '.join(node.message.split())}{sql}")
+    return NightshiftError(
+        f"dbt build: {'; '.join(lines)}" + (f"; {skipped} nodes were skipped" if skipped else ""),
+        "run the named SQL against the warehouse to see the rows, correct the model or the landed"
+        " file, then run the night again",
+    )
