@@ -22,6 +22,8 @@ from nightshift.errors import ContractError
 # Blocks end between rows, so a row must fit into one.
 BLOCK_BYTES = 8 << 20
 
+Broken = tuple[int, str | None, str, str | None, str]
+
 _RULES = {
     "integer": "a whole number",
     "number": "a decimal number",
@@ -119,7 +121,7 @@ def check(contract: SourceContract, path: str, text: bytes, landed_date: date) -
     landed = landed.combine_chunks()
     numbers = _row_numbers(landed.num_rows, [number for number, _, _ in skipped])
     typed, violations = _typed(contract, landed, landed_date)
-    broken = [(number, None, rule, None, row) for number, rule, row in skipped]
+    broken: list[Broken] = [(number, None, rule, None, row) for number, rule, row in skipped]
     if violations:
         broken += _described(landed, header, numbers, violations)
         whole = pa.array([i not in violations for i in range(landed.num_rows)], pa.bool_())
@@ -262,10 +264,10 @@ def _described(
     header: list[str],
     numbers: pa.Array,
     violations: dict[int, tuple[Column, str]],
-) -> list[tuple[int, str | None, str, str | None, str]]:
+) -> list[Broken]:
     indices = sorted(violations)
     rows = landed.take(pa.array(indices, pa.int64())).to_pylist()
-    described = []
+    described: list[Broken] = []
     for index, row in zip(indices, rows, strict=True):
         column, rule = violations[index]
         line = io.StringIO()
