@@ -24,7 +24,7 @@ def command(component: str) -> list[str]:
 
 
 def environment(settings: Settings, services: dict[str, Any]) -> dict[str, str]:
-    """The environment of every Airflow process: this process's, our settings, Airflow's settings."""
+    """The environment of every Airflow process: ours, with the settings and Airflow's own."""
     home = settings.state_dir / "airflow"
     port = services["airflow_port"]
     ours = {
@@ -71,7 +71,7 @@ def environment(settings: Settings, services: dict[str, Any]) -> dict[str, str]:
 
 
 def health(url: str, seconds: float = 5) -> dict[str, str]:
-    """Component → status (``healthy``, …) from the health endpoint; empty when it does not answer."""
+    """Component → status (``healthy``, …); empty when the health endpoint does not answer."""
     try:
         with urllib.request.urlopen(f"{url}/api/v2/monitor/health", timeout=seconds) as response:
             report: dict[str, dict[str, str | None]] = json.load(response)

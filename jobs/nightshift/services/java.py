@@ -14,7 +14,9 @@ LEAST = 17
 def java_major(java: Path) -> int | None:
     """The major version that ``java -version`` reports, or None when it does not run."""
     try:
-        completed = subprocess.run([str(java), "-version"], capture_output=True, text=True, timeout=30)
+        completed = subprocess.run(
+            [str(java), "-version"], capture_output=True, text=True, timeout=30
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     found = re.search(r'version "(\d+)', completed.stderr)

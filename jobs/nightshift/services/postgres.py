@@ -108,7 +108,7 @@ def _let_pass(path: Path) -> None:
     for folder in path.resolve().parents:
         mode = folder.stat().st_mode
         if not mode & stat.S_IXOTH:
-            logger.warning("chmod o+x %s, so that the account of Postgres can reach %s", folder, path)
+            logger.warning("chmod o+x %s: the account of Postgres must reach %s", folder, path)
             folder.chmod(mode | stat.S_IXOTH)
 
 
@@ -283,7 +283,7 @@ class EmbeddedPostgres:
     def ensure_database(
         self, name: str, owner: str, reader: str | None = None, template: str = "template1"
     ) -> None:
-        """Create a database that its owner and, if given, ``reader`` may connect to; nobody else."""
+        """Create a database that only its owner and ``reader`` (if given) may connect to."""
         with self.superuser() as connection, connection.cursor() as cursor:
             cursor.execute("select 1 from pg_database where datname = %s", (name,))
             if cursor.fetchone() is None:

@@ -46,7 +46,7 @@ class ServiceProcess:
         return self.process() is not None
 
     def start(self, command: Sequence[str], environment: Mapping[str, str], cwd: Path) -> None:
-        """Start ``command`` in a session of its own, with its output in the log. Safe when it runs."""
+        """Start ``command`` in a session of its own, its output in the log. Safe when it runs."""
         if self.is_running():
             return
         self.pid_file.parent.mkdir(parents=True, exist_ok=True)
@@ -67,7 +67,7 @@ class ServiceProcess:
 
 
 def stop_all(services: Sequence[ServiceProcess], seconds: float = 20) -> list[str]:
-    """Stop the services and what they started: SIGTERM, and SIGKILL to what is left after ``seconds``.
+    """Stop the services and what they started: SIGTERM, and SIGKILL after ``seconds``.
 
     Returns:
         The names of those that ran.

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -148,9 +148,15 @@ def airflow_environment(settings: Settings) -> dict[str, str]:
     services = _read(settings)
     if "airflow_port" not in services:
         raise SettingError(
-            f"no embedded Airflow in {settings.state_dir}", "run `make up` without NIGHTSHIFT_AIRFLOW_URL"
+            f"no embedded Airflow in {settings.state_dir}",
+            "run `make up` without NIGHTSHIFT_AIRFLOW_URL",
         )
     return airflow.environment(settings, services)
+
+
+def _plain(url: str) -> str:
+    """A SQLAlchemy URL of Postgres as libpq reads it: without the driver."""
+    return "postgresql://" + url.split("://", 1)[1]
 
 
 def _revision(database_url: str) -> str | None:
@@ -158,10 +164,12 @@ def _revision(database_url: str) -> str | None:
     if not database_url.startswith("postgresql"):
         return None
     try:
-        with psycopg2.connect("postgresql://" + database_url.split("://", 1)[1]) as connection:
-            with connection.cursor() as cursor:
-                cursor.execute("select version_num from alembic_version")
-                row = cursor.fetchone()
+        with (
+            closing(psycopg2.connect(_plain(database_url))) as connection,
+            connection.cursor() as cursor,
+        ):
+            cursor.execute("select version_num from alembic_version")
+            row = cursor.fetchone()
     except psycopg2.errors.UndefinedTable:
         return None
     return None if row is None else str(row[0])
@@ -357,9 +365,7 @@ def status(settings: Settings) -> list[ServiceStatus]:
     if settings.mlflow_tracking_uri:
         found.append(ServiceStatus("mlflow", True, False, "yours"))
     else:
-        is_there = "mlflow_migrated" in services and _answers(
-            services["mlflow_uri"].replace("+psycopg2", "", 1)
-        )
+        is_there = "mlflow_migrated" in services and _answers(_plain(services["mlflow_uri"]))
         artifacts = str(settings.mlflow_artifacts_dir)
         found.append(ServiceStatus("mlflow", is_there, True, artifacts, "web UI: `make mlflow`"))
     return found

@@ -1,0 +1,69 @@
+# Each target explains itself: `make help`.
+.DEFAULT_GOAL := help
+SHELL := /bin/sh
+BOOTSTRAP := ./scripts/bootstrap
+RUN := . ./.nightshift/env.sh && .venv/bin
+
+# Folders are given as seen from the shell that called make.
+LANDING_PATH = $(if $(filter /%,$(LANDING)),$(LANDING),$(PWD)/$(LANDING))
+
+.PHONY: help
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: ## uv, Python 3.12, Java and the locked packages, as far as they are missing
+	@$(BOOTSTRAP)
+
+.PHONY: demo
+demo: setup ## One night end to end; LANDING=<folder> AS_OF=<date> for your own files
+	@$(RUN)/nightshift demo $(if $(LANDING),--landing "$(LANDING_PATH)") $(if $(AS_OF),--as-of "$(AS_OF)")
+
+.PHONY: up
+up: setup ## Start Postgres and Airflow, print their URLs and logins
+	@$(RUN)/nightshift up
+
+.PHONY: down
+down: setup ## Stop them; the data stays
+	@$(RUN)/nightshift down
+
+.PHONY: status
+status: setup ## What runs where, with logins
+	@$(RUN)/nightshift status
+
+.PHONY: reset
+reset: setup ## Stop them and delete their data: YES=1
+	@$(RUN)/nightshift reset $(if $(YES),--yes)
+
+.PHONY: doctor
+doctor: setup ## Check every prerequisite and service; a remedy for what fails
+	@$(RUN)/nightshift doctor
+
+.PHONY: mlflow
+mlflow: setup ## MLflow's web UI on the tracking store, until Ctrl-C
+	@$(RUN)/python -m nightshift.services.mlflow_store ui
+
+.PHONY: test
+test: setup ## All tests, on services of their own
+	@$(RUN)/python -m pytest $(PYTEST_ARGS)
+
+.PHONY: test-unit
+test-unit: setup ## The tests that need no service
+	@$(RUN)/python -m pytest tests/unit tests/architecture $(PYTEST_ARGS)
+
+.PHONY: lint
+lint: setup ## Style, types, import layers
+	@$(RUN)/ruff check .
+	@$(RUN)/ruff format --check .
+	@$(RUN)/mypy
+	@$(RUN)/lint-imports --no-cache
+
+.PHONY: fmt
+fmt: setup ## Format the code
+	@$(RUN)/ruff check --fix --exit-zero -q .
+	@$(RUN)/ruff format .
+
+.PHONY: requirements
+requirements: setup ## requirements.txt from uv.lock
+	@. ./.nightshift/env.sh && "$$UV" export --frozen --quiet --all-groups --no-hashes \
+		--no-annotate --no-header --no-emit-project --output-file requirements.txt
