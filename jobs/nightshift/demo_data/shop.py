@@ -112,7 +112,7 @@ def simulate_orders(*, customers: int, start: date, end: date, lines: int, seed:
     first = start - timedelta(days=BURN_IN_DAYS)
     clock = np.cumsum(_intensity(first, end))
     arrived = rng.uniform(0, clock[-1], customers)
-    gap = np.exp(rng.normal(np.log(26.0), 0.75, customers)).clip(3, 150)
+    gap = np.exp(rng.normal(np.log(55.0), 1.1, customers)).clip(3, 260)
     breadth = rng.integers(1, 13, customers)
     returning = rng.beta(0.6, 4.0, customers)
     frailty = rng.normal(0, 0.5, customers)
@@ -127,10 +127,10 @@ def simulate_orders(*, customers: int, start: date, end: date, lines: int, seed:
         returned = rng.random(len(alive)) < returning[alive]
         rounds.append((alive, instant[alive].copy(), returned))
         hazard = 1 / (
-            1 + np.exp(2.2 - 1.9 * returned + 0.22 * (breadth[alive] - 6.5) - frailty[alive])
+            1 + np.exp(3.4 - 3.0 * returned + 0.4 * (breadth[alive] - 6.5) - frailty[alive])
         )
         alive = alive[rng.random(len(alive)) > hazard]
-        instant[alive] += rng.gamma(3.0, gap[alive] / 3.0)
+        instant[alive] += rng.gamma(2.0, gap[alive] / 2.0)
         alive = alive[instant[alive] < clock[-1]]
 
     customer = np.concatenate([r[0] for r in rounds])

@@ -197,13 +197,13 @@ def _typed(
             text = pa.concat_arrays(text.chunks) if text.num_chunks else pa.array([], pa.string())
         empty = pc.equal(text, "")
         filled = pc.if_else(empty, pa.scalar(None, pa.string()), text)
-        faults = [("a value is required", empty)] if column.required else []
+        faults = [("a value (it is required)", empty)] if column.required else []
         faults.append(("no NUL character", pc.match_substring(text, "\0")))
         if column.kind == "string":
             values = filled
             if column.pattern:
                 matches = pc.match_substring_regex(filled, column.pattern)
-                faults.append((f"matches {column.pattern}", pc.invert(matches)))
+                faults.append((f"text like {column.pattern}", pc.invert(matches)))
             if column.max_length:
                 longer = pc.greater(pc.utf8_length(filled), column.max_length)
                 faults.append((f"at most {column.max_length} characters", longer))
