@@ -31,11 +31,13 @@ class _Declaration(BaseModel):
 class Source(_Declaration):
     """A mart that events are read from.
 
-    ``columns`` maps each column that a declaration may use to its type in the lake.
+    ``columns`` maps each column that a declaration may use to its type in the lake; a decimal
+    has four places. ``row_id`` names the mart's key, and tells the extract what has changed.
     """
 
     name: Name
     relation: str
+    row_id: Name
     event_time: Name
     landed_date: Name
     columns: dict[Name, Literal["string", "boolean", "integer", "decimal", "timestamp", "date"]]
@@ -321,17 +323,26 @@ class UseCase(_Declaration):
             raise ValueError(f"use case {self.name}: bands must start at 0 and rise; got {starts}")
         return self
 
+    @model_validator(mode="after")
+    def _reads_one_stream(self) -> Self:
+        streams = {(g.source.name, g.key) for g in self.feature_groups}
+        streams |= {(part.source.name, part.key) for part in (self.population, self.label)}
+        if streams != {(self.population.source.name, self.key)}:
+            raise ValueError(
+                f"use case {self.name}: population, label and feature groups must share one source "
+                f"and the key {self.key!r}; got {sorted(streams)}"
+            )
+        return self
+
     @property
     def feature_names(self) -> tuple[str, ...]:
         """The feature vector's columns, in order."""
         return tuple(name for group in self.feature_groups for name in group.feature_names)
 
     @property
-    def sources(self) -> tuple[Source, ...]:
-        """Every mart that the use case reads, each once."""
-        found = {s.name: s for s in (self.population.source, self.label.source)}
-        found |= {group.source.name: group.source for group in self.feature_groups}
-        return tuple(found.values())
+    def source(self) -> Source:
+        """The mart that the use case reads."""
+        return self.population.source
 
     @property
     def table(self) -> str:
