@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 
+import numpy as np
 import xgboost as xgb
 
+from nightshift.booster import Matrix, predict
 from nightshift.errors import NightshiftError
 from nightshift.settings import Settings
 from nightshift.use_cases import find_use_case
@@ -26,6 +28,7 @@ MODEL = "model"
 EVALUATION = "evaluation"
 MODEL_FILE = "model.ubj"
 SIGNATURE_FILE = "signature.json"
+SAMPLE_FILE = "sample.npy"
 CHAMPION = "champion"
 
 Signature = dict[str, Any]
@@ -174,6 +177,27 @@ def write_model(folder: Path, model: bytes, signature: Signature) -> None:
     (folder / MODEL_FILE).write_bytes(model)
     signature = {**signature, "model_sha256": hashlib.sha256(model).hexdigest()}
     (folder / SIGNATURE_FILE).write_text(json.dumps(signature, indent=1, sort_keys=True) + "\n")
+
+
+def write_sample(folder: Path, matrix: Matrix) -> None:
+    """Write the rows whose scores ``signature.json`` pins, (rows, features) float32."""
+    np.save(folder / SAMPLE_FILE, matrix, allow_pickle=False)
+
+
+def score_sample(folder: Path) -> str:
+    """SHA-256 of the scores (float64, in row order) that the model in ``folder`` gives its sample.
+
+    Raises:
+        NightshiftError: when the model or its sample cannot be read.
+    """
+    booster, _ = read_model(folder)
+    try:
+        matrix: Matrix = np.load(folder / SAMPLE_FILE, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise NightshiftError(
+            f"{folder / SAMPLE_FILE} cannot be read: {error}", "train again with `nightshift train`"
+        ) from error
+    return hashlib.sha256(predict(booster, matrix).tobytes()).hexdigest()
 
 
 def read_model(folder: Path) -> tuple[xgb.Booster, Signature]:

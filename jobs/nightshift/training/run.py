@@ -1,0 +1,403 @@
+"""Train a use case: the dataset in the lake in, an MLflow run and a model version out."""
+
+import hashlib
+import json
+import logging
+import subprocess
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xgboost as xgb
+
+from nightshift.booster import Matrix, Vector, predict, to_matrix
+from nightshift.errors import NightshiftError
+from nightshift.io import model_store
+from nightshift.io.lake import dataset_dir, digest, read_manifest
+from nightshift.io.warehouse import recorded_run
+from nightshift.metrics import Estimate, Measured, measure
+from nightshift.settings import PROJECT_ROOT, Settings
+from nightshift.spec import UseCase
+from nightshift.training import report
+from nightshift.training.baselines import LINEAR, fit_linear, heuristic_scores, linear_scores
+from nightshift.training.fit import (
+    fit_early_stopped,
+    fit_trees,
+    model_bytes,
+    parameters,
+)
+from nightshift.training.split import Split, split
+
+log = logging.getLogger(__name__)
+
+MODEL = "model"
+SAMPLE_ROWS = 512
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """``metrics`` are the flat figures that MLflow holds, such as ``test_auc``."""
+
+    mlflow_run_id: str
+    version: str
+    trees: int
+    rows: int
+    model_sha256: str
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class _Dataset:
+    manifest: dict[str, Any]
+    keys: npt.NDArray[Any]
+    snapshots: npt.NDArray[Any]
+    labels: npt.NDArray[np.int32]
+    matrix: Matrix
+
+    def rows_of(self, snapshots: tuple[date, ...]) -> npt.NDArray[np.bool_]:
+        return np.isin(self.snapshots, np.array(snapshots, dtype="datetime64[D]"))
+
+
+def train(settings: Settings, use_case: UseCase, as_of: date) -> TrainingResult:
+    """Train, measure and register; the champion is left to the gates.
+
+    Two models are fitted. The *evaluation* model learns from the train snapshots, stops on the
+    validation snapshots, and is measured on the test snapshots, which it has never seen: its
+    figures are what gates judge. The *shipped* model has as many trees and learns from every
+    mature snapshot: the split gives up two label horizons to the embargo, and the newest months,
+    which tell the most about tonight, would otherwise be lost. Its own quality is measured once
+    its predictions mature.
+
+    The same dataset, seed and library versions give the same model bytes; a repetition is a new
+    MLflow run.
+
+    Raises:
+        NightshiftError: when the dataset is missing, unfit or too short.
+    """
+    with recorded_run(settings, "training", as_of, use_case.name) as run:
+        dataset = _read_dataset(settings, use_case, as_of)
+        days = [date.fromisoformat(str(day)) for day in np.unique(dataset.snapshots)]
+        parts = split(days, use_case.snapshots, use_case.label.maturity_days)
+        _check_classes(use_case, dataset, parts)
+        started = time.perf_counter()
+        evaluation, scores = _fit_and_score(settings, use_case, dataset, parts)
+        trees = evaluation.num_boosted_rounds()
+        shipped = fit_trees(
+            dataset.matrix, dataset.labels, use_case.feature_names, trees, settings.seed
+        )
+        log.info(
+            "fitted %d trees to %s rows in %.1f s",
+            trees, f"{len(dataset.labels):,}", time.perf_counter() - started,
+        )  # fmt: skip
+        measured = {
+            part: _measure(settings, dataset, dataset.rows_of(getattr(parts, part)), scores)
+            for part in ("validation", "test")
+        }
+        metrics = _flat_metrics(measured)
+        log.info(
+            "test AUC: %s",
+            ", ".join(f"{s} {m['auc'].value:.3f}" for s, m in measured["test"].scorers.items()),
+        )
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch)
+            gains = report.gain_shares(
+                {k: float(v) for k, v in evaluation.get_score(importance_type="total_gain").items()}  # type: ignore[arg-type]
+            )
+            _write_models(folder, use_case, as_of, dataset, parts, evaluation, shipped)
+            _write_evaluation(folder, use_case, dataset, parts, scores, measured)
+            _write_report(folder, use_case, as_of, dataset, parts, trees, scores, measured, gains)
+            run_id = _log_to_mlflow(
+                settings, use_case, as_of, dataset, parts, trees, metrics, folder
+            )
+        version = model_store.register(settings, use_case.name, run_id, as_of.isoformat())
+        result = TrainingResult(
+            mlflow_run_id=run_id,
+            version=version.version,
+            trees=trees,
+            rows=len(dataset.labels),
+            model_sha256=hashlib.sha256(model_bytes(shipped)).hexdigest(),
+            metrics=metrics,
+        )
+        # jsonb has no NaN.
+        finite = {name: value for name, value in metrics.items() if np.isfinite(value)}
+        run.result = {**asdict(result), "metrics": finite}
+        log.info("registered %s version %s (run %s)", use_case.name, version.version, run_id)
+        return result
+
+
+def _read_dataset(settings: Settings, use_case: UseCase, as_of: date) -> _Dataset:
+    folder = dataset_dir(settings.lake_dir, "training", use_case.name, as_of)
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise NightshiftError(
+            f"there is no training dataset of {use_case.name} as of {as_of} in {folder}",
+            f"build it: `nightshift train --as-of {as_of}` begins with the features",
+        )
+    files = sorted(folder.glob("part-*.parquet"))
+    if not files:
+        raise NightshiftError(
+            f"{folder} has a manifest but no part-*.parquet", "build the training dataset again"
+        )
+    table = pa.concat_tables([pq.ParquetFile(file).read() for file in files])
+    wanted = {use_case.key, "snapshot", "label", *use_case.feature_names}
+    if missing := sorted(wanted - set(table.column_names)):
+        raise NightshiftError(
+            f"the training dataset in {folder} lacks {', '.join(missing)}",
+            "it was built for another version of the use case: build it again",
+        )
+    if table.num_rows != manifest["rows"]:
+        raise NightshiftError(
+            f"the training dataset in {folder} has {table.num_rows} rows, its manifest says "
+            f"{manifest['rows']}",
+            "build the training dataset again",
+        )
+    table = table.sort_by([("snapshot", "ascending"), (use_case.key, "ascending")])
+    newest = table.column("snapshot").combine_chunks()
+    latest = newest[-1].as_py() if len(newest) else as_of
+    matures = latest + timedelta(days=use_case.label.maturity_days)
+    if len(newest) and matures > as_of:
+        raise NightshiftError(
+            f"the training dataset in {folder} has snapshot {latest}, whose labels are known on "
+            f"{matures} only, after as_of {as_of}",
+            "build the training dataset again; training on it would leak the future",
+        )
+    label_column = table.column("label")
+    unfit = label_column.null_count or not set(label_column.unique().to_pylist()) <= {0, 1}
+    if unfit:
+        raise NightshiftError(
+            f"column label of {folder} has values other than 0 and 1: "
+            f"{label_column.unique().to_pylist()[:10]}",
+            "build the training dataset again",
+        )
+    return _Dataset(
+        manifest=manifest,
+        keys=np.asarray(table.column(use_case.key).to_pylist(), dtype=str),
+        snapshots=np.asarray(newest.to_numpy(zero_copy_only=False), dtype="datetime64[D]"),
+        labels=label_column.cast(pa.int32()).to_numpy(),
+        matrix=to_matrix(table, use_case.feature_names),
+    )
+
+
+def _check_classes(use_case: UseCase, dataset: _Dataset, parts: Split) -> None:
+    for name in ("train", "validation", "test"):
+        labels = dataset.labels[dataset.rows_of(getattr(parts, name))]
+        if len(np.unique(labels)) < 2:
+            dates = getattr(parts, name)
+            raise NightshiftError(
+                f"the {name} snapshots ({dates[0]} … {dates[-1]}) of {use_case.name} hold "
+                f"{len(labels)} rows, all with label {labels[0] if len(labels) else 'none'}",
+                "nothing can be learned from one class: check the label's condition and the "
+                "landings of its horizon",
+            )
+
+
+def _fit_and_score(
+    settings: Settings, use_case: UseCase, dataset: _Dataset, parts: Split
+) -> tuple[xgb.Booster, dict[str, Vector]]:
+    learn, choose = dataset.rows_of(parts.train), dataset.rows_of(parts.validation)
+    matrix, labels = dataset.matrix, dataset.labels
+    evaluation = fit_early_stopped(
+        (matrix[learn], labels[learn]),
+        (matrix[choose], labels[choose]),
+        use_case.feature_names,
+        settings.seed,
+    )
+    linear = fit_linear(matrix[learn], labels[learn], settings.seed)
+    scores = {MODEL: predict(evaluation, matrix)}
+    for heuristic in use_case.heuristics:
+        column = matrix[:, use_case.feature_names.index(heuristic.feature)]
+        scores[heuristic.name] = heuristic_scores(heuristic, column)
+    scores[LINEAR] = linear_scores(linear, matrix)
+    return evaluation, scores
+
+
+def _measure(
+    settings: Settings,
+    dataset: _Dataset,
+    rows: npt.NDArray[np.bool_],
+    scores: dict[str, Vector],
+) -> Measured:
+    return measure(
+        dataset.labels[rows],
+        dataset.keys[rows],
+        {name: score[rows] for name, score in scores.items()},
+        (MODEL, LINEAR),
+        settings.seed,
+    )
+
+
+def _flat_metrics(measured: dict[str, Measured]) -> dict[str, float]:
+    flat: dict[str, float] = {}
+
+    def put(name: str, estimate: Estimate) -> None:
+        flat[name] = estimate.value
+        flat[f"{name}_low"] = estimate.low
+        flat[f"{name}_high"] = estimate.high
+
+    for part, figures in measured.items():
+        put(f"{part}_base_rate", figures.base_rate)
+        for scorer, estimates in figures.scorers.items():
+            for metric, estimate in estimates.items():
+                put(f"{part}_{metric}" + ("" if scorer == MODEL else f"_{scorer}"), estimate)
+        for baseline, estimates in figures.differences.items():
+            for metric, estimate in estimates.items():
+                put(f"{part}_{metric}_minus_{baseline}", estimate)
+    return flat
+
+
+def _write_models(
+    folder: Path,
+    use_case: UseCase,
+    as_of: date,
+    dataset: _Dataset,
+    parts: Split,
+    evaluation: xgb.Booster,
+    shipped: xgb.Booster,
+) -> None:
+    signature = {
+        "use_case": use_case.name,
+        "as_of": as_of.isoformat(),
+        "key": use_case.key,
+        "features": list(use_case.feature_names),
+        "score_column": use_case.score_column,
+        "spec_sha256": digest(use_case.model_dump(mode="json")),
+        "dataset_sha256": dataset.manifest.get("sha256"),
+        "xgboost": xgb.__version__,
+    }
+    sample = np.flatnonzero(dataset.rows_of(parts.test))[:SAMPLE_ROWS]
+    matrix = dataset.matrix[sample]
+    for name, booster in (
+        (model_store.EVALUATION, evaluation),
+        (model_store.MODEL, shipped),
+    ):
+        expected = hashlib.sha256(predict(booster, matrix).tobytes()).hexdigest()
+        model_store.write_model(
+            folder / name,
+            model_bytes(booster),
+            {**signature, "role": name, "sample_scores_sha256": expected},
+        )
+        model_store.write_sample(folder / name, matrix)
+
+
+def _write_evaluation(
+    folder: Path,
+    use_case: UseCase,
+    dataset: _Dataset,
+    parts: Split,
+    scores: dict[str, Vector],
+    measured: dict[str, Measured],
+) -> None:
+    rows = dataset.rows_of(parts.test)
+    columns: dict[str, Any] = {
+        use_case.key: pa.array(dataset.keys[rows].tolist(), pa.string()),
+        "snapshot": pa.array(dataset.snapshots[rows], pa.date32()),
+        "label": pa.array(dataset.labels[rows], pa.int32()),
+    }
+    columns |= {f"score_{name}": pa.array(score[rows]) for name, score in scores.items()}
+    pq.write_table(pa.table(columns), folder / "evaluation" / "test_predictions.parquet")
+    (folder / "evaluation" / "metrics.json").write_text(
+        json.dumps({part: asdict(figures) for part, figures in measured.items()}, indent=1)
+    )
+
+
+def _write_report(
+    folder: Path,
+    use_case: UseCase,
+    as_of: date,
+    dataset: _Dataset,
+    parts: Split,
+    trees: int,
+    scores: dict[str, Vector],
+    measured: dict[str, Measured],
+    gains: dict[str, float],
+) -> None:
+    rows = dataset.rows_of(parts.test)
+    labels = dataset.labels[rows].astype(np.float64)
+    tested = {name: score[rows] for name, score in scores.items()}
+    (folder / "data_manifest.json").write_text(
+        json.dumps(dataset.manifest, indent=1, sort_keys=True, default=str)
+    )
+    (folder / "report.md").write_text(
+        report.markdown(
+            use_case, as_of, parts, trees, measured["validation"], measured["test"], gains
+        )
+    )
+    plots = folder / "plots"
+    plots.mkdir()
+    (plots / "roc_and_pr.png").write_bytes(report.roc_and_pr_png(labels, tested))
+    (plots / "calibration.png").write_bytes(
+        report.calibration_png(labels, {name: tested[name] for name in (MODEL, LINEAR)})
+    )
+    (plots / "importance.png").write_bytes(report.importance_png(gains))
+
+
+def _log_to_mlflow(
+    settings: Settings,
+    use_case: UseCase,
+    as_of: date,
+    dataset: _Dataset,
+    parts: Split,
+    trees: int,
+    metrics: dict[str, float],
+    folder: Path,
+) -> str:
+    from mlflow.entities import Metric, Param, RunTag
+
+    client = model_store.client(settings)
+    run_id = str(
+        client.create_run(
+            model_store.experiment_id(settings, use_case.name),
+            run_name=f"{use_case.name} as of {as_of}",
+            tags={
+                "nightshift.use_case": use_case.name,
+                "nightshift.as_of": as_of.isoformat(),
+                "nightshift.spec_sha256": digest(use_case.model_dump(mode="json")),
+                "nightshift.dataset_sha256": str(dataset.manifest.get("sha256")),
+                "mlflow.source.git.commit": _git_commit(),
+            },
+        ).info.run_id
+    )
+    try:
+        params = {
+            **parameters(settings.seed),
+            "trees": trees,
+            "rows": len(dataset.labels),
+            "features": len(use_case.feature_names),
+            "embargo_days": use_case.label.maturity_days,
+        }
+        for name in ("train", "validation", "test"):
+            dates = getattr(parts, name)
+            params[f"{name}_snapshots"] = f"{len(dates)}: {dates[0]} … {dates[-1]}"
+        at = int(time.time() * 1000)
+        client.log_batch(
+            run_id,
+            metrics=[
+                Metric(name, value, at, 0) for name, value in metrics.items() if np.isfinite(value)
+            ],
+            params=[Param(name, str(value)) for name, value in params.items()],
+            tags=[RunTag("mlflow.note.content", (folder / "report.md").read_text())],
+        )
+        client.log_artifacts(run_id, str(folder))
+    except BaseException:
+        client.set_terminated(run_id, "FAILED")
+        raise
+    client.set_terminated(run_id)
+    return run_id
+
+
+def _git_commit() -> str:
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=PROJECT_ROOT, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return found.stdout.strip()

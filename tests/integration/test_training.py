@@ -1,0 +1,259 @@
+"""Train, judge and promote on the real MLflow registry and the real warehouse."""
+
+import hashlib
+import json
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psycopg2
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from nightshift.booster import predict
+from nightshift.errors import NightshiftError
+from nightshift.gates.run import judge
+from nightshift.io import model_store
+from nightshift.io.lake import dataset_dir, replacing, write_manifest
+from nightshift.settings import Settings
+from nightshift.training.run import train
+from nightshift.use_cases.churn import CHURN
+
+AS_OF = date(2011, 6, 12)
+LATER = date(2011, 6, 26)
+
+
+def write_training_set(
+    settings: Settings,
+    as_of: date = AS_OF,
+    *,
+    snapshots: int = 20,
+    customers: int = 300,
+    shuffled: bool = False,
+    one_class: bool = False,
+    newest_days_ago: int = 90,
+    leave_out: str = "",
+) -> None:
+    """A lake dataset whose label depends on recency and one more feature that recency hides."""
+    random = np.random.default_rng(7)
+    dates = [
+        as_of - timedelta(days=newest_days_ago + 14 * back) for back in reversed(range(snapshots))
+    ]
+    rows = snapshots * customers
+    values = random.gamma(1.0, 20.0, size=(rows, len(CHURN.feature_names)))
+    values[random.random(values.shape) < 0.05] = np.nan
+    recency = CHURN.feature_names.index("customer_purchase_days_since_last_all")
+    other = 0 if recency != 0 else 1
+    logit = 0.08 * (np.nan_to_num(values[:, recency], nan=20) - 20) - 0.10 * (
+        np.nan_to_num(values[:, other], nan=20) - 20
+    )
+    labels = (random.random(rows) < 1 / (1 + np.exp(-logit))).astype(np.int32)
+    if shuffled:
+        # The test snapshots stay true: a champion is right about them, a model of noise is not.
+        learned = rows - 2 * customers
+        labels[:learned] = random.permutation(labels[:learned])
+    if one_class:
+        labels[:] = 1
+    columns: dict[str, Any] = {
+        "customer_id": pa.array([f"c{i % customers:05d}" for i in range(rows)]),
+        "snapshot": pa.array([dates[i // customers] for i in range(rows)], pa.date32()),
+        "label": pa.array(labels, pa.int32()),
+    }
+    for position, name in enumerate(CHURN.feature_names):
+        column = values[:, position]
+        columns[name] = pa.array(column, pa.float64(), mask=np.isnan(column))
+    table = pa.table(columns)
+    # The order of rows in the lake is arbitrary, and must not matter.
+    table = table.take(pa.array(random.permutation(rows)))
+    if leave_out:
+        table = table.drop_columns([leave_out])
+    folder = dataset_dir(settings.lake_dir, "training", "churn", as_of)
+    with replacing(folder) as part:
+        half = rows // 2
+        pq.write_table(table.slice(0, half), part / "part-00000.parquet")
+        pq.write_table(table.slice(half), part / "part-00001.parquet")
+        write_manifest(part, {"use_case": "churn", "as_of": as_of, "rows": rows, "sha256": "d"})
+
+
+def query(settings: Settings, sql: str) -> list[tuple[Any, ...]]:
+    connection = psycopg2.connect(settings.warehouse_url)
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute(sql)
+            return cursor.fetchall()
+    finally:
+        connection.close()
+
+
+def artifact(settings: Settings, run_id: str, path: str) -> Path:
+    return model_store.fetch(settings, run_id, path)
+
+
+def test_a_good_model_becomes_champion_and_a_shuffled_one_leaves_it(
+    tracked_warehouse: Settings,
+) -> None:
+    settings = tracked_warehouse
+    assert model_store.champion(settings, "churn") is None
+    write_training_set(settings)
+    trained = train(settings, CHURN, AS_OF)
+    assert trained.version == "1"
+    assert model_store.champion(settings, "churn") is None
+
+    verdict = judge(settings, CHURN, AS_OF)
+    assert [result.detail for result in verdict.failures] == []
+    assert verdict.promoted_version == "1"
+    champion = model_store.champion(settings, "churn")
+    assert champion is not None
+    assert (champion.version, champion.run_id) == ("1", trained.mlflow_run_id)
+    promotions = "select from_version, to_version, mlflow_run_id from ops.promotions"
+    assert query(settings, promotions) == [(None, "1", trained.mlflow_run_id)]
+
+    # Judged again, the champion stands against itself: nothing moves, nothing doubles.
+    again = judge(settings, CHURN, AS_OF)
+    assert (again.passed, again.promoted_version) == (True, None)
+    assert query(settings, promotions) == [(None, "1", trained.mlflow_run_id)]
+    assert query(settings, "select count(*) from ops.gate_results") == [(len(CHURN.gates),)]
+
+    write_training_set(settings, LATER, shuffled=True)
+    worse = train(settings, CHURN, LATER)
+    refused = judge(settings, CHURN, LATER)
+    assert (refused.passed, refused.promoted_version) == (False, None)
+    failures = {result.gate for result in refused.failures}
+    assert {"at_least_auc", "beats_baseline_auc_recency", "beats_champion_auc"} <= failures
+    assert model_store.champion(settings, "churn") == champion
+    assert query(settings, promotions) == [(None, "1", trained.mlflow_run_id)]
+    failed = query(
+        settings,
+        "select count(*) from ops.gate_results where not passed and mlflow_run_id = "
+        f"'{worse.mlflow_run_id}'",
+    )
+    assert failed == [(len(refused.failures),)]
+    assert query(settings, "select stage, status from ops.runs order by run_id") == [
+        ("training", "succeeded"),
+        ("gates", "succeeded"),
+        ("gates", "succeeded"),
+        ("training", "succeeded"),
+        ("gates", "succeeded"),
+    ]
+
+
+def test_the_same_inputs_give_the_same_model_bytes(tracked_warehouse: Settings) -> None:
+    settings = tracked_warehouse
+    write_training_set(settings)
+    first, second = (train(settings, CHURN, AS_OF) for _ in range(2))
+    assert first.mlflow_run_id != second.mlflow_run_id
+    assert (first.version, second.version) == ("1", "2")
+    for path in ("model/model.ubj", "evaluation/model.ubj"):
+        digests = {
+            hashlib.sha256(artifact(settings, run.mlflow_run_id, path).read_bytes()).hexdigest()
+            for run in (first, second)
+        }
+        assert len(digests) == 1, path
+    assert first.metrics == second.metrics
+
+    run = model_store.client(settings).get_run(first.mlflow_run_id)
+    assert run.data.tags["nightshift.as_of"] == "2011-06-12"
+    assert run.data.params["test_snapshots"] == "2: 2011-02-28 … 2011-03-14"
+    assert run.data.params["validation_snapshots"] == "2: 2010-11-08 … 2010-11-22"
+    assert run.data.params["train_snapshots"] == "5: 2010-06-21 … 2010-08-16"
+    assert run.data.metrics["test_auc"] > run.data.metrics["test_auc_recency"]
+    for path in (
+        "report.md",
+        "data_manifest.json",
+        "plots/roc_and_pr.png",
+        "plots/calibration.png",
+        "plots/importance.png",
+        "evaluation/test_predictions.parquet",
+    ):
+        assert artifact(settings, first.mlflow_run_id, path).stat().st_size > 0
+
+
+def test_a_damaged_model_is_refused_by_the_gate_and_by_loading(tracked_warehouse: Settings) -> None:
+    settings = tracked_warehouse
+    write_training_set(settings)
+    run_id = train(settings, CHURN, AS_OF).mlflow_run_id
+    version = model_store.version_of_run(settings, "churn", run_id)
+    assert version is not None
+    booster, signature = model_store.load_model(settings, version)
+    assert signature["features"] == list(CHURN.feature_names)
+    assert predict(booster, np.zeros((2, len(CHURN.feature_names)), np.float32)).shape == (2,)
+
+    file = artifact(settings, run_id, "model/model.ubj")
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(NightshiftError, match=r"model\.ubj is damaged: its SHA-256 is"):
+        model_store.load_model(settings, version)
+    verdict = judge(settings, CHURN, AS_OF)
+    assert [result.gate for result in verdict.failures] == ["loads_and_scores"]
+    assert "is damaged" in verdict.failures[0].detail
+    assert model_store.champion(settings, "churn") is None
+
+
+def test_a_model_of_other_features_is_refused(tracked_warehouse: Settings) -> None:
+    settings = tracked_warehouse
+    write_training_set(settings)
+    run_id = train(settings, CHURN, AS_OF).mlflow_run_id
+    version = model_store.version_of_run(settings, "churn", run_id)
+    assert version is not None
+    folder = artifact(settings, run_id, "model")
+    booster, signature = model_store.read_model(folder)
+    renamed = ["customer_shoe_size", *CHURN.feature_names[1:]]
+    booster.feature_names = renamed
+    model = bytes(booster.save_raw("ubj"))
+    model_store.write_model(folder, model, signature | {"features": renamed})
+    with pytest.raises(NightshiftError) as error:
+        model_store.load_model(settings, version)
+    assert f"it lacks {CHURN.feature_names[0]}" in error.value.what
+    assert "it has customer_shoe_size, which nobody declares" in error.value.what
+
+
+def test_a_dataset_that_changed_after_training_cannot_judge(tracked_warehouse: Settings) -> None:
+    settings = tracked_warehouse
+    write_training_set(settings)
+    train(settings, CHURN, AS_OF)
+    assert judge(settings, CHURN, AS_OF).promoted_version == "1"
+    write_training_set(settings, customers=200)
+    with pytest.raises(NightshiftError, match="has changed since version 1 was trained"):
+        judge(settings, CHURN, AS_OF)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "message"),
+    [
+        (None, "there is no training dataset of churn as of 2011-06-12"),
+        ({"snapshots": 1}, "1 mature snapshots .* are too few to split"),
+        ({"one_class": True}, "all with label 1"),
+        ({"newest_days_ago": 89}, "known on 2011-06-13 only, after as_of 2011-06-12"),
+        ({"leave_out": CHURN.feature_names[3]}, f"lacks {CHURN.feature_names[3]}"),
+    ],
+    ids=["missing", "one snapshot", "one class", "immature label", "missing column"],
+)
+def test_a_dataset_that_is_unfit_is_refused(
+    warehouse: Settings, dataset: dict[str, Any] | None, message: str
+) -> None:
+    if dataset is not None:
+        write_training_set(warehouse, **dataset)
+    with pytest.raises(NightshiftError, match=message) as error:
+        train(warehouse, CHURN, AS_OF)
+    assert error.value.remedy
+    assert query(warehouse, "select stage, status from ops.runs") == [("training", "failed")]
+
+
+def test_judging_before_training_is_refused(tracked_warehouse: Settings) -> None:
+    with pytest.raises(NightshiftError, match="no finished training run of churn as of 2011-06-12"):
+        judge(tracked_warehouse, CHURN, AS_OF)
+
+
+def test_the_report_names_every_scorer(tracked_warehouse: Settings) -> None:
+    settings = tracked_warehouse
+    write_training_set(settings)
+    run_id = train(settings, CHURN, AS_OF).mlflow_run_id
+    judge(settings, CHURN, AS_OF)
+    text = artifact(settings, run_id, "report.md").read_text()
+    for scorer in ("model", "recency", "frequency", "linear"):
+        assert f"| {scorer} | " in text
+    gates = json.loads(artifact(settings, run_id, "gates.json").read_text())
+    assert [r["gate"] for r in gates["results"]][-1] == "loads_and_scores"
