@@ -1,0 +1,1 @@
+"""Whether what landed last is fit to be built on."""
