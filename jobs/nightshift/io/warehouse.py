@@ -69,7 +69,7 @@ def recorded_run(
             " returning run_id",
             (stage, use_case, as_of),
         )
-        run = Run(cursor.fetchone()[0])  # type: ignore[index]
+        run = Run(cursor.fetchone()[0])
     try:
         yield run
     except BaseException as error:

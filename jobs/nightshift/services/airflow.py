@@ -70,6 +70,15 @@ def environment(settings: Settings, services: dict[str, Any]) -> dict[str, str]:
     return {**os.environ, **ours, **airflow}
 
 
+def answers(url: str, seconds: float = 5) -> bool:
+    """Whether a GET of ``url`` succeeds."""
+    try:
+        with urllib.request.urlopen(url, timeout=seconds):
+            return True
+    except OSError:
+        return False
+
+
 def health(url: str, seconds: float = 5) -> dict[str, str]:
     """Component → status (``healthy``, …); empty when the health endpoint does not answer."""
     try:

@@ -22,7 +22,7 @@ def prepare(uri: str, artifacts: Path) -> None:
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     artifacts.mkdir(parents=True, exist_ok=True)
-    store = SqlAlchemyStore(uri, artifacts.as_uri())  # type: ignore[no-untyped-call]
+    store = SqlAlchemyStore(uri, artifacts.as_uri())
     store.engine.dispose()
 
 

@@ -154,7 +154,7 @@ def airflow_environment(settings: Settings) -> dict[str, str]:
     return airflow.environment(settings, services)
 
 
-def _plain(url: str) -> str:
+def plain_url(url: str) -> str:
     """A SQLAlchemy URL of Postgres as libpq reads it: without the driver."""
     return "postgresql://" + url.split("://", 1)[1]
 
@@ -165,7 +165,7 @@ def _revision(database_url: str) -> str | None:
         return None
     try:
         with (
-            closing(psycopg2.connect(_plain(database_url))) as connection,
+            closing(psycopg2.connect(plain_url(database_url))) as connection,
             connection.cursor() as cursor,
         ):
             cursor.execute("select version_num from alembic_version")
@@ -296,6 +296,23 @@ def up(settings: Settings, with_airflow: bool = True) -> list[ServiceStatus]:
     return status(settings)
 
 
+def airflow_login(settings: Settings) -> tuple[str, str, str | None]:
+    """(base URL, username, password or None) of the Airflow in use, the user's or the embedded one.
+
+    Raises:
+        SettingError: when there is neither.
+    """
+    if settings.airflow_url:
+        return settings.airflow_url, settings.airflow_username, settings.airflow_password
+    services = _read(settings)
+    if "airflow_url" not in services:
+        raise SettingError(
+            f"no Airflow: {settings.services_file} names none",
+            "run `make up`, or set NIGHTSHIFT_AIRFLOW_URL",
+        )
+    return services["airflow_url"], services["airflow_username"], services["airflow_password"]
+
+
 def down(settings: Settings) -> list[str]:
     """Stop our own processes; data stays.
 
@@ -365,7 +382,7 @@ def status(settings: Settings) -> list[ServiceStatus]:
     if settings.mlflow_tracking_uri:
         found.append(ServiceStatus("mlflow", True, False, "yours"))
     else:
-        is_there = "mlflow_migrated" in services and _answers(_plain(services["mlflow_uri"]))
+        is_there = "mlflow_migrated" in services and _answers(plain_url(services["mlflow_uri"]))
         artifacts = str(settings.mlflow_artifacts_dir)
         found.append(ServiceStatus("mlflow", is_there, True, artifacts, "web UI: `make mlflow`"))
     return found
