@@ -9,6 +9,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, Literal
 
+import yaml
 from open_data_contract_standard.model import OpenDataContractStandard, SchemaProperty
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -118,7 +119,7 @@ def parse_contract(source: str, text: str) -> SourceContract:
     where = f"contract {source}.odcs.yaml"
     try:
         document = OpenDataContractStandard.from_string(text)
-    except (ValidationError, ValueError, TypeError) as error:
+    except (yaml.YAMLError, ValidationError, TypeError) as error:
         raise ContractError(f"{where}: {error}", "correct the contract") from error
     objects = [o for o in document.schema_ or [] if o.name == source]
     if len(objects) != 1:
