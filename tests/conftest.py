@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from nightshift.io import warehouse as warehouse_io
+from nightshift.services import run as services
 from nightshift.services.postgres import EmbeddedPostgres, free_port
 from nightshift.settings import PREFIX, Settings, load_settings
 
@@ -99,3 +100,26 @@ def tracked_warehouse(
     yield warehouse.model_copy(update={"mlflow_tracking_uri": uri})
     with postgres_server.superuser() as connection, connection.cursor() as cursor:
         cursor.execute(f"drop database {name} with (force)")
+
+
+@pytest.fixture(scope="session")
+def airflow_stack() -> Iterator[Settings]:
+    """Settings of a full stack (Postgres, MLflow's store, Airflow) on a state folder of its own.
+
+    Starting it takes half a minute, so the session shares one; its landing zone starts empty.
+    """
+    root = Path(tempfile.mkdtemp(prefix="nightshift-stack-"))
+    (root / "landing").mkdir()
+    stack = load_settings(
+        _env_file=None,
+        state_dir=root / "state",
+        landing=root / "landing",
+        postgres_port=15900,
+        airflow_port=18080,
+    )
+    try:
+        services.up(stack)
+        yield stack
+    finally:
+        services.down(stack)
+        shutil.rmtree(root)

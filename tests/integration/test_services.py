@@ -1,15 +1,26 @@
 """The embedded Postgres and the stack around it, for real."""
 
+import json
 import shutil
+import socket
+import stat
 import tempfile
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import psycopg2
 import pytest
 
+from nightshift import doctor
+from nightshift.errors import NightshiftError
+from nightshift.services import airflow
+from nightshift.services import run as services
 from nightshift.services.postgres import EmbeddedPostgres, free_port
-from nightshift.settings import Settings
+from nightshift.services.processes import ServiceProcess, stop_all
+from nightshift.settings import Settings, load_settings
+
+pytestmark = pytest.mark.integration
 
 
 @pytest.fixture
@@ -66,3 +77,96 @@ def test_each_test_may_have_a_model_store_of_its_own(tracked_warehouse: Settings
     from mlflow import MlflowClient
 
     assert MlflowClient(tracked_warehouse.mlflow_uri).search_registered_models() == []
+
+
+def test_up_gives_a_stack_whose_every_check_passes(airflow_stack: Settings) -> None:
+    failed = {check.name for check in doctor.check(airflow_stack) if not check.is_ok}
+    assert failed == {"landing zone"}  # the stack's is empty, and the doctor must say so
+    assert all(service.is_running for service in services.status(airflow_stack))
+
+
+def test_up_again_changes_no_process_and_no_secret(airflow_stack: Settings) -> None:
+    pid_files = sorted((airflow_stack.state_dir / "run").glob("*.pid"))
+    before = [file.read_text() for file in [*pid_files, airflow_stack.services_file]]
+    services.up(airflow_stack)
+    assert [file.read_text() for file in [*pid_files, airflow_stack.services_file]] == before
+    assert len(pid_files) == 4
+
+
+def test_the_secrets_are_closed_to_others(airflow_stack: Settings) -> None:
+    assert stat.S_IMODE(airflow_stack.services_file.stat().st_mode) == 0o600
+    passwords = airflow_stack.state_dir / "airflow" / "passwords.json"
+    assert stat.S_IMODE(passwords.stat().st_mode) == 0o600
+
+
+def test_airflow_lets_in_only_who_has_the_password(airflow_stack: Settings) -> None:
+    url, username, password = services.airflow_login(airflow_stack)
+    token = airflow.log_in(url, username, str(password))
+    assert airflow.log_in(url, username, "wrong") is None
+    assert airflow.request(url, "GET", "/api/v2/pools/spark")[0] == 401
+    status, pool = airflow.request(url, "GET", "/api/v2/pools/spark", token=str(token))
+    assert (status, pool["slots"]) == (200, 1)
+
+
+def test_the_embedded_roles_are_no_superusers(airflow_stack: Settings) -> None:
+    for url in (airflow_stack.warehouse_url, airflow_stack.reader_url):
+        with closing(psycopg2.connect(url)) as connection, connection.cursor() as cursor:
+            cursor.execute("select rolsuper, rolcreaterole from pg_roles where rolname = user")
+            assert cursor.fetchone() == (False, False)
+
+
+def test_a_component_that_is_down_is_named_and_up_restarts_it(airflow_stack: Settings) -> None:
+    triggerer = ServiceProcess("airflow-triggerer", airflow_stack.state_dir)
+    stop_all([triggerer])
+    assert not triggerer.is_running()
+    services.up(airflow_stack)
+    assert triggerer.is_running()
+
+
+def test_a_stopped_postgres_is_reported_with_a_remedy_and_down_keeps_the_data() -> None:
+    root = Path(tempfile.mkdtemp(prefix="nightshift-test-"))
+    settings = load_settings(_env_file=None, state_dir=root / "state", postgres_port=15700)
+    try:
+        services.up(settings, with_airflow=False)
+        checks = {check.name: check for check in doctor.check(settings)}
+        assert checks["warehouse"].is_ok
+        assert checks["reader"].is_ok
+        assert checks["mlflow"].is_ok
+        assert (checks["airflow"].is_ok, "make up" in checks["airflow"].remedy) == (False, True)
+        secrets = json.loads(settings.services_file.read_text())
+
+        assert services.down(settings) == ["postgres"]
+        assert services.down(settings) == []
+        checks = {check.name: check for check in doctor.check(settings)}
+        assert not checks["warehouse"].is_ok
+        assert "make up" in checks["warehouse"].remedy
+
+        # another program takes the port meanwhile: the next one is used, the passwords stay
+        with closing(socket.socket()) as squatter:
+            squatter.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            squatter.bind(("127.0.0.1", secrets["postgres_port"]))
+            squatter.listen()
+            services.up(settings, with_airflow=False)
+        again = json.loads(settings.services_file.read_text())
+        assert again["postgres_port"] > secrets["postgres_port"]
+        assert again["writer_password"] == secrets["writer_password"]
+
+        with pytest.raises(NightshiftError, match="deletes"):
+            services.reset(settings)
+        assert services.status(settings)[0].is_running
+        services.reset(settings, yes=True)
+        assert not settings.services_file.exists()
+        assert not (settings.state_dir / "postgres").exists()
+    finally:
+        services.down(settings)
+        shutil.rmtree(root)
+
+
+def test_a_lost_secrets_file_is_a_clear_refusal() -> None:
+    root = Path(tempfile.mkdtemp(prefix="nightshift-test-"))
+    settings = load_settings(_env_file=None, state_dir=root / "state", postgres_port=15750)
+    (root / "state" / "postgres").mkdir(parents=True)
+    (root / "state" / "postgres" / "PG_VERSION").write_text("18\n")
+    with pytest.raises(NightshiftError, match=r"services\.json is gone.*\n.*make reset"):
+        services.up(settings, with_airflow=False)
+    shutil.rmtree(root)

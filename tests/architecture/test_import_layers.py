@@ -1,0 +1,82 @@
+"""The layers hold, and the checks that hold them can fail."""
+
+import ast
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "jobs" / "nightshift"
+STAGES = (
+    *("ingest", "quality", "transform", "features"),
+    *("training", "gates", "scoring", "publishing"),
+)
+IMPURE = {"psycopg2", "adbc_driver_postgresql", "mlflow", "subprocess", "nightshift.io.warehouse"}
+LINT_IMPORTS = Path(sys.executable).parent / "lint-imports"
+
+
+def imported(source: str) -> set[str]:
+    """Every dotted name that a module imports, and each prefix of it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return {".".join(n.split(".")[: i + 1]) for n in names for i in range(n.count(".") + 1)}
+
+
+def test_the_layers_of_the_package_hold() -> None:
+    done = subprocess.run([LINT_IMPORTS, "--no-cache"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_a_stage_that_imports_another_breaks_the_contract(tmp_path: Path) -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    layers = "\n    ".join(contracts["contracts"][0]["layers"])
+    package = tmp_path / "nightshift"
+    for stage in ("cli", "demo", "doctor", "io", "spec", "use_cases", "feature_groups", "services",
+                  "demo_data", *STAGES):  # fmt: skip
+        (package / stage).mkdir(parents=True)
+        (package / stage / "__init__.py").write_text("")
+    (package / "__init__.py").write_text("")
+    (package / "scoring" / "run.py").write_text("from nightshift import features\n")
+    (tmp_path / ".importlinter").write_text(
+        "[importlinter]\nroot_package = nightshift\n\n[importlinter:contract:1]\nname = layers\n"
+        f"type = layers\ncontainers = nightshift\nlayers =\n    {layers}\n"
+    )
+    done = subprocess.run(
+        [LINT_IMPORTS, "--no-cache"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "nightshift.scoring.run -> nightshift.features" in done.stdout
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_has_one_impure_file(stage: str) -> None:
+    assert (PACKAGE / stage / "run.py").is_file()
+    for file in (PACKAGE / stage).glob("*.py"):
+        if file.name != "run.py":
+            assert not imported(file.read_text()) & IMPURE, file.relative_to(ROOT)
+
+
+def test_the_check_of_impure_imports_sees_each_form() -> None:
+    assert "psycopg2" in imported("from psycopg2.extras import Json")
+    assert "nightshift.io.warehouse" in imported("from nightshift.io import warehouse")
+    assert "mlflow" in imported("def f():\n    import mlflow.xgboost")
+
+
+@pytest.mark.parametrize("part", ["spec.py", "feature_groups", "use_cases"])
+def test_what_a_dag_file_loads_imports_only_the_standard_library_and_pydantic(part: str) -> None:
+    path = PACKAGE / part
+    allowed = {*sys.stdlib_module_names, "pydantic", "nightshift"}
+    for file in path.rglob("*.py") if path.is_dir() else [path]:
+        roots = {name.split(".")[0] for name in imported(file.read_text())}
+        assert roots <= allowed, file.relative_to(ROOT)
