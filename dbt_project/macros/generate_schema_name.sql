@@ -1,4 +1,4 @@
 {% macro generate_schema_name(custom_schema_name, node) -%}
-    {#- staging, intermediate and marts are the schemas' whole names: Spark and SQL users read them -#}
+    {#- The schemas' whole names are staging, intermediate and marts: others read them. -#}
     {{ (custom_schema_name or target.schema) | trim }}
 {%- endmacro %}

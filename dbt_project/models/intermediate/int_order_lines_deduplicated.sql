@@ -9,8 +9,8 @@ kept_first_landed as (
     ) *
     from order_lines
     order by
-        invoice_id, product_id, description, quantity, unit_price, invoiced_at, customer_id, country,
-        landed_date, file_id, row_number
+        invoice_id, product_id, description, quantity, unit_price, invoiced_at, customer_id,
+        country, landed_date, file_id, row_number
 )
 
 select * from kept_first_landed

@@ -87,7 +87,7 @@ def _history(connection: Connection, source: str, folders: Sequence[Folder]) -> 
                 f" from raw.{source} where _landed_date >= %s and _landed_date < %s",
                 (before[-1].landed_date, batch.landed_date),
             )
-            price, countries = cursor.fetchone()  # type: ignore[misc]
+            price, countries = cursor.fetchone()
     return History(
         rows=usual_rows(folders, batch),
         median_price=price if price and price > 0 else None,
@@ -123,7 +123,7 @@ def _batch_query(source: str, batch: Folder) -> str:
 def _validate(
     settings: Settings, source: str, batch: Folder, checks: Sequence[Check]
 ) -> list[Outcome]:
-    # read by Great Expectations as it is imported; the import takes seconds, so it is not at the top
+    # Great Expectations reads it as it is imported, which takes seconds: so not at the top.
     os.environ["GX_ANALYTICS_ENABLED"] = "false"
     import great_expectations as gx
     from great_expectations.data_context.types.base import ProgressBarsConfig
@@ -155,9 +155,7 @@ def _validate(
             )
         )
         checkpoint = context.checkpoints.add(
-            gx.Checkpoint(
-                name=source, validation_definitions=[definition], result_format="BASIC"
-            )
+            gx.Checkpoint(name=source, validation_definitions=[definition], result_format="BASIC")
         )
         validation = next(iter(checkpoint.run().run_results.values()))
     finally:
@@ -166,12 +164,17 @@ def _validate(
         Outcome(
             source=source,
             landed_date=batch.landed_date,
-            check=checks[result.expectation_config.meta["check"]],
+            check=checks[_number(result)],
             success=bool(result.success),
             observed=_observed(result),
         )
         for result in validation.results
     ]
+
+
+def _number(result: Any) -> int:
+    """Which check a result is of: Great Expectations returns them in an order of its own."""
+    return int(result.expectation_config.meta["check"])
 
 
 def _observed(result: Any) -> dict[str, Any]:

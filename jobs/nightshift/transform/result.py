@@ -46,7 +46,7 @@ def summarise(nodes: list[NodeResult]) -> TransformResult:
 
 
 def failure(nodes: list[NodeResult]) -> NightshiftError | None:
-    """The error that names every failed node, its message and its compiled SQL; None if none did."""
+    """The error that names each failed node, its message and its compiled SQL, or None."""
     broken = [node for node in nodes if node.is_broken]
     if not broken:
         return None
@@ -55,7 +55,8 @@ def failure(nodes: list[NodeResult]) -> NightshiftError | None:
     for node in broken:
         counted = f" ({node.failures} rows break it)" if node.failures else ""
         sql = f"; its SQL: {node.compiled_path}" if node.compiled_path else ""
-        lines.append(f"{node.kind} {node.name} failed{counted}: {' '.join(node.message.split())}{sql}")
+        message = " ".join(node.message.split())
+        lines.append(f"{node.kind} {node.name} failed{counted}: {message}{sql}")
     return NightshiftError(
         f"dbt build: {'; '.join(lines)}" + (f"; {skipped} nodes were skipped" if skipped else ""),
         "run the named SQL against the warehouse to see the rows, correct the model or the landed"

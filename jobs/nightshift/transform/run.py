@@ -65,7 +65,7 @@ def _only_build(settings: Settings) -> Iterator[None]:
     with connect(settings) as connection, connection.cursor() as cursor:
         key = ("select {}(hashtextextended('nightshift.transform', 0))").format
         cursor.execute(key("pg_try_advisory_lock"))
-        if not cursor.fetchone()[0]:  # type: ignore[index]
+        if not cursor.fetchone()[0]:
             logger.info("another dbt build is running; waiting for its end")
             cursor.execute(key("pg_advisory_lock"))
         # The lock belongs to the session: no transaction stays open while dbt works.
