@@ -1,0 +1,1 @@
+"""Scores to the warehouse: staged, audited, and shown to readers all at once."""

@@ -1,0 +1,49 @@
+import pytest
+
+from nightshift.errors import NightshiftError
+from nightshift.publishing import sql
+from nightshift.use_cases.churn import CHURN
+
+
+def test_the_published_columns_are_a_contract() -> None:
+    assert {name: kind for name, (kind, _) in sql.columns(CHURN).items()} == {
+        "customer_id": "text",
+        "as_of": "date",
+        "churn_probability": "double precision",
+        "band": "text",
+        "reasons": "jsonb",
+        "model_version": "text",
+        "publication_id": "text",
+        "scored_at": "timestamp with time zone",
+    }
+
+
+def test_another_use_case_has_tables_of_its_own() -> None:
+    other = CHURN.model_copy(update={"name": "lapse", "key": "order"})
+
+    assert sql.data_table(other) == "lapse_publications_data"
+    assert sql.partition(other, "0123456789abcdef") == "lapse_p_0123456789abcdef"
+    assert sql.view_names(other) == ("lapse", "lapse_latest")
+    assert sql.add_primary_key(other, "0123456789abcdef") == (
+        'alter table predictions."lapse_p_0123456789abcdef" add primary key ("order")'
+    )
+
+
+def test_the_fingerprint_changes_with_the_definition_only() -> None:
+    same = sql.view_comments(CHURN.model_copy(update={"owner": "someone else"}))
+    changed = sql.view_comments(CHURN.model_copy(update={"score_column": "risk"}))
+
+    assert same == sql.view_comments(CHURN)
+    assert changed["churn"] != same["churn"]
+
+
+@pytest.mark.parametrize(("length", "is_refused"), [(44, False), (45, True)])
+def test_a_name_that_postgres_would_cut_is_refused(length: int, is_refused: bool) -> None:
+    use_case = CHURN.model_copy(update={"name": "x" * length})
+
+    if is_refused:
+        with pytest.raises(NightshiftError, match="45 characters"):
+            sql.check_name(use_case)
+    else:
+        sql.check_name(use_case)
+        assert len(sql.partition(use_case, "0" * 16)) == 63
