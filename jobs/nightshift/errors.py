@@ -33,3 +33,7 @@ class QualityError(NightshiftError):
 
 class AuditError(NightshiftError):
     """Scores that must not be published; the published ones stay as they are."""
+
+
+class GateError(NightshiftError):
+    """A trained model that failed a gate; the champion stays as it is."""

@@ -1,0 +1,1 @@
+"""What happened to the predictions once the truth was known."""

@@ -1,0 +1,154 @@
+"""What Airflow's tasks share: the run's ``as_of``, the wait for landings, refusals as failures.
+
+Imported by DAG files, so it loads in milliseconds: stages are imported inside the tasks.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from datetime import date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from airflow.sdk import BaseSensorOperator, Param, get_current_context
+from airflow.sdk.exceptions import AirflowFailException
+from airflow.triggers.base import BaseTrigger, TriggerEvent
+
+from nightshift.errors import NightshiftError, RefusedAsOf
+from nightshift.settings import settings
+
+POLL_SECONDS = 30.0
+
+AS_OF_PARAM = Param(
+    None,
+    type=["null", "string"],
+    format="date",
+    title="as_of",
+    description=(
+        "Run for this date instead of the run's logical date: everything that had happened and "
+        "landed before it is known. Leave it empty in a backfill."
+    ),
+)
+
+
+def as_of_of(
+    param: str | None,
+    logical_date: datetime | None,
+    run_after: datetime,
+    timezone: str,
+    is_backfill: bool,
+) -> date:
+    """The date a DAG run is for: the param, else the logical date's, in the pipeline's time zone.
+
+    ``run_after`` stands in where a manual run has no logical date.
+
+    Raises:
+        RefusedAsOf: when the param is filled in a backfill: every run would be the same date.
+    """
+    if param is not None:
+        if is_backfill:
+            raise RefusedAsOf(
+                f"the param as_of={param} is set in a backfill, so that all its runs would be the "
+                "same date",
+                "leave the param empty: each run's logical date is its as_of",
+            )
+        return date.fromisoformat(param)
+    return (logical_date or run_after).astimezone(ZoneInfo(timezone)).date()
+
+
+def run_as_of(context: Mapping[str, Any]) -> date:
+    """The ``as_of`` of the DAG run that a task belongs to."""
+    dag_run = context["dag_run"]
+    return as_of_of(
+        context["params"].get("as_of"),
+        context.get("logical_date"),
+        dag_run.run_after,
+        settings().timezone,
+        is_backfill=str(getattr(dag_run.run_type, "value", dag_run.run_type)) == "backfill",
+    )
+
+
+def run_stage[T](function: Callable[[date], T]) -> T:
+    """Call a stage for the run's ``as_of``; a refusal fails the task at once, without retries."""
+    try:
+        return function(run_as_of(get_current_context()))
+    except NightshiftError as error:
+        raise AirflowFailException(str(error)) from error
+
+
+def missing_landings(landing: Path, sources: tuple[str, ...], as_of: date) -> list[str]:
+    """The folders of the day before ``as_of`` that have not landed yet, one a source."""
+    day = f"ds={(as_of - timedelta(days=1)).isoformat()}"
+    return [f"{source}/{day}" for source in sources if not (landing / source / day).is_dir()]
+
+
+class LandingsTrigger(BaseTrigger):
+    """Fires when yesterday's folder of every source is there, or at the deadline."""
+
+    def __init__(self, landing: str, sources: list[str], as_of: str, deadline: str) -> None:
+        super().__init__()
+        self.landing = landing
+        self.sources = sources
+        self.as_of = as_of
+        self.deadline = deadline
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Where the class is and what makes it anew, in another triggerer."""
+        return (
+            "nightshift.orchestration.LandingsTrigger",
+            {
+                "landing": self.landing,
+                "sources": self.sources,
+                "as_of": self.as_of,
+                "deadline": self.deadline,
+            },
+        )
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Look every half minute."""
+        deadline = datetime.fromisoformat(self.deadline)
+        as_of = date.fromisoformat(self.as_of)
+        while True:
+            missing = missing_landings(Path(self.landing), tuple(self.sources), as_of)
+            left = (deadline - datetime.now(deadline.tzinfo)).total_seconds()
+            if not missing or left <= 0:
+                yield TriggerEvent(missing)
+                return
+            await asyncio.sleep(min(POLL_SECONDS, left))
+
+
+class WaitForLandings(BaseSensorOperator):
+    """Waits, deferred, for yesterday's folder of each source, until the morning's deadline.
+
+    A date whose deadline has passed (a backfill, a run by hand) waits for nothing. A source that
+    has not landed by then does not stop the night: shops close. What is stale is the business of
+    the quality gate and of source freshness.
+    """
+
+    def __init__(self, *, sources: tuple[str, ...], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.sources = sources
+
+    def execute(self, context: Any) -> None:
+        """Defer until there is something to do."""
+        now = settings()
+        as_of = run_as_of(context)
+        zone = ZoneInfo(now.timezone)
+        deadline = datetime.combine(as_of, now.landing_deadline, zone)
+        missing = missing_landings(now.landing, self.sources, as_of)
+        if missing and datetime.now(zone) < deadline:
+            self.log.info("waiting for %s until %s", ", ".join(missing), deadline.isoformat())
+            self.defer(
+                trigger=LandingsTrigger(
+                    str(now.landing), list(self.sources), as_of.isoformat(), deadline.isoformat()
+                ),
+                method_name="resume",
+            )
+        self.resume(context, missing)
+
+    def resume(self, context: Any, event: list[str]) -> None:
+        """Say what had not landed when the wait ended."""
+        if event:
+            self.log.warning("not landed by the deadline: %s", ", ".join(event))
+        else:
+            self.log.info("everything that was expected has landed")

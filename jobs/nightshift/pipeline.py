@@ -1,0 +1,79 @@
+"""The stages in order: what a night, a training and an evaluation consist of.
+
+The command line runs these; Airflow runs the same stage functions as tasks of their own.
+"""
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import date, timedelta
+
+from nightshift.features import run as features
+from nightshift.gates import run as gates
+from nightshift.ingest import run as ingest
+from nightshift.monitoring import run as monitoring
+from nightshift.publishing import run as publishing
+from nightshift.quality import run as quality
+from nightshift.scoring import run as scoring
+from nightshift.settings import Settings
+from nightshift.spec import UseCase
+from nightshift.training import run as training
+from nightshift.transform import run as transform
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def stage(name: str) -> Iterator[None]:
+    """Say that a stage begins, and how long it took once it has ended well."""
+    log.info("stage %s: begins", name)
+    started = time.monotonic()
+    yield
+    log.info("stage %s: done in %.1f s", name, time.monotonic() - started)
+
+
+def prepare(settings: Settings, use_cases: Sequence[UseCase], as_of: date) -> None:
+    """Landing zone → raw → checked → marts → lake: what every run stands on."""
+    with stage("ingest"):
+        ingest.ingest(settings, as_of)
+    with stage("quality"):
+        quality.check_landed(settings, as_of)
+    with stage("transform"):
+        transform.build(settings, as_of)
+    with stage("extract"):
+        features.extract(settings, use_cases, as_of)
+
+
+def nightly(
+    settings: Settings, use_cases: Sequence[UseCase], as_of: date
+) -> publishing.PublishResult:
+    """One night: prepare, features, score, publish. Running it again changes nothing."""
+    prepare(settings, use_cases, as_of)
+    with stage("features"):
+        features.build_features(settings, use_cases, as_of)
+    with stage("score"):
+        for use_case in use_cases:
+            scoring.score(settings, use_case, as_of)
+    with stage("publish"):
+        return publishing.publish(settings, use_cases, as_of)
+
+
+def train(settings: Settings, use_case: UseCase, as_of: date) -> gates.Verdict:
+    """Prepare, build the training set, train, judge; the champion moves if every gate passes."""
+    prepare(settings, [use_case], as_of)
+    with stage("training_set"):
+        features.build_training_set(settings, use_case, as_of)
+    with stage("training"):
+        training.train(settings, use_case, as_of)
+    with stage("gates"):
+        return gates.judge(settings, use_case, as_of)
+
+
+def evaluate(settings: Settings, use_case: UseCase, as_of: date) -> monitoring.MaturedQuality:
+    """Measure what was published for ``as_of`` against its labels, which have landed since."""
+    prepare(settings, [use_case], as_of + timedelta(days=use_case.label.maturity_days))
+    with stage("labels"):
+        features.build_labels(settings, use_case, as_of)
+    with stage("evaluation"):
+        return monitoring.measure_matured(settings, use_case, as_of)
