@@ -43,6 +43,8 @@ def predict(booster: xgb.Booster, matrix: Matrix) -> Vector:
         NightshiftError: when the matrix is not as wide as the model.
     """
     _check_width(booster, matrix)
+    if len(matrix) == 0:
+        return np.empty(0, dtype=np.float64)
     return np.asarray(booster.inplace_predict(matrix), dtype=np.float64)
 
 

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from nightshift.booster import predict, to_matrix
-from nightshift.errors import NightshiftError
+from nightshift.errors import GateError, NightshiftError
 from nightshift.gates.rules import Evidence, GateResult, Reign, Sample, judge_gate
 from nightshift.io import model_store
 from nightshift.io.lake import dataset_dir
@@ -42,6 +42,20 @@ class Verdict:
     def failures(self) -> tuple[GateResult, ...]:
         """The gates that failed."""
         return tuple(result for result in self.results if not result.passed)
+
+    def require_passed(self) -> "Verdict":
+        """This verdict.
+
+        Raises:
+            GateError: when a gate failed, naming each with its figure.
+        """
+        if not self.passed:
+            raise GateError(
+                f"version {self.candidate_version} is refused and the champion stays: "
+                + "; ".join(f"{result.gate}: {result.detail}" for result in self.failures),
+                "read the report of the MLflow run " + self.mlflow_run_id,
+            )
+        return self
 
 
 def judge(settings: Settings, use_case: UseCase, as_of: date) -> Verdict:

@@ -26,7 +26,7 @@ from nightshift.metrics import Estimate, Measured, measure
 from nightshift.settings import PROJECT_ROOT, Settings
 from nightshift.spec import UseCase
 from nightshift.training import report
-from nightshift.training.baselines import LINEAR, fit_linear, heuristic_scores, linear_scores
+from nightshift.baselines import LINEAR, fit_linear, heuristic_scores, linear_scores
 from nightshift.training.fit import (
     fit_early_stopped,
     fit_trees,

@@ -1,0 +1,37 @@
+import numpy as np
+
+from nightshift.spec import Heuristic
+from nightshift.baselines import fit_linear, heuristic_scores, linear_scores, signed_log
+
+NAN = float("nan")
+
+
+def test_a_heuristic_ranks_by_its_feature_and_nulls_take_the_median() -> None:
+    column = np.array([3, NAN, 1, 10], dtype=np.float32)
+    rising = Heuristic(name="recency", feature="x")
+    assert heuristic_scores(rising, column).tolist() == [3.0, 3.0, 1.0, 10.0]
+    falling = Heuristic(name="frequency", feature="x", descending=True)
+    assert heuristic_scores(falling, column).tolist() == [-3.0, -3.0, -1.0, -10.0]
+
+
+def test_a_heuristic_without_any_value_ties_everyone() -> None:
+    column = np.array([NAN, NAN], dtype=np.float32)
+    assert heuristic_scores(Heuristic(name="h", feature="x"), column).tolist() == [0.0, 0.0]
+
+
+def test_signed_log() -> None:
+    e = float(np.e)
+    assert np.allclose(signed_log(np.array([0, e - 1, 1 - e])), [0.0, 1.0, -1.0])
+
+
+def test_the_linear_baseline_reads_values_and_missingness() -> None:
+    random = np.random.default_rng(1)
+    matrix = random.normal(size=(400, 3)).astype(np.float32)
+    labels = (matrix[:, 0] > 0).astype(np.int32)
+    # Feature 1 is absent exactly for class 1; feature 2 has no value at all.
+    matrix[labels == 1, 1] = np.nan
+    matrix[:, 2] = np.nan
+    scores = linear_scores(fit_linear(matrix, labels, seed=3), matrix)
+    assert scores[labels == 1].min() > 0.5 > scores[labels == 0].max()
+    again = linear_scores(fit_linear(matrix, labels, seed=3), matrix)
+    assert scores.tobytes() == again.tobytes()
