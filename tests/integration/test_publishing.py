@@ -32,6 +32,8 @@ from nightshift.settings import Settings
 from nightshift.spec import UseCase
 from nightshift.use_cases.churn import CHURN
 
+pytestmark = pytest.mark.integration
+
 AS_OF = date(2011, 6, 12)
 LAPSE = CHURN.model_copy(update={"name": "lapse"})
 REASONS = json.dumps(

@@ -121,7 +121,7 @@ def _features(
 ) -> tuple[list[Path], dict[str, Any]]:
     """The parts of the features dataset and its manifest."""
     folder = lake.dataset_dir(settings.lake_dir, "features", use_case.name, as_of)
-    remedy = f"run `nightshift features --as-of {as_of.isoformat()}`, or the whole nightly"
+    remedy = f"run `nightshift nightly --as-of {as_of.isoformat()}`, which builds them"
     manifest = lake.read_manifest(folder)
     parts = sorted(folder.glob("part-*.parquet"))
     if manifest is None or not parts:

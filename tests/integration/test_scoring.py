@@ -1,0 +1,205 @@
+"""Scoring with a real model from a real registry, on a features dataset as the lake holds it."""
+
+import hashlib
+import json
+import math
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psycopg2
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import xgboost as xgb
+
+from nightshift.errors import NightshiftError, RefusedAsOf
+from nightshift.io import lake, model_store
+from nightshift.publishing.run import publish
+from nightshift.scoring.run import score
+from nightshift.settings import Settings
+from nightshift.use_cases.churn import CHURN
+
+pytestmark = pytest.mark.integration
+
+AS_OF = date(2011, 6, 12)
+NAMES = CHURN.feature_names
+RECENCY = "customer_purchase_days_since_last_all"
+
+
+def register_champion(settings: Settings, root: Path, *, flip: bool = False) -> str:
+    """Train on a synthetic truth (long ago = churn; the reverse if ``flip``), register, promote."""
+    generator = np.random.default_rng(1)
+    matrix = generator.uniform(0, 100, (500, len(NAMES))).astype(np.float32)
+    labels = ((matrix[:, NAMES.index(RECENCY)] > 50) != flip).astype(int)
+    booster = xgb.train(
+        {"objective": "binary:logistic", "max_depth": 2, "nthread": 1, "seed": 1},
+        xgb.DMatrix(matrix, labels, feature_names=list(NAMES)),
+        num_boost_round=20,
+    )
+    model_store.write_model(
+        root / "model", bytes(booster.save_raw("ubj")), {"features": list(NAMES)}
+    )
+    mlflow = model_store.client(settings)
+    run = mlflow.create_run(model_store.experiment_id(settings, "churn"))
+    mlflow.log_artifacts(run.info.run_id, str(root / "model"), model_store.MODEL)
+    version = model_store.register(settings, "churn", run.info.run_id, AS_OF.isoformat())
+    model_store.promote(settings, "churn", version.version)
+    return version.version
+
+
+def feature_rows(count: int) -> pa.Table:
+    """Customers c0003, c0002, …: unsorted; recency 0, 1, …; every fifth value of the rest null."""
+    columns: dict[str, Any] = {"customer_id": [f"c{i:04d}" for i in reversed(range(count))]}
+    for position, name in enumerate(NAMES):
+        values = [None if (i + position) % 5 == 0 else float(i % 97) for i in range(count)]
+        columns[name] = pa.array(values, pa.float64())
+    columns[RECENCY] = pa.array([float(count - 1 - i) for i in range(count)], pa.float64())
+    return pa.table(columns)
+
+
+def write_features(settings: Settings, table: pa.Table, parts: int = 2) -> None:
+    folder = lake.dataset_dir(settings.lake_dir, "features", "churn", AS_OF)
+    size = math.ceil(max(table.num_rows, 1) / parts)
+    with lake.replacing(folder) as target:
+        for part in range(parts):
+            pq.write_table(table.slice(part * size, size), target / f"part-{part:05d}.parquet")
+        identity = hashlib.sha256(repr(table.to_pydict()).encode()).hexdigest()
+        lake.write_manifest(
+            target,
+            {"use_case": "churn", "as_of": AS_OF, "rows": table.num_rows, "sha256": identity},
+        )
+
+
+def scores_dir(settings: Settings) -> Path:
+    return lake.dataset_dir(settings.lake_dir, "scores", "churn", AS_OF)
+
+
+def test_no_champion_is_a_refusal_with_the_command_that_makes_one(
+    tracked_warehouse: Settings,
+) -> None:
+    write_features(tracked_warehouse, feature_rows(10))
+
+    with pytest.raises(RefusedAsOf, match="no champion yet for churn") as refusal:
+        score(tracked_warehouse, CHURN, AS_OF)
+    assert "nightshift train churn --as-of 2011-06-12" in refusal.value.remedy
+    assert not scores_dir(tracked_warehouse).exists()
+
+
+def test_the_population_is_scored_sorted_banded_and_explained(
+    tracked_warehouse: Settings, tmp_path: Path
+) -> None:
+    version = register_champion(tracked_warehouse, tmp_path)
+    write_features(tracked_warehouse, feature_rows(100))
+
+    result = score(tracked_warehouse, CHURN, AS_OF)
+
+    assert (result.rows, result.model_version, result.is_new) == (100, version, True)
+    table = pq.read_table(scores_dir(tracked_warehouse) / "part-00000.parquet")
+    assert table.column_names == ["customer_id", "churn_probability", "band", "reasons"]
+    rows = table.to_pylist()
+    assert [row["customer_id"] for row in rows] == [f"c{i:04d}" for i in range(100)]
+    assert (rows[0]["band"], rows[99]["band"]) == ("low", "high")
+    reasons = json.loads(rows[99]["reasons"])
+    assert len(reasons) == 3
+    assert (reasons[0]["feature"], reasons[0]["value"], reasons[0]["direction"]) == (
+        RECENCY,
+        99,
+        "raises",
+    )
+    strengths = [abs(reason["contribution"]) for reason in reasons]
+    assert strengths == sorted(strengths, reverse=True)
+
+
+def test_the_same_inputs_give_the_same_bytes_whatever_the_parts(
+    tracked_warehouse: Settings, tmp_path: Path
+) -> None:
+    register_champion(tracked_warehouse, tmp_path)
+    part = scores_dir(tracked_warehouse) / "part-00000.parquet"
+    write_features(tracked_warehouse, feature_rows(100), parts=2)
+    first = score(tracked_warehouse, CHURN, AS_OF)
+    before = part.read_bytes()
+    part.unlink()
+    write_features(tracked_warehouse, feature_rows(100), parts=3)
+
+    second = score(tracked_warehouse, CHURN, AS_OF)
+
+    assert (second.publication_id, second.is_new) == (first.publication_id, True)
+    assert part.read_bytes() == before
+
+
+def test_scores_that_are_there_are_not_computed_again(
+    tracked_warehouse: Settings, tmp_path: Path
+) -> None:
+    register_champion(tracked_warehouse, tmp_path)
+    write_features(tracked_warehouse, feature_rows(20))
+    score(tracked_warehouse, CHURN, AS_OF)
+    before = lake.read_manifest(scores_dir(tracked_warehouse))
+
+    again = score(tracked_warehouse, CHURN, AS_OF)
+
+    assert not again.is_new
+    assert lake.read_manifest(scores_dir(tracked_warehouse)) == before
+
+
+def test_a_new_champion_is_a_new_publication(tracked_warehouse: Settings, tmp_path: Path) -> None:
+    published = "select distinct model_version, count(*) over () from predictions.churn_latest"
+    write_features(tracked_warehouse, feature_rows(20))
+    for flip in (False, True):
+        version = register_champion(tracked_warehouse, tmp_path, flip=flip)
+        scored = score(tracked_warehouse, CHURN, AS_OF)
+        publish(tracked_warehouse, [CHURN], AS_OF)
+        with psycopg2.connect(tracked_warehouse.reader_url) as connection:
+            cursor = connection.cursor()
+            cursor.execute(published)
+            assert cursor.fetchall() == [(version, 20)]
+        connection.close()
+        assert scored.is_new
+
+
+def test_features_that_do_not_fit_the_spec_are_named(
+    tracked_warehouse: Settings, tmp_path: Path
+) -> None:
+    register_champion(tracked_warehouse, tmp_path)
+    table = feature_rows(10).rename_columns(
+        ["customer_id", *("moon_phase" if n == RECENCY else n for n in NAMES)]
+    )
+    write_features(tracked_warehouse, table)
+
+    with pytest.raises(NightshiftError, match=f"lacks {RECENCY}, has the unknown moon_phase"):
+        score(tracked_warehouse, CHURN, AS_OF)
+
+
+def test_a_model_of_other_features_is_refused(tracked_warehouse: Settings, tmp_path: Path) -> None:
+    model_store.experiment_id(tracked_warehouse, "churn")
+    booster = xgb.train(
+        {"objective": "binary:logistic"},
+        xgb.DMatrix(np.ones((4, 1)), [0, 1, 0, 1], feature_names=["moon_phase"]),
+        num_boost_round=1,
+    )
+    model_store.write_model(
+        tmp_path / "model", bytes(booster.save_raw("ubj")), {"features": ["moon_phase"]}
+    )
+    mlflow = model_store.client(tracked_warehouse)
+    run = mlflow.create_run(model_store.experiment_id(tracked_warehouse, "churn"))
+    mlflow.log_artifacts(run.info.run_id, str(tmp_path / "model"), model_store.MODEL)
+    version = model_store.register(tracked_warehouse, "churn", run.info.run_id, "2011-06-12")
+    model_store.promote(tracked_warehouse, "churn", version.version)
+    write_features(tracked_warehouse, feature_rows(10))
+
+    with pytest.raises(NightshiftError, match="moon_phase"):
+        score(tracked_warehouse, CHURN, AS_OF)
+    assert not scores_dir(tracked_warehouse).exists()
+
+
+@pytest.mark.parametrize("rows", [None, 0])
+def test_no_features_or_nobody_to_score_is_a_clear_error(
+    tracked_warehouse: Settings, tmp_path: Path, rows: int | None
+) -> None:
+    register_champion(tracked_warehouse, tmp_path)
+    if rows is not None:
+        write_features(tracked_warehouse, feature_rows(rows), parts=1)
+
+    with pytest.raises(NightshiftError, match=r"no features for 2011-06-12|has no row"):
+        score(tracked_warehouse, CHURN, AS_OF)
