@@ -23,7 +23,7 @@ from nightshift.io.model_store import ModelVersion
 from nightshift.io.warehouse import connect, lock, recorded_run
 from nightshift.metrics import Estimate, measure
 from nightshift.settings import Settings
-from nightshift.spec import UseCase
+from nightshift.spec import UseCase, gate_name
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +94,21 @@ def judge(settings: Settings, use_case: UseCase, as_of: date) -> Verdict:
             "failed_gates": [result.gate for result in verdict.failures],
         }
         return verdict
+
+
+def gate_results(settings: Settings, use_case: UseCase, as_of: date) -> tuple[GateResult, ...]:
+    """What was last judged for (use case, as_of), in the spec's order; empty when nothing was."""
+    with connect(settings) as connection, connection.cursor() as cursor:
+        cursor.execute(
+            "select gate, passed, observed, threshold, detail from ops.gate_results"
+            " where mlflow_run_id = (select mlflow_run_id from ops.gate_results"
+            "  where use_case = %s and as_of = %s order by judged_at desc limit 1)",
+            (use_case.name, as_of),
+        )
+        found = {row[0]: GateResult(*row) for row in cursor.fetchall()}
+    return tuple(
+        found[name] for name in (gate_name(gate) for gate in use_case.gates) if name in found
+    )
 
 
 def _collect(

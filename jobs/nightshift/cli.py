@@ -1,0 +1,290 @@
+"""The command line: the same functions that Airflow's tasks call, without Airflow."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import date, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+from rich.text import Text
+
+from nightshift.errors import NightshiftError
+from nightshift.settings import Settings, load_settings
+from nightshift.use_cases import USE_CASES, find_use_case
+
+if TYPE_CHECKING:
+    from nightshift.gates.run import GateResult
+    from nightshift.monitoring.run import MaturedQuality
+    from nightshift.services.run import ServiceStatus
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,
+    help="Batch machine learning whose predictions are in your Postgres by morning.",
+)
+console = Console()
+
+AsOf = Annotated[
+    datetime,
+    typer.Option(
+        formats=["%Y-%m-%d"],
+        help="The cut-off: what happened and landed before this date is known.",
+    ),
+]
+UseCaseName = Annotated[
+    str, typer.Argument(help=f"One of: {', '.join(u.name for u in USE_CASES)}.")
+]
+
+_QUIET = (
+    "alembic", "azure", "botocore", "dbt", "great_expectations", "matplotlib", "mlflow", "py4j",
+    "pyspark", "urllib3",
+)  # fmt: skip
+
+
+def _log_to_console() -> None:
+    handler = RichHandler(console=Console(stderr=True), show_path=False, log_time_format="[%X]")
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler], force=True)
+    for name in _QUIET:
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+@contextmanager
+def refusals() -> Iterator[Settings]:
+    """The settings for a command; a refusal is shown without a traceback and exits with 1."""
+    _log_to_console()
+    try:
+        yield load_settings()
+    except NightshiftError as error:
+        Console(stderr=True).print(Text(f"refused: {error}", style="red"))
+        raise typer.Exit(1) from error
+
+
+@app.command()
+def up() -> None:
+    """Start the embedded Postgres and Airflow; show URLs and logins."""
+    with refusals() as settings:
+        from nightshift.services.run import up as start
+
+        show_services(start(settings))
+
+
+@app.command()
+def down() -> None:
+    """Stop what `up` started; the data stays."""
+    with refusals() as settings:
+        from nightshift.services.run import down as stop
+
+        stopped = stop(settings)
+        console.print("stopped: " + ", ".join(stopped) if stopped else "nothing was running")
+
+
+@app.command()
+def status() -> None:
+    """Show what runs where, with logins."""
+    with refusals() as settings:
+        from nightshift.services.run import status as look
+
+        show_services(look(settings))
+
+
+@app.command()
+def reset(
+    yes: Annotated[bool, typer.Option("--yes", help="Really delete all data.")] = False,
+) -> None:
+    """Stop the services and delete their data, the lake and the generated landing zone."""
+    with refusals() as settings:
+        from nightshift.services.run import reset as delete
+
+        delete(settings, yes)
+        console.print(f"{settings.state_dir} is empty again")
+
+
+@app.command()
+def doctor() -> None:
+    """Check every prerequisite and service; print a remedy for each that fails."""
+    with refusals() as settings:
+        from nightshift.doctor import check
+
+        checks = check(settings)
+        table = Table("", "check", "found", "remedy")
+        for each in checks:
+            mark = "[green]ok[/]" if each.is_ok else "[red]FAIL[/]"
+            table.add_row(mark, each.name, Text(each.detail), Text(each.remedy))
+        console.print(table)
+        if not all(each.is_ok for each in checks):
+            raise typer.Exit(1)
+
+
+@app.command()
+def demo_data(
+    landing: Annotated[
+        Path | None, typer.Option(help="Folder to write; default: the setting NIGHTSHIFT_LANDING.")
+    ] = None,
+    customers: Annotated[int, typer.Option(help="Customers the shop has ever had.")] = 2_500,
+    lines: Annotated[int, typer.Option(help="Order lines in all, about.")] = 225_000,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 20111209,
+) -> None:
+    """Write a landing zone of a shop whose customers really churn."""
+    with refusals() as settings:
+        from nightshift.demo_data.run import write_landing
+
+        made = write_landing(
+            landing.resolve() if landing else settings.landing,
+            customers=customers, lines=lines, seed=seed,
+        )  # fmt: skip
+        console.print(
+            f"{made.landing}: {made.folders} days, {made.rows:,} lines; run it with"
+            f" --as-of {made.as_of}"
+        )
+
+
+@app.command()
+def ingest(as_of: AsOf) -> None:
+    """Load what landed before AS_OF into raw; broken rows go to quarantine."""
+    with refusals() as settings:
+        from nightshift.ingest.run import ingest as run
+
+        done = run(settings, as_of.date())
+        console.print(
+            f"{done.files_loaded} files loaded ({done.files_seen} seen): {done.rows_in:,} rows in ="
+            f" {done.rows_loaded:,} loaded + {done.rows_quarantined:,} quarantined"
+        )
+
+
+@app.command()
+def nightly(as_of: AsOf) -> None:
+    """Run one night end to end: ingest, quality, transform, features, score, publish."""
+    with refusals() as settings:
+        from nightshift import pipeline
+
+        result = pipeline.nightly(settings, USE_CASES, as_of.date())
+        for each in result.publications:
+            state = "published" if each.is_new else "unchanged"
+            console.print(
+                f"{each.use_case}: {each.rows:,} predictions for {result.as_of} {state}"
+                f" (model version {each.model_version}, publication {each.publication_id})"
+            )
+        for use_case in USE_CASES:
+            show_top(settings, use_case.name)
+
+
+@app.command()
+def train(use_case: UseCaseName, as_of: AsOf) -> None:
+    """Train, judge by the gates, and promote when all of them pass; exits with 1 when refused."""
+    with refusals() as settings:
+        from nightshift import pipeline
+
+        verdict = pipeline.train(settings, find_use_case(use_case), as_of.date())
+        show_gates(verdict.results)
+        verdict.require_passed()
+
+
+@app.command()
+def score(use_case: UseCaseName, as_of: AsOf) -> None:
+    """Score the features of AS_OF with the champion, into the lake."""
+    with refusals() as settings:
+        from nightshift.scoring.run import score as run
+
+        done = run(settings, find_use_case(use_case), as_of.date())
+        console.print(f"{done.rows:,} rows scored by {use_case} version {done.model_version}")
+
+
+@app.command()
+def publish(as_of: AsOf) -> None:
+    """Audit and publish the scores of AS_OF, all use cases at once."""
+    with refusals() as settings:
+        from nightshift.publishing.run import publish as run
+
+        for each in run(settings, USE_CASES, as_of.date()).publications:
+            console.print(f"{each.use_case}: {each.rows:,} rows, publication {each.publication_id}")
+
+
+@app.command()
+def evaluate(use_case: UseCaseName, as_of: AsOf) -> None:
+    """Measure what was published for AS_OF, once its labels have landed."""
+    with refusals() as settings:
+        from nightshift import pipeline
+
+        show_quality(pipeline.evaluate(settings, find_use_case(use_case), as_of.date()))
+
+
+@app.command()
+def demo(
+    landing: Annotated[
+        Path | None, typer.Option(help="Your own landing zone; default: generated data.")
+    ] = None,
+    as_of: Annotated[
+        datetime | None,
+        typer.Option(formats=["%Y-%m-%d"], help="The night to run; needed with --landing."),
+    ] = None,
+) -> None:
+    """Set everything up, train and run one night through Airflow, and show the predictions."""
+    with refusals() as settings:
+        from nightshift.demo import run_demo
+
+        run_demo(settings, landing.resolve() if landing else None, as_of.date() if as_of else None)
+
+
+def show_services(services: Sequence["ServiceStatus"]) -> None:
+    """A table of services."""
+    table = Table("service", "runs", "where", "")
+    for each in services:
+        runs = "[green]yes[/]" if each.is_running else "[red]no[/]"
+        table.add_row(each.name, runs, Text(each.address, overflow="fold"), Text(each.detail))
+    console.print(table)
+
+
+def show_gates(results: Sequence["GateResult"]) -> None:
+    """The gate report."""
+    table = Table("gate", "", "detail", title="Gates")
+    for each in results:
+        mark = "[green]passed[/]" if each.passed else "[red]FAILED[/]"
+        table.add_row(each.gate, mark, Text(each.detail))
+    console.print(table)
+
+
+def show_quality(quality: "MaturedQuality") -> None:
+    """AUC of the published scores and of each baseline on the window after ``as_of``."""
+    table = Table(
+        "scorer", "AUC", "95 % interval",
+        title=f"Measured on the window after {quality.as_of}: {quality.rows:,} rows, "
+        f"base rate {quality.base_rate:.3f}, model version {quality.model_version}",
+    )  # fmt: skip
+    for scorer, auc in quality.auc.items():
+        table.add_row(scorer, f"{auc.value:.3f}", f"{auc.low:.3f} … {auc.high:.3f}")
+    console.print(table)
+
+
+def show_top(settings: Settings, use_case_name: str, limit: int = 10) -> None:
+    """The top of ``predictions.<use_case>_latest``."""
+    from nightshift.publishing.run import top_rows
+
+    use_case = find_use_case(use_case_name)
+    rows = top_rows(settings, use_case, limit)
+    table = Table(
+        use_case.key, "as_of", use_case.score_column, "band", "reasons",
+        title=f"{use_case.table}_latest",
+    )  # fmt: skip
+    for row in rows:
+        table.add_row(
+            str(row[use_case.key]),
+            str(row["as_of"]),
+            f"{row[use_case.score_column]:.4f}",
+            row["band"],
+            Text("\n".join(_reason(reason) for reason in row["reasons"])),
+        )
+    console.print(table)
+
+
+def _reason(reason: dict[str, Any]) -> str:
+    value = "none" if reason["value"] is None else f"{reason['value']:g}"
+    return f"{reason['feature']} = {value} {reason['direction']}"
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,185 @@
+"""The demo: data, services, a training and a night through Airflow, and what came out of them."""
+
+import logging
+import time
+from datetime import date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from nightshift import cli, pipeline
+from nightshift.contracts import SOURCES
+from nightshift.errors import NightshiftError
+from nightshift.gates.run import gate_results
+from nightshift.io import lake
+from nightshift.services import airflow
+from nightshift.services import run as services
+from nightshift.settings import Settings
+from nightshift.use_cases import USE_CASES
+
+log = logging.getLogger(__name__)
+
+RUN_SECONDS = 1800
+
+
+def run_demo(settings: Settings, landing: Path | None, as_of: date | None) -> None:
+    """Run the whole product once, and print the predictions, the gates and the URLs.
+
+    Args:
+        settings: of the project; a landing zone of the user's own gets a state of its own, so
+            that two shops never share a warehouse.
+        landing: the user's files; None generates the demo's.
+        as_of: the night; None only for generated data.
+
+    Raises:
+        NightshiftError: when a step fails, with the log to read.
+    """
+    started = time.monotonic()
+    settings, as_of = _choose(settings, landing, as_of)
+    found = services.up(settings)
+    use_case = USE_CASES[0]
+    client = _Airflow(settings)
+    client.run(f"train__{use_case.name}", as_of)
+    client.run("nightly", as_of)
+    quality = None
+    if _is_mature(settings, as_of + timedelta(days=use_case.label.maturity_days)):
+        log.info("later folders have landed: measuring what was published")
+        quality = pipeline.evaluate(settings, use_case, as_of)
+    cli.show_top(settings, use_case.name)
+    cli.show_gates(gate_results(settings, use_case, as_of))
+    if quality is not None:
+        cli.show_quality(quality)
+    cli.show_services(found)
+    cli.console.print(
+        f"Done in {time.monotonic() - started:.0f} s. Open {client.url}/dags/nightly and log in as "
+        f"{client.username} with {client.password}", soft_wrap=True, highlight=False,
+    )  # fmt: skip
+    cli.console.print(
+        f'Read them: select * from {use_case.table}_latest order by {use_case.score_column} desc;\n'
+        f"with: psql '{settings.reader_url}'", soft_wrap=True, highlight=False,
+    )  # fmt: skip
+    if landing is not None:
+        state = settings.state_dir
+        cli.console.print(
+            f"These services have a state of their own: NIGHTSHIFT_STATE_DIR={state} make "
+            "status (or down, or reset)", soft_wrap=True, highlight=False,
+        )  # fmt: skip
+
+
+def _choose(
+    settings: Settings, landing: Path | None, as_of: date | None
+) -> tuple[Settings, date]:
+    if landing is None:
+        from nightshift.demo_data.run import demo_as_of, write_landing
+
+        if not (settings.landing / SOURCES[0]).is_dir():
+            write_landing(settings.landing)
+        return settings, as_of or demo_as_of(settings.landing)
+    if not landing.is_dir():
+        raise NightshiftError(
+            f"there is no folder {landing}", "name the folder that holds <source>/ds=YYYY-MM-DD/"
+        )
+    if as_of is None:
+        raise NightshiftError(
+            f"which night shall be run on {landing}?", "add AS_OF=YYYY-MM-DD (--as-of)"
+        )
+    zone = f"{landing.name}-{lake.digest(str(landing))[:8]}"
+    return settings.model_copy(
+        update={"landing": landing, "state_dir": settings.state_dir / "zones" / zone}
+    ), as_of
+
+
+def _is_mature(settings: Settings, known_as_of: date) -> bool:
+    last_day = (known_as_of - timedelta(days=1)).isoformat()
+    return all(
+        max((f.name for f in (settings.landing / source).glob("ds=*")), default="")
+        >= f"ds={last_day}"
+        for source in SOURCES
+    )
+
+
+class _Airflow:
+    """Runs DAGs through the REST API, and shows how they come along."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.url, self.username, self.password = services.airflow_login(settings)
+        token = airflow.log_in(self.url, self.username, self.password)
+        if token is None:
+            raise NightshiftError(
+                f"{self.url} refuses the login {self.username}",
+                "set NIGHTSHIFT_AIRFLOW_USERNAME and NIGHTSHIFT_AIRFLOW_PASSWORD",
+            )
+        self.token = token
+
+    def _call(
+        self, method: str, path: str, body: dict[str, Any] | None = None
+    ) -> tuple[int, dict[str, Any]]:
+        return airflow.request(self.url, method, f"/api/v2{path}", body, self.token)
+
+    def run(self, dag_id: str, as_of: date) -> None:
+        """Run the DAG for ``as_of``, again if it has run for it before, and wait for its end."""
+        self._wait_for_dag(dag_id)
+        run_id = f"demo__{as_of.isoformat()}"
+        midnight = datetime.combine(as_of, datetime.min.time(), ZoneInfo(self.settings.timezone))
+        status, answer = self._call(
+            "POST",
+            f"/dags/{dag_id}/dagRuns",
+            {"dag_run_id": run_id, "logical_date": midnight.isoformat()},
+        )
+        if status == 409:
+            run_id = self._run_of(dag_id, midnight)
+            status, answer = self._call(
+                "POST",
+                f"/dags/{dag_id}/dagRuns/{run_id}/clear",
+                {"dry_run": False, "only_failed": False},
+            )
+        if status not in (200, 201):
+            raise NightshiftError(f"Airflow refused to run {dag_id}: {answer}", f"see {self.url}")
+        log.info("%s for %s: triggered", dag_id, as_of)
+        self._follow(dag_id, run_id)
+
+    def _run_of(self, dag_id: str, midnight: datetime) -> str:
+        instant = midnight.astimezone(ZoneInfo("UTC")).strftime("%Y-%m-%dT%H:%M:%SZ")
+        _, answer = self._call(
+            "GET",
+            f"/dags/{dag_id}/dagRuns?logical_date_gte={instant}&logical_date_lte={instant}",
+        )
+        return str(answer["dag_runs"][0]["dag_run_id"])
+
+    def _wait_for_dag(self, dag_id: str) -> None:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            status, _ = self._call("GET", f"/dags/{dag_id}")
+            if status == 200:
+                self._call("PATCH", f"/dags/{dag_id}", {"is_paused": False})
+                return
+            time.sleep(0.5)
+        raise NightshiftError(
+            f"Airflow does not show the DAG {dag_id} after two minutes",
+            f"look for import errors at {self.url}/dags",
+        )
+
+    def _follow(self, dag_id: str, run_id: str) -> None:
+        shown: dict[str, str] = {}
+        deadline = time.monotonic() + RUN_SECONDS
+        while time.monotonic() < deadline:
+            _, answer = self._call("GET", f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances")
+            for task in answer.get("task_instances", []):
+                name, state = task["task_id"], task["state"] or ""
+                if state in ("success", "failed") and shown.get(name) != state:
+                    shown[name] = state
+                    seconds = task.get("duration") or 0.0
+                    log.info("%s.%s: %s in %.1f s", dag_id, name, state, seconds)
+            _, run = self._call("GET", f"/dags/{dag_id}/dagRuns/{run_id}")
+            if run.get("state") == "success":
+                return
+            if run.get("state") == "failed":
+                failed = [name for name, state in shown.items() if state == "failed"]
+                logs = self.settings.state_dir / "airflow" / "logs" / f"dag_id={dag_id}"
+                raise NightshiftError(
+                    f"{dag_id} failed at {', '.join(failed) or 'no task of its own'}",
+                    f"read {self.url}/dags/{dag_id}/runs/{run_id}, or {logs}",
+                )
+            time.sleep(1.0)
+        raise NightshiftError(f"{dag_id} has not ended after {RUN_SECONDS} s", f"see {self.url}")
