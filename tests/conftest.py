@@ -17,6 +17,13 @@ from nightshift.settings import PREFIX, Settings, load_settings
 WRITER, READER, PASSWORD = "nightshift_writer", "nightshift_reader", "only-for-tests"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """``-m "not integration"`` leaves out what lies in tests/integration."""
+    for item in items:
+        if "integration" in item.path.relative_to(Path(__file__).parent).parts:
+            item.add_marker(pytest.mark.integration)
+
+
 def settings_for(server: EmbeddedPostgres, database: str, root: Path, **more: object) -> Settings:
     """Settings of a warehouse on the test server, with every folder under ``root``."""
     return load_settings(

@@ -20,8 +20,6 @@ from nightshift.services.postgres import EmbeddedPostgres, free_port
 from nightshift.services.processes import ServiceProcess, stop_all
 from nightshift.settings import Settings, load_settings
 
-pytestmark = pytest.mark.integration
-
 
 @pytest.fixture
 def own_server() -> Iterator[EmbeddedPostgres]:
