@@ -15,7 +15,7 @@ that `as_of` publishes. `as_of` is the logical date, or the param of that name.
 ends with what was wrong and what to do; clear the task when that is done.
 """
 
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 from airflow.sdk import DAG, CronTriggerTimetable, task, task_group
 
@@ -28,12 +28,15 @@ SOURCES = tuple(sorted({use_case.source.name for use_case in USE_CASES}))
 with DAG(
     dag_id="nightly",
     doc_md=__doc__,
-    schedule=CronTriggerTimetable("0 0 * * *", timezone=settings().timezone),
-    start_date=datetime(2009, 1, 1),
+    # Without a start date the first scheduled run is the next midnight, not the last one.
+    schedule=CronTriggerTimetable(
+        "0 0 * * *", timezone=settings().timezone, run_immediately=timedelta(0)
+    ),
+    start_date=None,
     catchup=False,
     max_active_runs=1,
     dagrun_timeout=timedelta(hours=8),
-    default_args={"owner": "data-team", "retries": 1, "retry_delay": timedelta(seconds=30)},
+    default_args={"owner": "data-team", "retries": 1, "retry_delay": timedelta(seconds=10)},
     params={"as_of": AS_OF_PARAM},
     tags=["nightshift", "nightly"],
 ):

@@ -15,7 +15,7 @@ the gates of its spec, and make it champion if all of them pass.
 its log names each gate that failed, with the figure and the threshold.
 """
 
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 from airflow.sdk import DAG, CronTriggerTimetable, task
 
@@ -31,15 +31,18 @@ def build_dag(use_case: UseCase) -> DAG:
     with DAG(
         dag_id=f"train__{name}",
         doc_md=__doc__,
-        schedule=CronTriggerTimetable("0 0 * * 0", timezone=settings().timezone),
-        start_date=datetime(2009, 1, 1),
+        # Without a start date the first scheduled run is the next Sunday, not the last one.
+        schedule=CronTriggerTimetable(
+            "0 0 * * 0", timezone=settings().timezone, run_immediately=timedelta(0)
+        ),
+        start_date=None,
         catchup=False,
         max_active_runs=1,
         dagrun_timeout=timedelta(hours=8),
         default_args={
             "owner": use_case.owner,
             "retries": 1,
-            "retry_delay": timedelta(seconds=30),
+            "retry_delay": timedelta(seconds=10),
         },
         params={"as_of": AS_OF_PARAM},
         tags=["nightshift", "train", name],

@@ -87,6 +87,11 @@ class Settings(BaseSettings):
         """What ``make up`` started, with its secrets (mode 600)."""
         return self.state_dir / "services.json"
 
+    @property
+    def mlflow_artifacts_dir(self) -> Path:
+        """The folder of the embedded MLflow's artifacts."""
+        return self.state_dir / "mlflow-artifacts"
+
     def _embedded(self, key: str, setting: str) -> str:
         try:
             services: dict[str, Any] = json.loads(self.services_file.read_text())

@@ -16,6 +16,7 @@ valued as (
         unit_price::numeric(14, 4) as unit_price,
         (quantity * unit_price)::numeric(18, 4) as line_amount,
         invoiced_at,
+        invoiced_at::date as invoiced_date,
         customer_id,
         country,
         landed_date
