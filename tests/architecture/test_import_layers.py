@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "jobs" / "nightshift"
 STAGES = (
     *("ingest", "quality", "transform", "features"),
-    *("training", "gates", "scoring", "publishing"),
+    *("training", "gates", "scoring", "publishing", "monitoring"),
 )
 IMPURE = {"psycopg2", "adbc_driver_postgresql", "mlflow", "subprocess", "nightshift.io.warehouse"}
 LINT_IMPORTS = Path(sys.executable).parent / "lint-imports"
@@ -38,7 +38,9 @@ def test_a_stage_that_imports_another_breaks_the_contract(tmp_path: Path) -> Non
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
     layers = "\n    ".join(contracts["contracts"][0]["layers"])
     package = tmp_path / "nightshift"
-    for stage in ("cli", "demo", "doctor", "io", "spec", "use_cases", "feature_groups", "services",
+    for stage in ("cli", "demo", "doctor",
+        "pipeline",
+        "orchestration", "io", "spec", "use_cases", "feature_groups", "services",
                   "demo_data", *STAGES):  # fmt: skip
         (package / stage).mkdir(parents=True)
         (package / stage / "__init__.py").write_text("")
