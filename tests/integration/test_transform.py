@@ -91,6 +91,7 @@ def test_marts_have_the_columns_and_schemas_that_others_read(warehouse: Settings
         ("unit_price", "numeric(14,4)"),
         ("line_amount", "numeric(18,4)"),
         ("invoiced_at", "timestamp without time zone"),
+        ("invoiced_date", "date"),
         ("customer_id", "text"),
         ("country", "text"),
         ("landed_date", "date"),
