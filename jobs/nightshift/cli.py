@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import date, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,7 +18,7 @@ from nightshift.settings import Settings, load_settings
 from nightshift.use_cases import USE_CASES, find_use_case
 
 if TYPE_CHECKING:
-    from nightshift.gates.run import GateResult
+    from nightshift.gates.rules import GateResult
     from nightshift.monitoring.run import MaturedQuality
     from nightshift.services.run import ServiceStatus
 

@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 
 from nightshift import cli, pipeline
 from nightshift.contracts import SOURCES
-from nightshift.errors import NightshiftError
+from nightshift.errors import NightshiftError, SettingError
 from nightshift.gates.run import gate_results
 from nightshift.io import lake
 from nightshift.services import airflow
@@ -66,9 +66,7 @@ def run_demo(settings: Settings, landing: Path | None, as_of: date | None) -> No
         )  # fmt: skip
 
 
-def _choose(
-    settings: Settings, landing: Path | None, as_of: date | None
-) -> tuple[Settings, date]:
+def _choose(settings: Settings, landing: Path | None, as_of: date | None) -> tuple[Settings, date]:
     if landing is None:
         from nightshift.demo_data.run import demo_as_of, write_landing
 
@@ -103,7 +101,12 @@ class _Airflow:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.url, self.username, self.password = services.airflow_login(settings)
+        self.url, self.username, password = services.airflow_login(settings)
+        if password is None:
+            raise SettingError(
+                f"no password for {self.username} at {self.url}", "set NIGHTSHIFT_AIRFLOW_PASSWORD"
+            )
+        self.password = password
         token = airflow.log_in(self.url, self.username, self.password)
         if token is None:
             raise NightshiftError(

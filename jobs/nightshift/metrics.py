@@ -96,9 +96,7 @@ def measure(
         },
         differences={
             other: {
-                m: _estimate(
-                    values[first, m] - values[other, m], draws[first, m] - draws[other, m]
-                )
+                m: _estimate(values[first, m] - values[other, m], draws[first, m] - draws[other, m])
                 for s, m in statistics
                 if s == other and (first, m) in statistics
             }

@@ -67,7 +67,9 @@ class Settings(BaseSettings):
         try:
             ZoneInfo(value)
         except (KeyError, ValueError) as error:
-            raise ValueError("not a time zone of the IANA database, such as Europe/London") from error
+            raise ValueError(
+                "not a time zone of the IANA database, such as Europe/London"
+            ) from error
         return value
 
     @field_validator("database_url", "reader_database_url")

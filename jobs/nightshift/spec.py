@@ -70,7 +70,7 @@ class Aggregate(_Declaration):
 
 
 class Ratio(_Declaration):
-    """``numerator / denominator`` of two features of the same group; null where the denominator is 0."""
+    """``numerator / denominator``, two features of the group; null where the denominator is 0."""
 
     name: Name
     numerator: Name
@@ -192,7 +192,7 @@ class NoEvent(_Declaration):
 
 
 class Heuristic(_Declaration):
-    """A baseline without a model: rank by one feature, higher is riskier (or lower, if ``descending``)."""
+    """A baseline without a model: rank by one feature; a lower value ranks first if ``descending``."""
 
     name: Name
     feature: str
@@ -263,11 +263,8 @@ Gate = Annotated[
 
 def gate_name(gate: Gate) -> str:
     """A gate's name in reports and in ``ops.gate_results``: kind, then what tells it apart."""
-    parts = [gate.kind]
-    for field in ("metric", "baseline"):
-        if (value := getattr(gate, field, None)) is not None:
-            parts.append(value)
-    return "_".join(parts)
+    parts = (getattr(gate, field, None) for field in ("kind", "metric", "baseline"))
+    return "_".join(part for part in parts if part is not None)
 
 
 class Band(_Declaration):
@@ -278,7 +275,7 @@ class Band(_Declaration):
 
 
 class UseCase(_Declaration):
-    """One prediction task. Everything else (DAG ids, tables, registered model) follows from its name."""
+    """One prediction task. All else (DAG ids, tables, registered model) follows from its name."""
 
     name: Name
     title: str

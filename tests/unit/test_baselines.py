@@ -1,7 +1,7 @@
 import numpy as np
 
-from nightshift.spec import Heuristic
 from nightshift.baselines import fit_linear, heuristic_scores, linear_scores, signed_log
+from nightshift.spec import Heuristic
 
 NAN = float("nan")
 

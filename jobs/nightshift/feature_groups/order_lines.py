@@ -1,4 +1,4 @@
-"""What order lines tell about a customer: recency, frequency, money, returns, rhythm, assortment."""
+"""What order lines tell about a customer: recency, frequency, money, returns, rhythm, range."""
 
 from nightshift.spec import Aggregate, FeatureGroup, Measure, Ratio, Source
 
@@ -46,7 +46,9 @@ CUSTOMER_ORDERS = FeatureGroup(
     aggregates=(
         Aggregate(measure="purchase", aggregations=("days_since_last", "days_since_first")),
         Aggregate(measure="purchase", aggregations=("count",), windows=(30, 90, 180, 365)),
-        Aggregate(measure="order", aggregations=("distinct",), windows=(30, 60, 90, 180, 365, None)),
+        Aggregate(
+            measure="order", aggregations=("distinct",), windows=(30, 60, 90, 180, 365, None)
+        ),
         Aggregate(
             measure="purchase_day", aggregations=("distinct",), windows=(30, 60, 90, 180, 365, None)
         ),

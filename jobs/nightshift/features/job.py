@@ -6,7 +6,8 @@ from datetime import date
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyspark.sql import Column, DataFrame, functions as F
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
 from pyspark.sql.types import (
     DateType,
     DoubleType,
@@ -87,10 +88,7 @@ def vectors(
             _as_integer(source.event_time, "timestamp").alias("__time"),
             _as_integer(source.landed_date, "date").alias("__landed"),
             *(F.coalesce(F.expr(w), F.lit(False)).alias(f"__f{i}") for i, w in enumerate(flags)),
-            *(
-                _as_integer(c, source.columns[c]).alias(f"__v{i}")
-                for i, c in enumerate(columns)
-            ),
+            *(_as_integer(c, source.columns[c]).alias(f"__v{i}") for i, c in enumerate(columns)),
         )
         .repartition(partitions, "__key")
     )
@@ -152,8 +150,7 @@ def events_of(
         time_us=table["__time"].combine_chunks().to_numpy(),
         landed_day=table["__landed"].combine_chunks().to_numpy(),
         flags={
-            where: np.asarray(table[f"__f{i}"].combine_chunks())
-            for i, where in enumerate(flags)
+            where: np.asarray(table[f"__f{i}"].combine_chunks()) for i, where in enumerate(flags)
         },
         values=values,
         valid=valid,

@@ -165,9 +165,9 @@ class _GroupKernel:
                 if feature.window is not None:
                     since = midnight_us(snapshot.as_of) - feature.window * DAY_US
                     entity = entity[time_us >= since]
-                result[feature.name] = np.bincount(
-                    entity, minlength=self.events.entities
-                ).astype(np.float64)
+                result[feature.name] = np.bincount(entity, minlength=self.events.entities).astype(
+                    np.float64
+                )
             else:
                 result[feature.name] = self._reduce(
                     feature, snapshot, mask, start, end, count, summed
@@ -175,9 +175,7 @@ class _GroupKernel:
         with np.errstate(divide="ignore", invalid="ignore"):
             for ratio in self.group.ratios:
                 below = result[ratio.denominator]
-                result[ratio.name] = np.where(
-                    below == 0, np.nan, result[ratio.numerator] / below
-                )
+                result[ratio.name] = np.where(below == 0, np.nan, result[ratio.numerator] / below)
         return result
 
     def _newest_of_pairs(

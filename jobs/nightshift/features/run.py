@@ -113,7 +113,9 @@ def build_features(
     jobs = [(use_case, (as_of,), None) for use_case in use_cases]
     with recorded_run(settings, "features", as_of) as run:
         results = _build(settings, "features", as_of, jobs)
-        run.result = {name: {"rows": r.rows, "is_reused": r.is_reused} for name, r in results.items()}
+        run.result = {
+            name: {"rows": r.rows, "is_reused": r.is_reused} for name, r in results.items()
+        }
         return results
 
 

@@ -173,7 +173,8 @@ def _measure_champion(
     ).to_pylist() or not np.array_equal(predict(candidate, matrix), scored):
         raise NightshiftError(
             f"the training dataset in {folder} has changed since version "
-            f"{version.version} was trained", remedy
+            f"{version.version} was trained",
+            remedy,
         )
     measured = measure(
         predictions.column("label").to_numpy(),

@@ -37,7 +37,7 @@ def connect(settings: Settings) -> Iterator[Connection]:
 
 
 def migrate(settings: Settings) -> None:
-    """Create what is missing of the fixed tables (schema.sql). Safe at any time, also concurrently."""
+    """Create what is missing of the fixed tables (schema.sql); safe at any time, and at once."""
     with connect(settings) as connection, connection.cursor() as cursor:
         cursor.execute("select pg_advisory_xact_lock(hashtext('nightshift.migrate'))")
         cursor.execute(files("nightshift.io").joinpath("schema.sql").read_text())
@@ -84,5 +84,10 @@ def _close_run(settings: Settings, run: Run, status: str, error: str | None) -> 
         cursor.execute(
             "update ops.runs set status = %s, ended_at = clock_timestamp(), result = %s, error = %s"
             " where run_id = %s",
-            (status, Json(run.result, dumps=lambda o: json.dumps(o, default=str)), error, run.run_id),
+            (
+                status,
+                Json(run.result, dumps=lambda o: json.dumps(o, default=str)),
+                error,
+                run.run_id,
+            ),
         )

@@ -70,9 +70,7 @@ def model_bytes(booster: xgb.Booster) -> bytes:
     return bytes(booster.save_raw("ubj"))
 
 
-def _quantised(
-    matrix: Matrix, labels: Labels, feature_names: Sequence[str]
-) -> xgb.QuantileDMatrix:
+def _quantised(matrix: Matrix, labels: Labels, feature_names: Sequence[str]) -> xgb.QuantileDMatrix:
     return xgb.QuantileDMatrix(
         matrix, labels, feature_names=list(feature_names), max_bin=parameters(0)["max_bin"]
     )

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xgboost as xgb
 
+from nightshift.baselines import LINEAR, fit_linear, heuristic_scores, linear_scores
 from nightshift.booster import Matrix, Vector, predict, to_matrix
 from nightshift.errors import NightshiftError
 from nightshift.io import model_store
@@ -26,7 +27,6 @@ from nightshift.metrics import Estimate, Measured, measure
 from nightshift.settings import PROJECT_ROOT, Settings
 from nightshift.spec import UseCase
 from nightshift.training import report
-from nightshift.baselines import LINEAR, fit_linear, heuristic_scores, linear_scores
 from nightshift.training.fit import (
     fit_early_stopped,
     fit_trees,

@@ -35,7 +35,7 @@ def event(customer: str, at: str, landed: str | None = None, **more: Any) -> dic
 def adversarial_events(rows: int = 4_000) -> list[dict[str, Any]]:
     """Ties, midnights, leap days, late landings, cancellations, nulls, one event, extremes."""
     random = np.random.default_rng(7)
-    start = datetime(2010, 12, 1)
+    start = datetime.fromisoformat("2010-12-01")
     events = []
     for _ in range(rows):
         at = start + timedelta(days=int(random.integers(0, 560)))
@@ -137,19 +137,21 @@ def test_every_feature_equals_plain_sql(
     measures = {m.name: m for m in group.measures}
     database = duckdb.connect()
     database.register("events", pa.Table.from_pylist(events))
-    database.execute(
-        "create table snapshots as select unnest(?::date[]) as as_of", [SNAPSHOTS]
-    )
+    database.execute("create table snapshots as select unnest(?::date[]) as as_of", [SNAPSHOTS])
     selected = ", ".join(
         oracle_sql(f, measures[f.measure].where or "true", measures[f.measure].column)
         for f in group.features
     )
-    rows = database.sql(
-        f"select customer_id, as_of, {selected} from events join snapshots"
-        " on invoiced_at < as_of and landed_date < as_of group by customer_id, as_of"
-        " having count(*) filter (where not is_cancellation and quantity > 0"
-        " and invoiced_at >= as_of - interval 365 day) > 0"
-    ).to_arrow_table().to_pylist()
+    rows = (
+        database.sql(
+            f"select customer_id, as_of, {selected} from events join snapshots"
+            " on invoiced_at < as_of and landed_date < as_of group by customer_id, as_of"
+            " having count(*) filter (where not is_cancellation and quantity > 0"
+            " and invoiced_at >= as_of - interval 365 day) > 0"
+        )
+        .to_arrow_table()
+        .to_pylist()
+    )
     expected = {(row.pop("customer_id"), row.pop("as_of")): row for row in rows}
     assert set(expected) == set(computed)
     assert len(expected) > 60

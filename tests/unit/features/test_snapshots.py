@@ -1,4 +1,5 @@
 from datetime import date, timedelta
+from itertools import pairwise
 
 import pytest
 
@@ -12,7 +13,7 @@ FIRST = date(2010, 1, 1)
 def test_the_newest_snapshot_has_just_matured() -> None:
     dates = mature_snapshots(CHURN, date(2012, 6, 1), FIRST)
     assert dates[-1] == date(2012, 6, 1) - timedelta(days=90)
-    assert {b - a for a, b in zip(dates, dates[1:], strict=False)} == {timedelta(days=14)}
+    assert {b - a for a, b in pairwise(dates)} == {timedelta(days=14)}
     assert len(dates) == CHURN.snapshots.count
 
 

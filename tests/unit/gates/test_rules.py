@@ -68,9 +68,7 @@ def test_beats_champion(difference: float, passed: bool) -> None:
 
 def test_without_a_champion_the_gate_passes_and_says_so() -> None:
     result = judge_gate(BeatsChampion(metric="auc", tolerance=0.01), NOTHING)
-    assert result == GateResult(
-        "beats_champion_auc", True, None, -0.01, "there is no champion yet"
-    )
+    assert result == GateResult("beats_champion_auc", True, None, -0.01, "there is no champion yet")
 
 
 def test_a_champion_of_features_that_are_gone_is_no_rival() -> None:
@@ -96,9 +94,7 @@ def test_calibration_within(error: float, passed: bool) -> None:
     assert judge_gate(CalibrationWithin(value=0.15), found).passed is passed
 
 
-@pytest.mark.parametrize(
-    "gate", [AtLeast(metric="auc", value=0.0), CalibrationWithin(value=1.0)]
-)
+@pytest.mark.parametrize("gate", [AtLeast(metric="auc", value=0.0), CalibrationWithin(value=1.0)])
 def test_a_metric_that_is_missing_fails(gate: AtLeast | CalibrationWithin) -> None:
     result = judge_gate(gate, NOTHING)
     assert not result.passed
