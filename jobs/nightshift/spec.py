@@ -192,7 +192,7 @@ class NoEvent(_Declaration):
 
 
 class Heuristic(_Declaration):
-    """A baseline without a model: rank by one feature; a lower value ranks first if ``descending``."""
+    """A baseline without a model: rank by one feature; a low value first if ``descending``."""
 
     name: Name
     feature: str
