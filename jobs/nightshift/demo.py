@@ -68,9 +68,12 @@ def run_demo(settings: Settings, landing: Path | None, as_of: date | None) -> No
 
 def _choose(settings: Settings, landing: Path | None, as_of: date | None) -> tuple[Settings, date]:
     if landing is None:
-        from nightshift.demo_data.run import demo_as_of, write_landing
+        from nightshift.demo_data.run import MARKER, demo_as_of, is_written, write_landing
 
-        if not (settings.landing / SOURCES[0]).is_dir():
+        is_own = (settings.landing / SOURCES[0]).is_dir() and not (
+            settings.landing / MARKER
+        ).exists()
+        if not is_own and not is_written(settings.landing):
             write_landing(settings.landing)
         return settings, as_of or demo_as_of(settings.landing)
     if not landing.is_dir():

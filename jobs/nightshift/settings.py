@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
+from dotenv import dotenv_values
 from pydantic import ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -128,7 +129,7 @@ def load_settings(**overrides: Any) -> Settings:
         SettingError: naming each setting that is unknown or malformed.
     """
     known = {PREFIX + name.upper() for name in Settings.model_fields}
-    for name in sorted(os.environ):
+    for name in sorted({*os.environ, *dotenv_values(PROJECT_ROOT / ".env")}):
         if name.startswith(PREFIX) and name not in known:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(sorted(known))}"

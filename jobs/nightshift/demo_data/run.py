@@ -52,6 +52,14 @@ class _Days:
     days: tuple[tuple[int, Orders, Orders], ...]
 
 
+def is_written(landing: Path) -> bool:
+    """True when ``landing`` holds demo data, written to its end."""
+    try:
+        return "rows" in json.loads((landing / MARKER).read_text())
+    except (OSError, ValueError):
+        return False
+
+
 def demo_as_of(landing: Path) -> date:
     """The ``as_of`` to run a demo landing zone on.
 

@@ -18,7 +18,7 @@ from nightshift.features import job
 from nightshift.features.snapshots import mature_snapshots
 from nightshift.io import lake
 from nightshift.io.spark import spark_session
-from nightshift.io.warehouse import connect, recorded_run
+from nightshift.io.warehouse import connect, holding, recorded_run
 from nightshift.settings import PROJECT_ROOT, Settings
 from nightshift.spec import Source, UseCase
 
@@ -58,7 +58,8 @@ def extract(settings: Settings, use_cases: Sequence[UseCase], as_of: date) -> Ex
     with recorded_run(settings, "extract", as_of) as run:
         changed = months = rows = 0
         for source in {u.source.name: u.source for u in use_cases}.values():
-            done = _extract_source(settings, source)
+            with holding(settings, exclusive=[_lake_lock(source)]):
+                done = _extract_source(settings, source)
             changed, months, rows = changed + done[0], months + done[1], rows + done[2]
         run.result = {"months_changed": changed, "months": months, "rows": rows}
         log.info("extract: %d of %d months changed, %d rows written", changed, months, rows)
@@ -147,7 +148,23 @@ def build_labels(settings: Settings, use_case: UseCase, as_of: date) -> DatasetR
 _Job = tuple[UseCase, tuple[date, ...], date | None]
 
 
+def _lake_lock(source: Source) -> str:
+    return f"lake:{source.name}"
+
+
 def _build(
+    settings: Settings, kind: str, as_of: date, jobs: Sequence[_Job]
+) -> dict[str, DatasetResult]:
+    """Build what is missing: one writer a dataset, and no extract changes what a job reads."""
+    with holding(
+        settings,
+        exclusive={f"{kind}:{use_case.name}:{as_of}" for use_case, _, _ in jobs},
+        shared={_lake_lock(use_case.source) for use_case, _, _ in jobs},
+    ):
+        return _build_locked(settings, kind, as_of, jobs)
+
+
+def _build_locked(
     settings: Settings, kind: str, as_of: date, jobs: Sequence[_Job]
 ) -> dict[str, DatasetResult]:
     keys = {

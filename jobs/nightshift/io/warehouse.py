@@ -1,7 +1,7 @@
 """Connections to the warehouse, its fixed schema, locks, and the record of runs."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import date
 from importlib.resources import files
@@ -47,6 +47,23 @@ def lock(connection: Connection, name: str) -> None:
     """Hold ``name`` until the transaction ends; a second caller waits."""
     with connection.cursor() as cursor:
         cursor.execute("select pg_advisory_xact_lock(hashtextextended(%s, 0))", (name,))
+
+
+@contextmanager
+def holding(
+    settings: Settings, exclusive: Iterable[str] = (), shared: Iterable[str] = ()
+) -> Iterator[None]:
+    """Hold named locks for the length of the block; a killed process lets go of them.
+
+    Names are taken in alphabetical order, so that two callers never wait for each other.
+    """
+    wanted = sorted([(name, "") for name in exclusive] + [(name, "_shared") for name in shared])
+    with connect(settings) as connection, connection.cursor() as cursor:
+        # the connection only holds the locks, and idles while the work is done elsewhere
+        cursor.execute("set local idle_in_transaction_session_timeout = 0")
+        for name, mode in wanted:
+            cursor.execute(f"select pg_advisory_xact_lock{mode}(hashtextextended(%s, 0))", (name,))
+        yield
 
 
 class Run:

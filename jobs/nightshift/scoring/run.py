@@ -15,7 +15,7 @@ import xgboost as xgb
 from nightshift.booster import contributions, predict, to_matrix
 from nightshift.errors import NightshiftError, RefusedAsOf
 from nightshift.io import lake, model_store
-from nightshift.io.warehouse import recorded_run
+from nightshift.io.warehouse import holding, recorded_run
 from nightshift.publication import ScoresManifest, publication_id, reasons_per_row
 from nightshift.scoring.bands import assign
 from nightshift.scoring.reasons import explain
@@ -50,7 +50,11 @@ def score(settings: Settings, use_case: UseCase, as_of: date) -> ScoreResult:
         RefusedAsOf: when there is no champion yet.
         NightshiftError: when there are no features, or they do not fit the model.
     """
-    with recorded_run(settings, "score", as_of, use_case.name) as run:
+    day = f"{use_case.name}:{as_of}"
+    with (
+        recorded_run(settings, "score", as_of, use_case.name) as run,
+        holding(settings, exclusive=[f"scores:{day}"], shared=[f"features:{day}"]),
+    ):
         champion = model_store.champion(settings, use_case.name)
         if champion is None:
             raise RefusedAsOf(

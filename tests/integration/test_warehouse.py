@@ -1,0 +1,64 @@
+"""The record of runs, and locks that a second run waits for."""
+
+from concurrent.futures import ThreadPoolExecutor, TimeoutError
+from contextlib import closing
+from datetime import date
+from typing import Any
+
+import psycopg2
+import pytest
+
+from nightshift.errors import NightshiftError
+from nightshift.io.warehouse import connect, holding, migrate, recorded_run
+from nightshift.settings import Settings
+
+AS_OF = date(2011, 6, 12)
+
+
+def runs(settings: Settings) -> list[tuple[Any, ...]]:
+    with closing(psycopg2.connect(settings.warehouse_url)) as connection:
+        cursor = connection.cursor()
+        cursor.execute(
+            "select stage, use_case, as_of, status, result, error, ended_at is not null"
+            " from ops.runs order by run_id"
+        )
+        return cursor.fetchall()
+
+
+def test_a_run_that_ends_well_is_recorded_with_its_result(warehouse: Settings) -> None:
+    with recorded_run(warehouse, "score", AS_OF, "churn") as run:
+        assert [row[3] for row in runs(warehouse)] == ["running"]
+        run.result = {"rows": 3, "on": AS_OF}
+    assert runs(warehouse) == [
+        ("score", "churn", AS_OF, "succeeded", {"rows": 3, "on": "2011-06-12"}, None, True)
+    ]
+
+
+def test_a_run_that_fails_is_recorded_with_the_reason(warehouse: Settings) -> None:
+    with pytest.raises(NightshiftError), recorded_run(warehouse, "ingest", AS_OF):
+        raise NightshiftError("the file is empty", "send it again")
+    assert runs(warehouse) == [("ingest", None, AS_OF, "failed", {}, "the file is empty", True)]
+
+
+def test_an_exclusive_lock_makes_the_second_wait_and_a_shared_one_does_not(
+    warehouse: Settings,
+) -> None:
+    def take(exclusive: tuple[str, ...], shared: tuple[str, ...]) -> bool:
+        with holding(warehouse, exclusive, shared):
+            return True
+
+    with ThreadPoolExecutor(2) as pool:
+        with holding(warehouse, shared=["lake"]):
+            assert pool.submit(take, (), ("lake",)).result(10)
+            assert pool.submit(take, ("other",), ()).result(10)
+            waiting = pool.submit(take, ("lake",), ())
+            with pytest.raises(TimeoutError):
+                waiting.result(0.5)
+        assert waiting.result(10)
+
+
+def test_migrating_again_changes_nothing(warehouse: Settings) -> None:
+    migrate(warehouse)
+    with connect(warehouse) as connection, connection.cursor() as cursor:
+        cursor.execute("select count(*) from ops.runs")
+        assert cursor.fetchone() == (0,)
