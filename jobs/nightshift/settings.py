@@ -8,6 +8,7 @@ user sets replaces the embedded part of the same name; what is unset is taken fr
 import difflib
 import json
 import os
+import re
 from datetime import time
 from functools import cache
 from pathlib import Path
@@ -122,6 +123,11 @@ class Settings(BaseSettings):
         return self.mlflow_tracking_uri or self._embedded("mlflow_uri", "mlflow_tracking_uri")
 
 
+def _masked(value: object) -> str:
+    """The value as it was given, without the password of a URL."""
+    return re.sub(r"(://[^:/@\s]*):[^@\s]*@", r"\1:***@", repr(value))
+
+
 def load_settings(**overrides: Any) -> Settings:
     """Read the settings.
 
@@ -129,7 +135,8 @@ def load_settings(**overrides: Any) -> Settings:
         SettingError: naming each setting that is unknown or malformed.
     """
     known = {PREFIX + name.upper() for name in Settings.model_fields}
-    for name in sorted({*os.environ, *dotenv_values(PROJECT_ROOT / ".env")}):
+    env_file = overrides.get("_env_file", PROJECT_ROOT / ".env")
+    for name in sorted({*os.environ, *(dotenv_values(env_file) if env_file else ())}):
         if name.startswith(PREFIX) and name not in known:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(sorted(known))}"
@@ -138,7 +145,7 @@ def load_settings(**overrides: Any) -> Settings:
         return Settings(**overrides)
     except ValidationError as error:
         lines = [
-            f"{PREFIX}{'_'.join(map(str, e['loc'])).upper()}={e.get('input')!r}: {e['msg']}"
+            f"{PREFIX}{'_'.join(map(str, e['loc'])).upper()}={_masked(e.get('input'))}: {e['msg']}"
             for e in error.errors()
         ]
         raise SettingError("; ".join(lines), "correct it in the environment or in .env") from None

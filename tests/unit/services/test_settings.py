@@ -46,3 +46,17 @@ def test_without_services_each_url_says_how_to_get_it(tmp_path: Path) -> None:
             getattr(settings, name)
     with pytest.raises(SettingError, match="make up"):
         services.airflow_environment(settings)
+
+
+def test_an_unknown_setting_in_the_env_file_is_named(tmp_path: Path) -> None:
+    env_file = tmp_path / ".env"
+    env_file.write_text("OTHER=1\nNIGHTSHIFT_LAKEE=/data\n")
+    with pytest.raises(SettingError, match="unknown setting NIGHTSHIFT_LAKEE"):
+        load_settings(_env_file=env_file)
+
+
+def test_a_password_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NIGHTSHIFT_DATABASE_URL", "mysql://me:secret@host/db")
+    with pytest.raises(SettingError, match=r"me:\*\*\*@host") as refused:
+        load_settings(_env_file=None)
+    assert "secret" not in str(refused.value)
