@@ -1,0 +1,215 @@
+"""The DAG files as Airflow loads them, in one process without any service."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nightshift.settings import PROJECT_ROOT
+from nightshift.use_cases import USE_CASES
+
+DAGS = PROJECT_ROOT / "dags"
+
+# A fresh process, as in the dag-processor: what it imports, nothing else has imported before.
+LOAD = """
+import json, sys
+from airflow.dag_processing.dagbag import DagBag
+
+bag = DagBag(dag_folder=sys.argv[1], load_op_links=False)
+dags = {
+    dag.dag_id: {
+        "schedule": dag.timetable.expression,
+        "timezone": str(dag.timetable.timezone),
+        "start_date": dag.start_date and dag.start_date.isoformat(),
+        "catchup": dag.catchup,
+        "max_active_runs": dag.max_active_runs,
+        "timeout_hours": dag.dagrun_timeout.total_seconds() / 3600,
+        "tags": sorted(dag.tags),
+        "doc": dag.doc_md,
+        "params": {
+            name: {"value": dag.params.get_param(name).value, **dag.params.get_param(name).schema}
+            for name in dag.params
+        },
+        "tasks": {
+            task.task_id: {
+                "upstream": sorted(task.upstream_task_ids),
+                "owner": task.owner,
+                "retries": task.retries,
+                "pool": task.pool,
+                "trigger_rule": str(getattr(task.trigger_rule, "value", task.trigger_rule)),
+            }
+            for task in dag.tasks
+        },
+    }
+    for dag in bag.dags.values()
+}
+print(json.dumps({
+    "errors": bag.import_errors, "dags": dags, "modules": sorted(sys.modules)
+}), file=sys.__stdout__)
+"""
+
+
+def load_dags(folder: Path, home: Path) -> dict[str, Any]:
+    """Import errors, DAGs and imported modules of a fresh process that loads ``folder``."""
+    environment = {
+        **os.environ,
+        "AIRFLOW_HOME": str(home),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home}/airflow.db",
+        "PYTHONPATH": str(PROJECT_ROOT / "jobs"),
+        "NIGHTSHIFT_TIMEZONE": "Europe/London",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, str(folder)],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    loaded: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return load_dags(DAGS, tmp_path_factory.mktemp("airflow"))
+
+
+def test_every_dag_file_loads(loaded: dict[str, Any]) -> None:
+    assert loaded["errors"] == {}
+    assert sorted(loaded["dags"]) == sorted(["nightly", *(f"train__{u.name}" for u in USE_CASES)])
+
+
+def test_a_broken_dag_file_is_seen(tmp_path: Path) -> None:
+    folder = tmp_path / "dags"
+    folder.mkdir()
+    (folder / "broken.py").write_text("from airflow.sdk import DAG, no_such_name\n")
+    found = load_dags(folder, tmp_path)
+    assert found["dags"] == {}
+    assert "no_such_name" in next(iter(found["errors"].values()))
+
+
+HEAVY = {
+    "dbt", "duckdb", "great_expectations", "mlflow", "numpy", "pandas", "psycopg2", "pyarrow",
+    "pyspark", "sklearn", "xgboost",
+}  # fmt: skip
+STAGES = {
+    "features", "gates", "ingest", "monitoring", "publishing", "quality", "scoring", "training",
+    "transform",
+}  # fmt: skip
+
+
+def imported_too_early(before: list[str], after: list[str]) -> set[str]:
+    """Of the modules that loading the DAG files adds: stages, and what only stages need."""
+    added = set(after) - set(before)
+    return {name for name in added if name in HEAVY} | {
+        name for name in added if name.startswith("nightshift.") and name.split(".")[1] in STAGES
+    }
+
+
+@pytest.fixture(scope="module")
+def without_dags(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The same process on an empty folder: what Airflow imports for itself."""
+    folder = tmp_path_factory.mktemp("empty")
+    return load_dags(folder, folder)
+
+
+def test_loading_imports_no_stage(loaded: dict[str, Any], without_dags: dict[str, Any]) -> None:
+    assert imported_too_early(without_dags["modules"], loaded["modules"]) == set()
+
+
+def test_an_import_at_parse_time_is_seen(tmp_path: Path, without_dags: dict[str, Any]) -> None:
+    folder = tmp_path / "dags"
+    folder.mkdir()
+    (folder / "eager.py").write_text(
+        "from airflow.sdk import DAG\nfrom nightshift.transform.run import build\nimport pyspark\n"
+    )
+    found = load_dags(folder, tmp_path)
+    assert found["errors"] == {}
+    early = imported_too_early(without_dags["modules"], found["modules"])
+    assert {"pyspark", "nightshift.transform.run"} <= early
+
+
+def test_the_night_goes_through_its_stages_in_order(loaded: dict[str, Any]) -> None:
+    tasks = loaded["dags"]["nightly"]["tasks"]
+    scores = [f"score.score_{use_case.name}" for use_case in USE_CASES]
+    upstream = {name: task["upstream"] for name, task in tasks.items()}
+    assert upstream == {
+        "ingest.wait_for_landings": [],
+        "ingest.load_raw": ["ingest.wait_for_landings"],
+        "quality.check_landed": ["ingest.load_raw"],
+        "transform.build_marts": ["quality.check_landed"],
+        "features.extract_events": ["transform.build_marts"],
+        "features.compute_features": ["features.extract_events"],
+        **{key: ["features.compute_features"] for key in scores},
+        "publish.publish_predictions": sorted(scores),
+    }
+
+
+@pytest.mark.parametrize("use_case", USE_CASES, ids=lambda use_case: use_case.name)
+def test_a_training_goes_through_its_stages_in_order(loaded: dict[str, Any], use_case: Any) -> None:
+    tasks = loaded["dags"][f"train__{use_case.name}"]["tasks"]
+    assert {name: task["upstream"] for name, task in tasks.items()} == {
+        "load_raw": [],
+        "check_landed": ["load_raw"],
+        "build_marts": ["check_landed"],
+        "extract_events": ["build_marts"],
+        "build_training_set": ["extract_events"],
+        "train_model": ["build_training_set"],
+        "judge_gates": ["train_model"],
+    }
+
+
+def test_schedules(loaded: dict[str, Any]) -> None:
+    assert loaded["dags"]["nightly"]["schedule"] == "0 0 * * *"
+    for name, dag in loaded["dags"].items():
+        if name.startswith("train__"):
+            assert dag["schedule"] == "0 0 * * 0", name
+        assert dag["timezone"] == "Europe/London", name
+        assert dag["catchup"] is False, name
+        assert dag["start_date"] is None, name
+        assert dag["max_active_runs"] == 1, name
+        assert dag["timeout_hours"] == 8, name
+
+
+def test_every_dag_states_its_owner_tags_and_param(loaded: dict[str, Any]) -> None:
+    for name, dag in loaded["dags"].items():
+        assert "nightshift" in dag["tags"], name
+        as_of = dag["params"]["as_of"]
+        assert (as_of["value"], as_of["type"], as_of["format"]) == (
+            None, ["null", "string"], "date",
+        ), name  # fmt: skip
+        for task_id, task in dag["tasks"].items():
+            assert task["owner"] == "data-team", (name, task_id)
+            assert task["retries"] == 1, (name, task_id)
+            # another rule could turn a night green that has not published
+            assert task["trigger_rule"] == "all_success", (name, task_id)
+
+
+def test_spark_jobs_share_the_one_slot_pool(loaded: dict[str, Any]) -> None:
+    in_pool = {
+        f"{name}/{task_id}"
+        for name, dag in loaded["dags"].items()
+        for task_id, task in dag["tasks"].items()
+        if task["pool"] == "spark"
+    }
+    assert in_pool == {
+        "nightly/features.compute_features",
+        *(f"train__{use_case.name}/build_training_set" for use_case in USE_CASES),
+    }
+
+
+@pytest.mark.parametrize("part", ["Purpose", "Inputs", "Outputs", "Rerun", "When it fails"])
+def test_the_doc_of_every_dag_has_its_parts(loaded: dict[str, Any], part: str) -> None:
+    for name, dag in loaded["dags"].items():
+        assert f"**{part}.**" in dag["doc"], name
+
+
+def test_dag_files_are_thin() -> None:
+    for path in sorted(DAGS.glob("*.py")):
+        source = path.read_text()
+        assert "import pandas" not in source and "select " not in source.lower(), path.name

@@ -1,0 +1,174 @@
+"""What the tasks share: the date of a run, the wait for landings, refusals as failures."""
+
+import asyncio
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from airflow.sdk.definitions.param import ParamsDict
+from airflow.sdk.exceptions import AirflowFailException, ParamValidationError
+
+from nightshift import orchestration
+from nightshift.errors import QualityError, RefusedAsOf
+from nightshift.orchestration import (
+    AS_OF_PARAM,
+    LandingsTrigger,
+    as_of_of,
+    missing_landings,
+    run_as_of,
+    run_stage,
+)
+
+MIDNIGHT = datetime(2025, 12, 28, 0, 0, tzinfo=UTC)
+LATER = datetime(2026, 4, 1, 9, 30, tzinfo=UTC)
+
+
+def test_the_param_wins() -> None:
+    assert as_of_of("2025-12-24", MIDNIGHT, LATER, "UTC", False) == date(2025, 12, 24)
+
+
+@pytest.mark.parametrize(
+    ("logical_date", "timezone", "expected"),
+    [
+        (datetime(2025, 12, 28, 0, 0, tzinfo=UTC), "UTC", date(2025, 12, 28)),
+        (datetime(2025, 12, 28, 23, 59, 59, tzinfo=UTC), "UTC", date(2025, 12, 28)),
+        # midnight in Berlin is the evening before in UTC
+        (datetime(2025, 12, 27, 23, 0, tzinfo=UTC), "Europe/Berlin", date(2025, 12, 28)),
+        (datetime(2025, 12, 27, 22, 59, tzinfo=UTC), "Europe/Berlin", date(2025, 12, 27)),
+        # in summer an hour earlier
+        (datetime(2025, 6, 27, 22, 0, tzinfo=UTC), "Europe/Berlin", date(2025, 6, 28)),
+        (datetime(2025, 12, 28, 4, 59, tzinfo=UTC), "America/New_York", date(2025, 12, 27)),
+        (datetime(2025, 12, 28, 5, 0, tzinfo=UTC), "America/New_York", date(2025, 12, 28)),
+    ],
+)
+def test_the_logical_date_counts_in_the_pipelines_time_zone(
+    logical_date: datetime, timezone: str, expected: date
+) -> None:
+    assert as_of_of(None, logical_date, LATER, timezone, False) == expected
+    assert as_of_of(None, logical_date, LATER, timezone, True) == expected
+
+
+def test_without_a_logical_date_run_after_stands_in() -> None:
+    assert as_of_of(None, None, LATER, "UTC", False) == date(2026, 4, 1)
+    late = datetime(2026, 4, 1, 23, 30, tzinfo=UTC)
+    assert as_of_of(None, None, late, "Asia/Tokyo", False) == date(2026, 4, 2)
+
+
+def test_the_param_is_refused_in_a_backfill() -> None:
+    with pytest.raises(RefusedAsOf, match=r"as_of=2025-12-24 is set in a backfill"):
+        as_of_of("2025-12-24", MIDNIGHT, LATER, "UTC", True)
+
+
+@pytest.mark.parametrize("is_enum", [False, True])
+def test_a_backfill_is_known_by_the_runs_type(is_enum: bool) -> None:
+    run_type: Any = SimpleNamespace(value="backfill") if is_enum else "backfill"
+    context = {
+        "params": {"as_of": "2025-12-24"},
+        "logical_date": MIDNIGHT,
+        "dag_run": SimpleNamespace(run_after=LATER, run_type=run_type),
+    }
+    with pytest.raises(RefusedAsOf):
+        run_as_of(context)
+    context["dag_run"] = SimpleNamespace(run_after=LATER, run_type="manual")
+    assert run_as_of(context) == date(2025, 12, 24)
+
+
+@pytest.mark.parametrize("value", ["2025-02-30", "28.12.2025", "", "yesterday"])
+def test_the_form_takes_nothing_but_a_date(value: str) -> None:
+    with pytest.raises(ParamValidationError):
+        ParamsDict({"as_of": AS_OF_PARAM})["as_of"] = value
+
+
+def test_the_form_takes_a_date_or_nothing() -> None:
+    params = ParamsDict({"as_of": AS_OF_PARAM})
+    assert params["as_of"] is None
+    params["as_of"] = "2025-12-28"
+    assert params["as_of"] == "2025-12-28"
+
+
+def test_a_refusal_fails_the_task_without_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    context = {
+        "params": {},
+        "logical_date": MIDNIGHT,
+        "dag_run": SimpleNamespace(run_after=LATER, run_type="manual"),
+    }
+    monkeypatch.setattr(orchestration, "get_current_context", lambda: context)
+
+    def refuse(as_of: date) -> None:
+        raise QualityError(f"nothing landed before {as_of}", "look at the landing zone")
+
+    with pytest.raises(AirflowFailException, match="nothing landed before 2025-12-28") as failure:
+        run_stage(refuse)
+    assert "look at the landing zone" in str(failure.value)
+
+    def crash(as_of: date) -> None:
+        raise ConnectionError("gone")
+
+    with pytest.raises(ConnectionError):  # Airflow tries again
+        run_stage(crash)
+    assert run_stage(lambda as_of: as_of.isoformat()) == "2025-12-28"
+
+
+def land(landing: Path, source: str, day: str) -> None:
+    (landing / source / f"ds={day}").mkdir(parents=True)
+
+
+def test_missing_landings_are_those_of_the_day_before(tmp_path: Path) -> None:
+    sources = ("order_lines", "returns")
+    as_of = date(2026, 3, 1)
+    assert missing_landings(tmp_path, sources, as_of) == [
+        "order_lines/ds=2026-02-28",
+        "returns/ds=2026-02-28",
+    ]
+    land(tmp_path, "order_lines", "2026-02-28")
+    land(tmp_path, "returns", "2026-03-01")  # of the day itself: not known to as_of
+    assert missing_landings(tmp_path, sources, as_of) == ["returns/ds=2026-02-28"]
+    land(tmp_path, "returns", "2026-02-28")
+    assert missing_landings(tmp_path, sources, as_of) == []
+
+
+def test_a_file_in_the_folders_place_is_no_landing(tmp_path: Path) -> None:
+    (tmp_path / "order_lines").mkdir()
+    (tmp_path / "order_lines" / "ds=2026-02-28").touch()
+    assert missing_landings(tmp_path, ("order_lines",), date(2026, 3, 1)) == [
+        "order_lines/ds=2026-02-28"
+    ]
+
+
+def trigger(landing: Path, deadline: datetime) -> LandingsTrigger:
+    return LandingsTrigger(str(landing), ["order_lines"], "2026-03-01", deadline.isoformat())
+
+
+async def fired(waiting: LandingsTrigger) -> Any:
+    return (await anext(waiting.run())).payload
+
+
+def test_the_trigger_fires_when_the_folder_lands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(orchestration, "POLL_SECONDS", 0.01)
+
+    async def scenario() -> Any:
+        far = datetime.now(UTC) + timedelta(hours=1)
+        waiting = asyncio.create_task(fired(trigger(tmp_path, far)))
+        done, _ = await asyncio.wait([waiting], timeout=0.1)
+        assert not done
+        land(tmp_path, "order_lines", "2026-02-28")
+        return await asyncio.wait_for(waiting, 60)
+
+    assert asyncio.run(scenario()) == []
+
+
+def test_the_trigger_fires_at_the_deadline(tmp_path: Path) -> None:
+    soon = datetime.now(UTC) + timedelta(seconds=0.2)
+    payload = asyncio.run(asyncio.wait_for(fired(trigger(tmp_path, soon)), 60))
+    assert payload == ["order_lines/ds=2026-02-28"]
+
+
+def test_the_trigger_is_made_anew_from_what_it_serializes(tmp_path: Path) -> None:
+    path, arguments = trigger(tmp_path, LATER).serialize()
+    module, _, name = path.rpartition(".")
+    assert getattr(__import__(module, fromlist=[name]), name) is LandingsTrigger
+    assert LandingsTrigger(**arguments).serialize() == (path, arguments)
