@@ -61,8 +61,9 @@ def run_demo(settings: Settings, landing: Path | None, as_of: date | None) -> No
     if landing is not None:
         state = settings.state_dir
         cli.console.print(
-            f"These services have a state of their own: NIGHTSHIFT_STATE_DIR={state} make "
-            "status (or down, or reset)", soft_wrap=True, highlight=False,
+            f"This landing zone has a state of its own. To go on with it:\n"
+            f"  export NIGHTSHIFT_LANDING={landing} NIGHTSHIFT_STATE_DIR={state}\n"
+            "  make status", soft_wrap=True, highlight=False,
         )  # fmt: skip
 
 

@@ -81,7 +81,9 @@ def kept(settings: Settings) -> list[tuple[Any, ...]]:
     with connect(settings) as connection, connection.cursor() as cursor:
         cursor.execute(
             "select q.expectation, q.column_name, q.success, r.status from ops.quality_results q"
-            " join ops.runs r using (run_id) order by 1, 2 nulls first"
+            " join ops.runs r using (run_id) where q.observed ->> 'landed_date' = %s"
+            " order by 1, 2 nulls first",
+            (LAST.isoformat(),),
         )
         return cursor.fetchall()
 
@@ -172,6 +174,14 @@ def test_a_planted_bad_day_fails_by_name(
     assert f"{where}: {expectation}: observed" in failure.value.what
     failed = [(e, c, status) for e, c, success, status in kept(warehouse) if not success]
     assert failed == [(expectation, column, "failed")]
+
+
+def test_a_bad_day_still_fails_once_a_good_one_has_landed_after_it(warehouse: Settings) -> None:
+    land_history(warehouse)
+    land(warehouse, LAST, prices_in_pence(good_day(LAST)))
+    land(warehouse, AS_OF, good_day(AS_OF))
+    with pytest.raises(QualityError, match=f"landed {LAST}"):
+        check_landed(warehouse, AS_OF + timedelta(days=1))
 
 
 def test_a_tenth_in_quarantine_fails(warehouse: Settings) -> None:

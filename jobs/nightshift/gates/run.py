@@ -75,7 +75,7 @@ def judge(settings: Settings, use_case: UseCase, as_of: date) -> Verdict:
         if not run_id or not candidate:
             raise NightshiftError(
                 f"there is no finished training run of {use_case.name} as of {as_of}",
-                f"run `nightshift train --as-of {as_of}`",
+                f"run `nightshift train {use_case.name} --as-of {as_of}`",
             )
         reigning = model_store.champion(settings, use_case.name)
         evidence = _collect(settings, use_case, as_of, candidate, reigning)
@@ -159,7 +159,7 @@ def _measure_champion(
     folder = dataset_dir(settings.lake_dir, "training", use_case.name, as_of)
     snapshots = predictions.column("snapshot").unique().to_pylist()
     parts = [pq.ParquetFile(file).read() for file in sorted(folder.glob("part-*.parquet"))]
-    remedy = f"train again: `nightshift train --as-of {as_of}`"
+    remedy = f"train again: `nightshift train {use_case.name} --as-of {as_of}`"
     if not parts:
         raise NightshiftError(f"the training dataset in {folder} is gone", remedy)
     rows = pa.concat_tables(parts)

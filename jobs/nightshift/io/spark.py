@@ -21,8 +21,6 @@ def spark_session(settings: Settings, name: str) -> Iterator[SparkSession]:
         SparkSession.builder.master(settings.spark_master)
         .appName(name)
         .config("spark.driver.memory", settings.spark_driver_memory)
-        .config("spark.driver.bindAddress", "127.0.0.1")
-        .config("spark.driver.host", "127.0.0.1")
         .config("spark.ui.enabled", "false")
         .config("spark.ui.showConsoleProgress", "false")
         .config("spark.sql.session.timeZone", "UTC")
@@ -32,6 +30,11 @@ def spark_session(settings: Settings, name: str) -> Iterator[SparkSession]:
         .config("spark.sql.parquet.compression.codec", "zstd")
         .config("spark.sql.parquet.outputTimestampType", "TIMESTAMP_MICROS")
     )
+    if settings.spark_master.startswith("local"):
+        # executors on other machines must reach the driver; those of one machine need not
+        builder = builder.config("spark.driver.bindAddress", "127.0.0.1").config(
+            "spark.driver.host", "127.0.0.1"
+        )
     session = builder.getOrCreate()
     session.sparkContext.setLogLevel("ERROR")
     try:

@@ -14,6 +14,7 @@ from nightshift.baselines import LINEAR, fit_linear, heuristic_scores, linear_sc
 from nightshift.booster import Matrix, Vector, to_matrix
 from nightshift.errors import NightshiftError
 from nightshift.io import lake
+from nightshift.io.model_store import client
 from nightshift.io.warehouse import connect, recorded_run
 from nightshift.metrics import Estimate, measure
 from nightshift.settings import Settings
@@ -40,7 +41,8 @@ def measure_matured(settings: Settings, use_case: UseCase, as_of: date) -> Matur
 
     The champion's score is the published one. The baselines are the spec's heuristics on the
     same features, and the linear model fitted to the training set of the same ``as_of``, when
-    there is one. All figures are kept in ``monitoring.matured_quality``.
+    there is one. All figures are kept in ``monitoring.matured_quality``, and the AUCs also in
+    the MLflow run that made the champion, as ``matured_auc_<scorer>``.
 
     Raises:
         NightshiftError: when nothing was published for ``as_of``, labels are missing, or the
@@ -48,7 +50,7 @@ def measure_matured(settings: Settings, use_case: UseCase, as_of: date) -> Matur
     """
     with recorded_run(settings, "evaluation", as_of, use_case.name) as run:
         labelled = _labelled(settings, use_case, as_of)
-        version, published = _published(settings, use_case, as_of)
+        version, run_id, published = _published(settings, use_case, as_of)
         keys = labelled[use_case.key].to_pylist()
         unknown = len(set(keys) ^ set(published))
         if unknown:
@@ -86,6 +88,8 @@ def measure_matured(settings: Settings, use_case: UseCase, as_of: date) -> Matur
                 rows,
             )
         auc = {scorer: estimates["auc"] for scorer, estimates in measured.scorers.items()}
+        for scorer, estimate in auc.items():
+            client(settings).log_metric(run_id, f"matured_auc_{scorer}", estimate.value)
         run.result = {"model_version": version, "auc": {k: e.value for k, e in auc.items()}}
         for scorer, estimate in auc.items():
             log.info("AUC after %s: %s %.3f", as_of, scorer, estimate.value)
@@ -107,19 +111,23 @@ def _read_parts(folder: Path) -> pa.Table:
     return pa.concat_tables([pq.read_table(part, partitioning=None) for part in parts])
 
 
-def _published(settings: Settings, use_case: UseCase, as_of: date) -> tuple[str, dict[str, float]]:
+def _published(
+    settings: Settings, use_case: UseCase, as_of: date
+) -> tuple[str, str, dict[str, float]]:
+    """The model version that readers see for ``as_of``, its MLflow run, and key → score."""
     with connect(settings) as connection, connection.cursor() as cursor:
         cursor.execute("select to_regclass(%s)", (use_case.table,))
         row = cursor.fetchone()
         if row is not None and row[0] is not None:
             cursor.execute(
-                f"select {use_case.key}, {use_case.score_column}, model_version"
-                f" from {use_case.table} where as_of = %s",
+                f"select v.{use_case.key}, v.{use_case.score_column}, v.model_version,"
+                f" p.mlflow_run_id from {use_case.table} as v"
+                " join ops.publications as p using (publication_id) where v.as_of = %s",
                 (as_of,),
             )
             rows = cursor.fetchall()
             if rows:
-                return rows[0][2], {key: score for key, score, _ in rows}
+                return rows[0][2], rows[0][3], {row[0]: row[1] for row in rows}
     raise NightshiftError(
         f"nothing is published in {use_case.table} for {as_of}",
         f"run `nightshift nightly --as-of {as_of}` first",

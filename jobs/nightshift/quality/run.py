@@ -19,9 +19,13 @@ from nightshift.settings import Settings
 
 logger = logging.getLogger(__name__)
 
+FOLDERS_CHECKED = 5
+
 
 def check_landed(settings: Settings, as_of: date) -> QualityResult:
-    """Check, for each source, the last folder that landed before ``as_of``.
+    """Check, for each source, the last folders that landed before ``as_of``.
+
+    More than one: a folder that failed last night must not slip through tonight behind a good one.
 
     Only the ledger and rows that landed before ``as_of`` are read, so a night that is run again
     gets the same verdict. Each outcome is a row of ``ops.quality_results``.
@@ -37,11 +41,14 @@ def check_landed(settings: Settings, as_of: date) -> QualityResult:
         for source in SOURCES:
             with connect(settings) as connection:
                 folders = _folders(connection, source, as_of)
-                batch = folders[0]
-                history = _history(connection, source, folders)
-            landed_dates[source] = batch.landed_date
-            checks = SUITES[source](batch, history)
-            outcomes += _validate(settings, source, batch, checks)
+                histories = [
+                    _history(connection, source, folders[position:])
+                    for position in range(min(FOLDERS_CHECKED, len(folders)))
+                ]
+            landed_dates[source] = folders[0].landed_date
+            for batch, history in zip(folders, histories, strict=False):
+                checks = SUITES[source](batch, history)
+                outcomes += _validate(settings, source, batch, checks)
         failed = [outcome for outcome in outcomes if not outcome.success]
         run.result.update(
             landed_dates=landed_dates,

@@ -138,7 +138,7 @@ def _read_dataset(settings: Settings, use_case: UseCase, as_of: date) -> _Datase
     if manifest is None:
         raise NightshiftError(
             f"there is no training dataset of {use_case.name} as of {as_of} in {folder}",
-            f"build it: `nightshift train --as-of {as_of}` begins with the features",
+            f"run `nightshift train {use_case.name} --as-of {as_of}`: it builds the features first",
         )
     files = sorted(folder.glob("part-*.parquet"))
     if not files:

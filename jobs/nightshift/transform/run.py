@@ -86,7 +86,7 @@ def _invoke(settings: Settings, command: str, *arguments: str) -> list[NodeResul
                 "--profiles-dir", str(DBT_PROJECT),
                 "--target-path", str(state / "target"),
                 "--log-path", str(state / "logs"),
-                "--log-level", "none",
+                "--log-level", "none", "--log-level-file", "info",
                 "--no-use-colors",
                 "--no-version-check",
                 *arguments,
