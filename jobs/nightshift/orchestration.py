@@ -4,7 +4,8 @@ Imported by DAG files, so it loads in milliseconds: stages are imported inside t
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -68,12 +69,19 @@ def run_as_of(context: Mapping[str, Any]) -> date:
     )
 
 
-def run_stage[T](function: Callable[[date], T]) -> T:
-    """Call a stage for the run's ``as_of``; a refusal fails the task at once, without retries."""
+@contextmanager
+def _refusals_fail_at_once() -> Iterator[None]:
+    """A refusal fails the task without retries: trying again would end in the same."""
     try:
-        return function(run_as_of(get_current_context()))
+        yield
     except NightshiftError as error:
         raise AirflowFailException(str(error)) from error
+
+
+def run_stage[T](function: Callable[[date], T]) -> T:
+    """Call a stage for the run's ``as_of``; a refusal fails the task at once, without retries."""
+    with _refusals_fail_at_once():
+        return function(run_as_of(get_current_context()))
 
 
 def missing_landings(landing: Path, sources: tuple[str, ...], as_of: date) -> list[str]:
@@ -132,7 +140,8 @@ class WaitForLandings(BaseSensorOperator):
     def execute(self, context: Any) -> None:
         """Defer until there is something to do."""
         now = settings()
-        as_of = run_as_of(context)
+        with _refusals_fail_at_once():
+            as_of = run_as_of(context)
         zone = ZoneInfo(now.timezone)
         deadline = datetime.combine(as_of, now.landing_deadline, zone)
         missing = missing_landings(now.landing, self.sources, as_of)

@@ -15,6 +15,7 @@ from nightshift.errors import QualityError, RefusedAsOf
 from nightshift.orchestration import (
     AS_OF_PARAM,
     LandingsTrigger,
+    WaitForLandings,
     as_of_of,
     missing_landings,
     run_as_of,
@@ -109,6 +110,17 @@ def test_a_refusal_fails_the_task_without_retries(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(ConnectionError):  # Airflow tries again
         run_stage(crash)
     assert run_stage(lambda as_of: as_of.isoformat()) == "2025-12-28"
+
+
+def test_the_first_task_refuses_a_param_in_a_backfill_without_retries() -> None:
+    context = {
+        "params": {"as_of": "2025-12-24"},
+        "logical_date": MIDNIGHT,
+        "dag_run": SimpleNamespace(run_after=LATER, run_type="backfill"),
+    }
+    waiting = WaitForLandings(task_id="wait", sources=("order_lines",))
+    with pytest.raises(AirflowFailException, match="leave the param empty"):
+        waiting.execute(context)
 
 
 def land(landing: Path, source: str, day: str) -> None:
