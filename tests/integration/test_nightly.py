@@ -162,7 +162,7 @@ class Victim:
             ended = self._process.poll() is not None
             if (ended and not happens()) or time.monotonic() > deadline:
                 raise AssertionError(f"{what} never came:\n{''.join(self._lines)}")
-            time.sleep(0.005)
+            time.sleep(0.02)
 
     def kill(self) -> None:
         assert self._process.poll() is None, "it ended before it could be killed"
@@ -191,6 +191,15 @@ def kill_when_it_says(settings: Settings, words: str) -> None:
     with victim(settings, "nightly", "--as-of", str(AS_OF)) as process:
         process.wait_for(lambda: process.says(words), words)
         process.kill()
+
+
+def execute(url: str, statement: str, *parameters: object) -> None:
+    connection = psycopg2.connect(url)
+    try:
+        with connection, connection.cursor() as cursor:
+            cursor.execute(statement, parameters or None)
+    finally:
+        connection.close()
 
 
 def query(url: str, statement: str, *parameters: object) -> list[tuple[Any, ...]]:
@@ -362,16 +371,14 @@ def held_copy(server: EmbeddedPostgres, database: str, plant: str, unplant: str)
     """Any COPY into the planted table stands still at a row, until the block ends."""
     with server.superuser(database) as holder, holder.cursor() as cursor:
         cursor.execute(WAIT_FOR_THE_TEST + plant)
-        holder.commit()
-        cursor.execute("select pg_advisory_xact_lock(4711)")
+        cursor.execute("select pg_advisory_lock(4711)")
         yield
-        holder.rollback()
+        cursor.execute("select pg_advisory_unlock(4711)")
         deadline = time.monotonic() + PATIENCE
         while copies_in_progress(holder):
             assert time.monotonic() < deadline
             time.sleep(0.02)
         cursor.execute(unplant + "drop function public.wait_for_the_test() cascade;")
-        holder.commit()
 
 
 def copies_in_progress(connection: Connection) -> int:
@@ -380,7 +387,6 @@ def copies_in_progress(connection: Connection) -> int:
             "select count(*) from pg_stat_progress_copy where datname = current_database()"
         )
         count: int = cursor.fetchone()[0]
-    connection.commit()
     return count
 
 
@@ -501,6 +507,28 @@ def test_a_night_killed_at_every_stage_ends_as_one_that_was_never_killed(
     still_sound()
 
 
+def test_the_checks_after_a_kill_can_fail(warehouse: Settings) -> None:
+    expected: dict[str, Any] = {"predictions": []}
+    assert_nothing_is_half_done(warehouse, expected)
+    assert_nothing_is_left_behind(warehouse)
+
+    folder = lake.dataset_dir(warehouse.lake_dir, "features", "churn", AS_OF)
+    folder.mkdir(parents=True)
+    with pytest.raises(AssertionError, match="features"):
+        assert_nothing_is_half_done(warehouse, expected)
+    folder.rename(folder.with_name(f".{folder.name}.killed"))
+    with pytest.raises(AssertionError, match="killed"):
+        assert_nothing_is_left_behind(warehouse)
+
+    assert_nothing_is_half_done(warehouse, expected)
+    execute(
+        warehouse.warehouse_url,
+        "create table raw.order_lines (_file_id bigint); insert into raw.order_lines values (1)",
+    )
+    with pytest.raises(AssertionError, match="raw"):
+        assert_nothing_is_half_done(warehouse, expected)
+
+
 def test_without_a_champion_the_night_is_refused_and_nothing_is_published(night: Night) -> None:
     refused = night.before_training
 
@@ -541,12 +569,11 @@ def test_what_lands_later_changes_no_earlier_night(night: Night, warehouses: War
     assert newest == [(LATER,)]
 
     # the guard can fail: had the same lines landed in time, other predictions would follow
-    query(
+    execute(
         settings.warehouse_url,
         "with late as (update ops.landing_files set landed_date = %s"
         " where path like '%%late.csv.gz' returning file_id)"
-        " update raw.order_lines set _landed_date = %s from late where _file_id = file_id"
-        " returning 1",
+        " update raw.order_lines set _landed_date = %s from late where _file_id = file_id",
         AS_OF - timedelta(days=1),
         AS_OF - timedelta(days=1),
     )
