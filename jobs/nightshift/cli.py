@@ -1,6 +1,7 @@
 """The command line: the same functions that Airflow's tasks call, without Airflow."""
 
 import logging
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -27,7 +28,8 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     help="Batch machine learning whose predictions are in your Postgres by morning.",
 )
-console = Console()
+# A log file has no width of its own, and 80 columns would cut names.
+console = Console(width=None if sys.stdout.isatty() else 120)
 
 AsOf = Annotated[
     datetime,
@@ -266,10 +268,9 @@ def show_top(settings: Settings, use_case_name: str, limit: int = 10) -> None:
 
     use_case = find_use_case(use_case_name)
     rows = top_rows(settings, use_case, limit)
-    table = Table(
-        use_case.key, "as_of", use_case.score_column, "band", "reasons",
-        title=f"{use_case.table}_latest",
-    )  # fmt: skip
+    table = Table(title=f"{use_case.table}_latest")
+    for name in (use_case.key, "as_of", use_case.score_column, "band", "reasons"):
+        table.add_column(name, overflow="fold", no_wrap=name in (use_case.key, "as_of", "band"))
     for row in rows:
         table.add_row(
             str(row[use_case.key]),
@@ -283,7 +284,7 @@ def show_top(settings: Settings, use_case_name: str, limit: int = 10) -> None:
 
 def _reason(reason: dict[str, Any]) -> str:
     value = "none" if reason["value"] is None else f"{reason['value']:g}"
-    return f"{reason['feature']} = {value} {reason['direction']}"
+    return f"{reason['direction']}: {reason['feature']} = {value}"
 
 
 if __name__ == "__main__":
