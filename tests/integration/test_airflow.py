@@ -1,0 +1,207 @@
+"""Nights through a real Airflow: triggered and backfilled over REST, and stopped by quality."""
+
+import csv
+import gzip
+import io
+import time
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psycopg2
+import pytest
+import xgboost as xgb
+
+from nightshift.demo_data.run import write_landing
+from nightshift.io import model_store
+from nightshift.services import airflow
+from nightshift.services import run as services
+from nightshift.settings import Settings
+from nightshift.use_cases.churn import CHURN
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
+
+NIGHT = "2025-12-31"
+BACKFILLED = ["2025-12-18", "2025-12-19", "2025-12-20"]
+BAD_DAY, NIGHT_AFTER_BAD_DAY = "2026-01-08", "2026-01-09"
+RUN_SECONDS = 600
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A running stack with a landing zone and a champion; ``call`` is one REST call."""
+
+    settings: Settings
+    url: str
+    token: str
+
+    def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        status, answer = airflow.request(self.url, method, f"/api/v2{path}", body, self.token)
+        return status, answer
+
+    def published(self) -> dict[str, int]:
+        """Rows a date, as the reader's role sees them; {} before the first publication."""
+        with (
+            closing(psycopg2.connect(self.settings.reader_url)) as connection,
+            connection.cursor() as cursor,
+        ):
+            cursor.execute("select to_regclass('predictions.churn')")
+            if cursor.fetchone() == (None,):
+                return {}
+            cursor.execute("select as_of::text, count(*) from predictions.churn group by 1")
+            return dict(cursor.fetchall())
+
+    def tasks(self, run_id: str) -> dict[str, str]:
+        _, answer = self.call("GET", f"/dags/nightly/dagRuns/{run_id}/taskInstances")
+        return {task["task_id"]: task["state"] for task in answer["task_instances"]}
+
+    def wait(self, run_id: str) -> str:
+        """The state in which the run ended."""
+        deadline = time.monotonic() + RUN_SECONDS
+        while time.monotonic() < deadline:
+            _, answer = self.call("GET", f"/dags/nightly/dagRuns/{run_id}")
+            if answer["state"] in ("success", "failed"):
+                return str(answer["state"])
+            time.sleep(0.5)
+        raise AssertionError(f"{run_id} has not ended: {self.tasks(run_id)}")
+
+
+def register_champion(settings: Settings, root: Path) -> None:
+    """Register and promote a small model: the longer ago the last purchase, the likelier churn."""
+    names = list(CHURN.feature_names)
+    generator = np.random.default_rng(1)
+    matrix = generator.uniform(0, 200, (500, len(names))).astype(np.float32)
+    labels = (matrix[:, names.index("customer_purchase_days_since_last_all")] > 90).astype(int)
+    booster = xgb.train(
+        {"objective": "binary:logistic", "max_depth": 2, "nthread": 1, "seed": 1},
+        xgb.DMatrix(matrix, labels, feature_names=names),
+        num_boost_round=20,
+    )
+    model_store.write_model(root, bytes(booster.save_raw("ubj")), {"features": names})
+    mlflow = model_store.client(settings)
+    run = mlflow.create_run(model_store.experiment_id(settings, "churn"))
+    mlflow.log_artifacts(run.info.run_id, str(root), model_store.MODEL)
+    version = model_store.register(settings, "churn", run.info.run_id, NIGHT)
+    model_store.promote(settings, "churn", version.version)
+
+
+def spoil(folder: Path) -> None:
+    """Take the customer from every line: valid rows, each of them, and a useless day."""
+    path = folder / "order_lines.csv.gz"
+    rows = list(csv.DictReader(io.StringIO(gzip.decompress(path.read_bytes()).decode())))
+    assert len(rows) >= 30
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({**row, "Customer ID": ""} for row in rows)
+    path.write_bytes(gzip.compress(out.getvalue().encode()))
+
+
+@pytest.fixture(scope="module")
+def stack(airflow_stack: Settings, tmp_path_factory: pytest.TempPathFactory) -> Stack:
+    write_landing(
+        airflow_stack.landing,
+        customers=400,
+        start=date(2025, 6, 1),
+        end=date(2026, 3, 31),
+        lines=18_000,
+    )
+    spoil(airflow_stack.landing / "order_lines" / f"ds={BAD_DAY}")
+    register_champion(airflow_stack, tmp_path_factory.mktemp("model"))
+    url, username, password = services.airflow_login(airflow_stack)
+    assert password is not None
+    token = airflow.log_in(url, username, password)
+    assert token is not None
+    found = Stack(airflow_stack, url, token)
+    deadline = time.monotonic() + 120
+    while found.call("GET", "/dags/nightly")[0] != 200:
+        assert time.monotonic() < deadline, "the DAG processor has not loaded nightly"
+        time.sleep(0.5)
+    return found
+
+
+def trigger(stack: Stack, run_id: str, **body: Any) -> tuple[int, Any]:
+    status, answer = stack.call(
+        "POST", "/dags/nightly/dagRuns", {"dag_run_id": run_id, "logical_date": None, **body}
+    )
+    return status, answer
+
+
+def test_a_night_by_rest_ends_in_rows_that_the_reader_sees(stack: Stack) -> None:
+    status, answer = trigger(stack, "by-rest", logical_date=f"{NIGHT}T00:00:00Z")
+    assert status == 200, answer
+
+    assert stack.wait("by-rest") == "success", stack.tasks("by-rest")
+
+    assert set(stack.tasks("by-rest").values()) == {"success"}
+    assert stack.published()[NIGHT] > 100
+    with (
+        closing(psycopg2.connect(stack.settings.reader_url)) as connection,
+        connection.cursor() as cursor,
+    ):
+        cursor.execute(
+            "select count(distinct customer_id) = count(*),"
+            " bool_and(churn_probability between 0 and 1), count(distinct model_version)"
+            " from predictions.churn where as_of = %s",
+            (NIGHT,),
+        )
+        assert cursor.fetchone() == (True, True, 1)
+
+
+def test_a_day_that_fails_quality_stops_the_night_there(stack: Stack) -> None:
+    before = stack.published()
+    # by the param, as in the form, where the logical date is prefilled with now
+    status, answer = trigger(stack, "bad-day", conf={"as_of": NIGHT_AFTER_BAD_DAY})
+    assert status == 200, answer
+
+    assert stack.wait("bad-day") == "failed"
+
+    assert stack.tasks("bad-day") == {
+        "ingest.wait_for_landings": "success",
+        "ingest.load_raw": "success",
+        "quality.check_landed": "failed",
+        "transform.build_marts": "upstream_failed",
+        "features.extract_events": "upstream_failed",
+        "features.compute_features": "upstream_failed",
+        "score.score_churn": "upstream_failed",
+        "publish.publish_predictions": "upstream_failed",
+    }
+    assert stack.published() == before
+    _, log = stack.call(
+        "GET", "/dags/nightly/dagRuns/bad-day/taskInstances/quality.check_landed/logs/1"
+    )
+    assert "anonymous_invoice_share" in str(log)
+    assert BAD_DAY in str(log)
+
+
+def test_a_backfill_publishes_each_of_its_dates(stack: Stack) -> None:
+    status, answer = stack.call(
+        "POST",
+        "/backfills",
+        {
+            "dag_id": "nightly",
+            "from_date": f"{BACKFILLED[0]}T00:00:00Z",
+            "to_date": f"{BACKFILLED[-1]}T00:00:00Z",
+            "max_active_runs": 1,
+        },
+    )
+    assert status == 200, answer
+
+    for as_of in BACKFILLED:
+        run_id = f"backfill__{as_of}T00:00:00+00:00"
+        assert stack.wait(run_id) == "success", stack.tasks(run_id)
+
+    published = stack.published()
+    assert all(published[as_of] > 100 for as_of in BACKFILLED)
+    neighbours = {"2025-12-17", "2025-12-21"}
+    assert not neighbours & published.keys()
+
+
+@pytest.mark.parametrize("value", ["2025-02-30", "31.12.2025", "tomorrow"])
+def test_a_param_that_is_no_date_is_refused(stack: Stack, value: str) -> None:
+    status, answer = trigger(stack, f"no-date-{value}", conf={"as_of": value})
+    assert status == 400
+    assert f"Invalid input for param as_of: '{value}'" in answer["detail"]
