@@ -195,7 +195,6 @@ def test_scoring_without_a_champion(tracked_warehouse: Settings) -> None:
     assert_refused(refused, "no champion yet", "nightshift train churn --as-of 2010-12-03")
 
 
-@pytest.mark.filterwarnings("ignore:module 'sre_.*' is deprecated:DeprecationWarning")  # GX's
 def test_training_on_too_short_a_history(tracked_warehouse: Settings) -> None:
     for day in range(30):
         land(tracked_warehouse, date(2010, 12, 1) + timedelta(days=day))

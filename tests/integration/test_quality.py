@@ -14,11 +14,7 @@ from nightshift.io.warehouse import connect
 from nightshift.quality.run import check_landed
 from nightshift.settings import Settings
 
-pytestmark = [
-    pytest.mark.integration,
-    # Great Expectations imports such modules
-    pytest.mark.filterwarnings("ignore:module 'sre_.*' is deprecated:DeprecationWarning"),
-]
+pytestmark = pytest.mark.integration
 
 FIRST = date(2011, 5, 2)
 DAYS = 35

@@ -245,7 +245,7 @@ def _write_dataset(
             "snapshots": key["snapshots"],
             "rows": rows,
             "columns": list(pq.read_schema(parts[0]).names),
-            "sha256": lake.digest(sorted(_file_sha256(part) for part in parts)),
+            "sha256": lake.rows_sha256(parts),
         }
         lake.write_manifest(temporary, manifest)
     log.info(

@@ -10,11 +10,15 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
 
 MANIFEST = "manifest.json"
 
@@ -36,6 +40,20 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 def digest(value: Any) -> str:
     """SHA-256 of a value's canonical JSON."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def rows_sha256(parts: Sequence[Path]) -> str:
+    """SHA-256 of the rows of Parquet files, in whatever order and whichever file they lie.
+
+    The bytes of the files would not do: a Parquet footer differs from JVM to JVM.
+    """
+    hashes = [
+        pd.util.hash_pandas_object(
+            pq.read_table(part, partitioning=None).to_pandas(date_as_object=False), index=False
+        )
+        for part in parts
+    ]
+    return hashlib.sha256(np.sort(np.concatenate(hashes)).tobytes()).hexdigest()
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:

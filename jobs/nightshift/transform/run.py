@@ -78,7 +78,7 @@ def _invoke(settings: Settings, command: str, *arguments: str) -> list[NodeResul
 
     state = settings.state_dir / "dbt"
     state.mkdir(parents=True, exist_ok=True)
-    with _environment(_connection_variables(settings.warehouse_url)):
+    with _environment(_connection_variables(settings.warehouse_url)), _log_file_closed():
         outcome = dbtRunner(callbacks=[_log]).invoke(
             [
                 command,
@@ -126,6 +126,16 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+@contextmanager
+def _log_file_closed() -> Iterator[None]:
+    """Close the log file that dbt, invoked in a process that lives on, leaves open."""
+    try:
+        yield
+    finally:
+        for handler in logging.getLogger("file_log").handlers:
+            handler.close()
 
 
 def _log(event: Any) -> None:
