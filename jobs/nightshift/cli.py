@@ -1,6 +1,7 @@
 """The command line: the same functions that Airflow's tasks call, without Airflow."""
 
 import logging
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -120,6 +121,19 @@ def doctor() -> None:
         console.print(table)
         if not all(each.is_ok for each in checks):
             raise typer.Exit(1)
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    add_help_option=False,
+)
+def airflow(context: typer.Context) -> None:
+    """Run any command of Airflow's own command line on the embedded Airflow."""
+    with refusals() as settings:
+        from nightshift.services.run import airflow_environment
+
+        command = Path(sys.executable).with_name("airflow")
+        os.execve(command, ["airflow", *context.args], airflow_environment(settings))
 
 
 @app.command()

@@ -72,6 +72,7 @@ def train(settings: Settings, use_case: UseCase, as_of: date) -> gates.Verdict:
 
 def evaluate(settings: Settings, use_case: UseCase, as_of: date) -> monitoring.MaturedQuality:
     """Measure what was published for ``as_of`` against its labels, which have landed since."""
+    monitoring.require_published(settings, use_case, as_of)
     prepare(settings, [use_case], as_of + timedelta(days=use_case.label.maturity_days))
     with stage("labels"):
         features.build_labels(settings, use_case, as_of)

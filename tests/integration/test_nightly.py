@@ -22,6 +22,7 @@ import psycopg2
 import pyarrow.parquet as pq
 import pytest
 from psycopg2.extensions import connection as Connection
+from sklearn.metrics import roc_auc_score
 
 from nightshift.demo_data.run import write_landing
 from nightshift.io import lake
@@ -549,6 +550,41 @@ def test_the_same_night_again_changes_nothing(night: Night) -> None:
     assert "unchanged" in shown
     assert (query(url, pointers), query(url, publications)) == before
     assert_same(outcome_of(night.settings), night.outcome)
+
+
+def test_what_was_published_is_measured_on_what_then_happened(night: Night) -> None:
+    settings = night.settings
+    shown = nightshift(settings, "evaluate", "churn", "--as-of", str(AS_OF))
+    assert shown.returncode == 0, shown.stdout + shown.stderr
+
+    horizon = AS_OF + timedelta(days=90)
+    bought = "select distinct customer_id from marts.fct_order_lines"
+    bought += " where not is_cancellation and quantity > 0 and customer_id is not"
+    bought += " null and invoiced_at >= %s and invoiced_at < %s and landed_date < %s"
+    stayed = {row[0] for row in query(settings.warehouse_url, bought, AS_OF, horizon, horizon)}
+    published = {row[0]: row[2] for row in night.outcome["predictions"]}
+    assert 0.1 < len(stayed & published.keys()) / len(published) < 0.9
+    expected = roc_auc_score([key not in stayed for key in published], list(published.values()))
+    measured = {
+        scorer: value
+        for scorer, value in query(
+            settings.warehouse_url,
+            "select scorer, value from monitoring.matured_quality"
+            " where metric = 'auc' and as_of = %s",
+            AS_OF,
+        )
+    }
+    assert measured["champion"] == pytest.approx(expected, abs=1e-9)
+    assert measured.keys() == {"champion", "recency", "frequency", "linear"}
+    assert f"{expected:.3f}" in shown.stdout
+
+
+def test_what_was_not_published_is_not_measured(night: Night) -> None:
+    refused = nightshift(night.settings, "evaluate", "churn", "--as-of", "2025-12-15")
+
+    assert refused.returncode == 1
+    assert "nothing is published in predictions.churn for 2025-12-15" in refused.stderr
+    assert "nightshift nightly --as-of 2025-12-15" in refused.stderr
 
 
 def test_what_lands_later_changes_no_earlier_night(night: Night, warehouses: Warehouses) -> None:

@@ -34,11 +34,12 @@ def quote(identifier: str) -> str:
 
 
 def fingerprint_query(source: Source) -> str:
-    """One row a landed month: month, rows, and a checksum of the row ids in any order."""
+    """One row a landed month: month, rows, and a checksum of what the lake keeps of them."""
     landed = quote(source.landed_date)
+    columns = ", ".join(quote(name) for name in dict.fromkeys((source.row_id, *source.columns)))
     return (
         f"select date_trunc('month', {landed})::date, count(*), "
-        f"bit_xor(hashtextextended({quote(source.row_id)}, 0)) "
+        f"bit_xor(hash_record_extended(row({columns}), 0)) "
         f"from {quote(source.relation)} group by 1 order by 1"
     )
 

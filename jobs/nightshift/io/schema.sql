@@ -113,3 +113,12 @@ create table if not exists monitoring.matured_quality (
     measured_at timestamptz not null default now(),
     primary key (use_case, as_of, model_version, scorer, metric)
 );
+
+-- Before the first publication a reader shall hear that there is no such table, not that it may not
+-- look. In a Postgres of the user's own the role may not be there yet.
+do $$
+begin
+    if exists (select from pg_roles where rolname = 'nightshift_reader') then
+        grant usage on schema predictions to nightshift_reader;
+    end if;
+end $$;

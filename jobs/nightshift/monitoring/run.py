@@ -36,6 +36,11 @@ class MaturedQuality:
     auc: dict[str, Estimate]
 
 
+def require_published(settings: Settings, use_case: UseCase, as_of: date) -> None:
+    """Raise NightshiftError when nothing is published for ``as_of``, before labels are built."""
+    _published(settings, use_case, as_of)
+
+
 def measure_matured(settings: Settings, use_case: UseCase, as_of: date) -> MaturedQuality:
     """Compare what readers see for ``as_of`` with what happened in its horizon.
 
