@@ -266,11 +266,11 @@ def show_gates(results: Sequence["GateResult"]) -> None:
 
 def show_quality(quality: "MaturedQuality") -> None:
     """AUC of the published scores and of each baseline on the window after ``as_of``."""
-    table = Table(
-        "scorer", "AUC", "95 % interval",
-        title=f"Measured on the window after {quality.as_of}: {quality.rows:,} rows, "
-        f"base rate {quality.base_rate:.3f}, model version {quality.model_version}",
-    )  # fmt: skip
+    title = (
+        f"Measured on the window after {quality.as_of}: {quality.rows:,} rows, "
+        f"base rate {quality.base_rate:.3f}, model version {quality.model_version}"
+    )
+    table = Table("scorer", "AUC", "95 % interval", title=title, min_width=len(title))
     for scorer, auc in quality.auc.items():
         table.add_row(scorer, f"{auc.value:.3f}", f"{auc.low:.3f} … {auc.high:.3f}")
     console.print(table)
