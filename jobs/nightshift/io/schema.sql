@@ -29,6 +29,17 @@ create unique index if not exists landing_files_loaded_once
     on ops.landing_files (source, path) where status = 'loaded';
 create index if not exists landing_files_landed_date on ops.landing_files (source, landed_date);
 
+-- Append-only: each landed day of a source whose rows in raw have changed, and why. Whoever builds
+-- on raw keeps the last change_id that it has built, and rebuilds the days after it.
+create table if not exists ops.changed_days (
+    change_id bigint generated always as identity primary key,
+    source text not null,
+    landed_date date not null,
+    reason text not null,
+    changed_at timestamptz not null default now()
+);
+create index if not exists changed_days_source on ops.changed_days (source, change_id);
+
 -- One row a stage's run: what the CLI, Airflow and the tests did.
 create table if not exists ops.runs (
     run_id bigint generated always as identity primary key,
