@@ -63,6 +63,10 @@ fmt: setup ## Format the code
 	@$(RUN)/ruff check --fix --exit-zero -q .
 	@$(RUN)/ruff format .
 
+.PHONY: contracts
+contracts: setup ## The files that are generated from the source contracts
+	@$(RUN)/python -m nightshift.contracts.dbt_sources
+
 .PHONY: requirements
 requirements: setup ## requirements.txt from uv.lock
 	@. ./.nightshift/env.sh && "$$UV" export --frozen --quiet --all-groups --no-hashes \

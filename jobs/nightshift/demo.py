@@ -71,9 +71,8 @@ def _choose(settings: Settings, landing: Path | None, as_of: date | None) -> tup
     if landing is None:
         from nightshift.demo_data.run import MARKER, demo_as_of, is_written, write_landing
 
-        is_own = (settings.landing / SOURCES[0]).is_dir() and not (
-            settings.landing / MARKER
-        ).exists()
+        has_landings = any((settings.landing / source).is_dir() for source in SOURCES)
+        is_own = has_landings and not (settings.landing / MARKER).exists()
         if not is_own and not is_written(settings.landing):
             write_landing(settings.landing)
         return settings, as_of or demo_as_of(settings.landing)
@@ -96,7 +95,7 @@ def _is_mature(settings: Settings, known_as_of: date) -> bool:
     return all(
         max((f.name for f in (settings.landing / source).glob("ds=*")), default="")
         >= f"ds={last_day}"
-        for source in SOURCES
+        for source in {use_case.source.name for use_case in USE_CASES}
     )
 
 

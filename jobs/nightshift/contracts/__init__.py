@@ -1,29 +1,44 @@
 """Source contracts: what a landed file must look like, in the Open Data Contract Standard v3.
 
-A contract is ``<source>.odcs.yaml`` in this folder. The raw and quarantine tables, the checks of
-ingest and the sensors of the nightly are all derived from it.
+A contract is ``<source>.odcs.yaml`` in this folder, and a file there is all that makes a source.
+The raw and quarantine tables, the parser, the expectations and the dbt source entry are derived
+from it; what ODCS has no field for stands under ``customProperties``.
 """
 
 import re
+from datetime import date
 from functools import cache
 from importlib.resources import files
 from typing import Any, Literal
 
 import yaml
-from open_data_contract_standard.model import OpenDataContractStandard, SchemaProperty
-from pydantic import BaseModel, ConfigDict, ValidationError
+from open_data_contract_standard.model import (
+    OpenDataContractStandard,
+    SchemaObject,
+    SchemaProperty,
+    ServiceLevelAgreementProperty,
+    Team,
+)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nightshift.errors import ContractError
 
-SOURCES: tuple[str, ...] = ("order_lines",)
-"""Every source that is ingested, in order."""
+_SUFFIX = ".odcs.yaml"
+SOURCES: tuple[str, ...] = tuple(
+    sorted(
+        file.name.removesuffix(_SUFFIX)
+        for file in files("nightshift.contracts").iterdir()
+        if file.name.endswith(_SUFFIX)
+    )
+)
+"""Every source that has a contract, by name."""
 
 Kind = Literal["string", "integer", "number", "timestamp"]
 TIMESTAMP_FORMAT = "YYYY-MM-DD HH:MM:SS"
 _NAME = re.compile(r"^[a-z][a-z0-9_]*$")
 _SQL_TYPES: dict[str, re.Pattern[str]] = {
     "string": re.compile(r"^text$"),
-    "integer": re.compile(r"^integer$"),
+    "integer": re.compile(r"^(integer|bigint)$"),
     "number": re.compile(r"^numeric\((\d+),(\d+)\)$"),
     "timestamp": re.compile(r"^timestamp$"),
 }
@@ -35,8 +50,19 @@ _OPTIONS: dict[str, set[str]] = {
 }
 
 
+_CUSTOM = {"eventTime", "arrivalCalendar", "quarantineBudget", "unknownColumns"}
+_CLASSES = ("pii", "internal")
+_WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
+
+
 class Column(BaseModel):
-    """One column: its name as landed, its name and type in the warehouse, and its rules."""
+    """One column: its name as landed, its name and type in the warehouse, and its rules.
+
+    Attributes:
+        is_key: together with the other key columns it names a row.
+        is_pii: its values are personal data: masked in quarantine, logs and alerts.
+        values: the only values allowed; () for any.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -44,11 +70,15 @@ class Column(BaseModel):
     landed_name: str
     kind: Kind
     sql_type: str
+    description: str
     required: bool
+    is_key: bool = False
+    is_pii: bool = False
     minimum: int | None = None
     maximum: int | None = None
     pattern: str | None = None
     max_length: int | None = None
+    values: tuple[str, ...] = ()
 
     @property
     def precision_and_scale(self) -> tuple[int, int]:
@@ -59,15 +89,55 @@ class Column(BaseModel):
         return int(match[1]), int(match[2])
 
 
+class Freshness(BaseModel):
+    """After how many days without a landing to warn, and to fail."""
+
+    model_config = ConfigDict(frozen=True)
+
+    warn_days: int = Field(gt=0)
+    error_days: int = Field(gt=0)
+
+
+class ArrivalCalendar(BaseModel):
+    """The days on which a folder is expected.
+
+    Attributes:
+        weekdays: English names in lower case.
+        closed: days of every year without one, as MM-DD.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    weekdays: tuple[str, ...] = _WEEKDAYS
+    closed: tuple[str, ...] = ()
+
+    def expects(self, day: date) -> bool:
+        """Whether something should land in the folder of ``day``."""
+        return _WEEKDAYS[day.weekday()] in self.weekdays and f"{day:%m-%d}" not in self.closed
+
+
 class SourceContract(BaseModel):
-    """What is needed of a source's contract to load it."""
+    """A source's contract.
+
+    Attributes:
+        owner: the team that answers for the source.
+        quarantine_budget: share of a landed day's rows that may be broken before the night stops.
+        ignores_unknown_columns: load a file that has more columns than the contract, and warn;
+            otherwise such a file is refused.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     source: str
     version: str
+    description: str
+    owner: str
     event_time: str
     columns: tuple[Column, ...]
+    freshness: Freshness
+    arrival: ArrivalCalendar
+    quarantine_budget: float = Field(ge=0, le=1)
+    ignores_unknown_columns: bool
 
     @property
     def raw_table(self) -> str:
@@ -84,6 +154,16 @@ class SourceContract(BaseModel):
         """The header that a file must have, in any order."""
         return tuple(column.landed_name for column in self.columns)
 
+    @property
+    def key(self) -> tuple[str, ...]:
+        """Names of the columns that together name a row; () where rows may repeat."""
+        return tuple(column.name for column in self.columns if column.is_key)
+
+    @property
+    def pii(self) -> tuple[str, ...]:
+        """Names of the columns that hold personal data."""
+        return tuple(column.name for column in self.columns if column.is_pii)
+
     def ddl(self) -> str:
         """Idempotent statements that create the raw and the quarantine table."""
         columns = "".join(
@@ -94,8 +174,9 @@ class SourceContract(BaseModel):
             "    _landed_date date not null,\n"
             "    _file_id bigint not null,\n"
             "    _row_number bigint not null\n);\n"
+            # rows of a day lie together, and an index of ranges costs the load nothing
             f"create index if not exists {self.source}_landed_date"
-            f" on {self.raw_table} (_landed_date);\n"
+            f" on {self.raw_table} using brin (_landed_date);\n"
             f"create table if not exists {self.quarantine_table} (\n"
             "    _file_id bigint not null,\n"
             "    _landed_date date not null,\n"
@@ -127,8 +208,15 @@ def parse_contract(source: str, text: str) -> SourceContract:
             f"{where}: {len(objects)} schema objects are named {source!r}, expected one",
             f"name one object under `schema` {source}",
         )
-    columns = tuple(_column(where, p) for p in objects[0].properties or [])
+    declared = objects[0]
+    columns = tuple(_column(where, p) for p in declared.properties or [])
     custom = {p.property: p.value for p in document.customProperties or []}
+    unknown = sorted(set(custom) - _CUSTOM)
+    if unknown:
+        raise ContractError(
+            f"{where}: unknown customProperties {', '.join(map(str, unknown))}",
+            f"known: {', '.join(sorted(_CUSTOM))}",
+        )
     event_time = custom.get("eventTime")
     if event_time not in {c.name for c in columns if c.kind == "timestamp"}:
         raise ContractError(
@@ -139,9 +227,69 @@ def parse_contract(source: str, text: str) -> SourceContract:
         names = [getattr(c, kind) for c in columns]
         if len(set(names)) != len(names):
             raise ContractError(f"{where}: two columns share a {kind}", "rename one of them")
-    return SourceContract(
-        source=source, version=document.version or "", event_time=event_time, columns=columns
-    )
+    if not isinstance(document.team, Team) or not document.team.name:
+        raise ContractError(f"{where}: nobody owns the source", "set team.name")
+    policy = custom.get("unknownColumns", "refuse")
+    if policy not in ("refuse", "ignore"):
+        raise ContractError(
+            f"{where}: customProperties unknownColumns is {policy!r}", "use refuse or ignore"
+        )
+    try:
+        return SourceContract.model_validate(
+            {
+                "source": source,
+                "version": document.version or "",
+                "description": _text(declared),
+                "owner": document.team.name,
+                "event_time": event_time,
+                "columns": columns,
+                "freshness": _freshness(where, source, document.slaProperties or []),
+                "arrival": _arrival(where, custom.get("arrivalCalendar", {})),
+                "quarantine_budget": custom.get("quarantineBudget", 0.01),
+                "ignores_unknown_columns": policy == "ignore",
+            }
+        )
+    except ValidationError as error:
+        raise ContractError(f"{where}: {error}", "correct the contract") from error
+
+
+def _text(declared: SchemaObject | SchemaProperty) -> str:
+    return " ".join((declared.description or "").split())
+
+
+def _freshness(
+    where: str, source: str, declared: list[ServiceLevelAgreementProperty]
+) -> dict[str, Any]:
+    """The two SLA properties ``latency``, in days, with ``driver`` warn and error."""
+    element = f"{source}._landed_date"
+    found = {
+        str(each.driver): each.value
+        for each in declared
+        if each.property == "latency" and each.element == element and each.unit == "d"
+    }
+    if found.keys() != {"warn", "error"}:
+        raise ContractError(
+            f"{where}: slaProperties have no latency of {element} in unit d with driver warn and"
+            " one with driver error",
+            "add both: the days without a landing after which to warn and to fail",
+        )
+    return {"warn_days": found["warn"], "error_days": found["error"]}
+
+
+def _arrival(where: str, declared: dict[str, Any]) -> ArrivalCalendar:
+    try:
+        calendar = ArrivalCalendar.model_validate(declared)
+        unknown = sorted(set(calendar.weekdays) - set(_WEEKDAYS))
+        if unknown:
+            raise ValueError(f"no weekdays: {', '.join(unknown)}")
+        for day in calendar.closed:
+            date.fromisoformat(f"2024-{day}")
+    except ValueError as error:
+        raise ContractError(
+            f"{where}: customProperties arrivalCalendar: {error}",
+            f"weekdays of {', '.join(_WEEKDAYS)}; closed as MM-DD",
+        ) from error
+    return calendar
 
 
 @cache
@@ -151,7 +299,7 @@ def load_contract(source: str) -> SourceContract:
     Raises:
         ContractError: when there is none, or it is malformed.
     """
-    file = files("nightshift.contracts").joinpath(f"{source}.odcs.yaml")
+    file = files("nightshift.contracts").joinpath(f"{source}{_SUFFIX}")
     if not file.is_file():
         raise ContractError(
             f"there is no contract for source {source!r}; known: {', '.join(SOURCES)}",
@@ -188,13 +336,25 @@ def _column(where: str, declared: SchemaProperty) -> Column:
         raise ContractError(
             f"{where}: format is {options.get('format')!r}", f"use {TIMESTAMP_FORMAT}"
         )
+    if declared.classification not in _CLASSES:
+        raise ContractError(
+            f"{where}: classification is {declared.classification!r}",
+            f"use {' or '.join(_CLASSES)}: it says whether values are personal data",
+        )
+    values = tuple(str(each.value) for each in declared.enum or [])
+    if values and kind != "string":
+        raise ContractError(f"{where}: enum is checked for strings only", "use minimum and maximum")
     return Column.model_validate(
         {
             "name": declared.name,
             "landed_name": declared.physicalName or declared.name,
             "kind": kind,
             "sql_type": sql_type,
+            "description": _text(declared),
             "required": bool(declared.required),
+            "is_key": bool(declared.primaryKey),
+            "is_pii": declared.classification == "pii",
+            "values": values,
             "minimum": options.get("minimum"),
             "maximum": options.get("maximum"),
             "pattern": options.get("pattern"),

@@ -24,6 +24,7 @@ from nightshift.errors import ContractError, RefusedAsOf, SettingError
 from nightshift.ingest.rows import CheckedRows, check, decode
 from nightshift.io.warehouse import recorded_run
 from nightshift.settings import Settings
+from nightshift.use_cases import USE_CASES
 
 _log = logging.getLogger(__name__)
 _FOLDER = re.compile(r"^ds=(\d{4}-\d{2}-\d{2})$")
@@ -82,8 +83,14 @@ def ingest(settings: Settings, as_of: date) -> IngestResult:
     with recorded_run(settings, "ingest", as_of) as run:
         _require_past(settings, as_of)
         tally = _Tally()
+        needed = {use_case.source.name for use_case in USE_CASES}
         for source in SOURCES:
-            _ingest_source(settings, load_contract(source), as_of, tally)
+            try:
+                _ingest_source(settings, load_contract(source), as_of, tally)
+            except (SettingError, RefusedAsOf):
+                if source in needed:
+                    raise
+                _log.info("%s: nothing has landed, and no use case needs it", source)
         run.result |= {
             "files_seen": tally.files_seen,
             "files_loaded": tally.files_loaded,
@@ -195,6 +202,8 @@ def _require_past(settings: Settings, as_of: date) -> None:
 def _ingest_source(
     settings: Settings, contract: SourceContract, as_of: date, tally: _Tally
 ) -> None:
+    with _locked(settings, contract):
+        pass
     files, refusals, warnings = discover(settings.landing, contract.source, as_of)
     for warning in warnings:
         _warn(tally, warning)

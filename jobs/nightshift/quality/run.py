@@ -10,7 +10,6 @@ import sqlalchemy
 from psycopg2.extensions import connection as Connection
 from psycopg2.extras import Json, execute_values
 
-from nightshift.contracts import SOURCES
 from nightshift.errors import RefusedAsOf
 from nightshift.io.warehouse import Run, connect, recorded_run
 from nightshift.quality.suites import SUITES, Check, Folder, History, recent, usual_rows
@@ -38,7 +37,7 @@ def check_landed(settings: Settings, as_of: date) -> QualityResult:
     with recorded_run(settings, "quality", as_of) as run:
         outcomes: list[Outcome] = []
         landed_dates: dict[str, date] = {}
-        for source in SOURCES:
+        for source in sorted(SUITES):
             with connect(settings) as connection:
                 folders = _folders(connection, source, as_of)
                 histories = [
