@@ -15,7 +15,6 @@
         last_landed_date,
         date '{{ var("as_of", "1970-01-01") }}' - last_landed_date as days_since
     from latest
-    where
-        last_landed_date is null
-        or date '{{ var("as_of", "1970-01-01") }}' - last_landed_date > {{ days }}
+    {#- A source that has never landed is not stale; ingest refuses the night if a use case needs it. #}
+    where date '{{ var("as_of", "1970-01-01") }}' - last_landed_date > {{ days }}
 {% endtest %}

@@ -211,10 +211,10 @@ def parse_contract(source: str, text: str) -> SourceContract:
     declared = objects[0]
     columns = tuple(_column(where, p) for p in declared.properties or [])
     custom = {p.property: p.value for p in document.customProperties or []}
-    unknown = sorted(set(custom) - _CUSTOM)
+    unknown = sorted(str(name) for name in custom if name not in _CUSTOM)
     if unknown:
         raise ContractError(
-            f"{where}: unknown customProperties {', '.join(map(str, unknown))}",
+            f"{where}: unknown customProperties {', '.join(unknown)}",
             f"known: {', '.join(sorted(_CUSTOM))}",
         )
     event_time = custom.get("eventTime")
@@ -244,7 +244,7 @@ def parse_contract(source: str, text: str) -> SourceContract:
                 "event_time": event_time,
                 "columns": columns,
                 "freshness": _freshness(where, source, document.slaProperties or []),
-                "arrival": _arrival(where, custom.get("arrivalCalendar", {})),
+                "arrival": _arrival(where, custom.get("arrivalCalendar") or {}),
                 "quarantine_budget": custom.get("quarantineBudget", 0.01),
                 "ignores_unknown_columns": policy == "ignore",
             }
