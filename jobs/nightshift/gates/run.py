@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from nightshift.booster import predict, to_matrix
-from nightshift.errors import GateError, NightshiftError
+from nightshift.errors import Cause, GateError, NightshiftError
 from nightshift.gates.rules import Evidence, GateResult, Reign, Sample, judge_gate
 from nightshift.io import model_store
 from nightshift.io.lake import dataset_dir
@@ -54,6 +54,7 @@ class Verdict:
                 f"version {self.candidate_version} is refused and the champion stays: "
                 + "; ".join(f"{result.gate}: {result.detail}" for result in self.failures),
                 "read the report of the MLflow run " + self.mlflow_run_id,
+                causes=tuple(Cause(r.gate, observed=r.detail) for r in self.failures),
             )
         return self
 

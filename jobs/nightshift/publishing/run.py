@@ -20,7 +20,7 @@ from psycopg2.extensions import connection as Connection
 from psycopg2.extras import RealDictCursor
 from pydantic import ValidationError
 
-from nightshift.errors import AuditError, NightshiftError
+from nightshift.errors import AuditError, Cause, NightshiftError
 from nightshift.io import lake
 from nightshift.io.warehouse import connect, lock, recorded_run
 from nightshift.publication import ScoresManifest
@@ -328,6 +328,10 @@ def _stage(settings: Settings, scores: _Scores) -> None:
             f"{use_case.name} at {manifest.as_of} is not published; "
             + "; ".join(str(finding) for finding in findings),
             f"the refused rows are in {name}; readers keep what they had",
+            causes=tuple(
+                Cause(f"{use_case.name}: {f.rule}", observed=f"{f.observed}, expected {f.expected}")
+                for f in findings
+            ),
         )
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
-from nightshift.errors import QualityError
+from nightshift.errors import Cause, QualityError
 from nightshift.quality.suites import Check
 
 MAX_SHOWN = 5
@@ -40,6 +40,19 @@ def failure(outcomes: Sequence[Outcome]) -> QualityError | None:
         + "\n".join(f"  {_describe(outcome)}" for outcome in failed),
         "look at the file in the landing zone; if it is wrong, land the right one, and if the"
         " business has changed, change the limit in nightshift/quality/suites.py",
+        causes=tuple(_cause(outcome) for outcome in failed),
+    )
+
+
+def _cause(outcome: Outcome) -> Cause:
+    """What an alert may say: shares and statistics, no value of a row."""
+    return Cause(
+        rule=outcome.check.expectation,
+        source=outcome.source,
+        landed_date=outcome.landed_date,
+        column=outcome.check.column,
+        observed=f"observed {_observed(outcome.observed, with_values=False)},"
+        f" expected {_expected(outcome.check.arguments)}",
     )
 
 
@@ -53,13 +66,15 @@ def _describe(outcome: Outcome) -> str:
     )
 
 
-def _observed(observed: Mapping[str, Any]) -> str:
+def _observed(observed: Mapping[str, Any], with_values: bool = True) -> str:
     if "error" in observed:
-        return str(observed["error"])
+        return str(observed["error"]) if with_values else "an error of the check itself"
     if "observed_value" in observed:
         return str(observed["observed_value"])
     share = (observed.get("unexpected_percent") or 0) / 100
     text = f"{share:.4f} of the rows breaking it"
+    if not with_values:
+        return text
     examples = list(dict.fromkeys(map(str, observed.get("partial_unexpected_list") or ())))
     return f"{text}, such as {', '.join(examples[:MAX_SHOWN])}" if examples else text
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from nightshift.errors import NightshiftError
+from nightshift.errors import Cause, TransformError
 
 BROKEN = frozenset({"error", "fail", "runtime error", "partial success"})
 """dbt's words for a node that ran and did not end well; a node after it is ``skipped``."""
@@ -45,7 +45,7 @@ def summarise(nodes: list[NodeResult]) -> TransformResult:
     )
 
 
-def failure(nodes: list[NodeResult]) -> NightshiftError | None:
+def failure(nodes: list[NodeResult]) -> TransformError | None:
     """The error that names each failed node, its message and its compiled SQL, or None."""
     broken = [node for node in nodes if node.is_broken]
     if not broken:
@@ -57,8 +57,12 @@ def failure(nodes: list[NodeResult]) -> NightshiftError | None:
         sql = f"; its SQL: {node.compiled_path}" if node.compiled_path else ""
         message = " ".join(node.message.split())
         lines.append(f"{node.kind} {node.name} failed{counted}: {message}{sql}")
-    return NightshiftError(
+    return TransformError(
         f"dbt build: {'; '.join(lines)}" + (f"; {skipped} nodes were skipped" if skipped else ""),
         "run the named SQL against the warehouse to see the rows, correct the model or the landed"
         " file, then run the night again",
+        causes=tuple(
+            Cause(f"dbt {n.kind} {n.name}", observed=f"{n.failures} rows" if n.failures else "")
+            for n in broken
+        ),
     )

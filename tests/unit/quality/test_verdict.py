@@ -1,5 +1,6 @@
 from datetime import date
 
+from nightshift.errors import Cause
 from nightshift.quality.suites import Check
 from nightshift.quality.verdict import Outcome, failure
 
@@ -37,6 +38,28 @@ def test_failure_says_what_was_seen_and_expected_where() -> None:
         "  order_lines landed 2011-06-10, column price: expect_column_values_to_be_between:"
         " observed 0.1250 of the rows breaking it, such as 1295.0, 2500.0, expected at least 0,"
         " at most 1000, for at least 0.98 of the rows"
+    )
+
+
+def test_a_cause_names_rule_day_and_figures_but_no_value_of_a_row() -> None:
+    observed = {"unexpected_percent": 12.5, "partial_unexpected_list": [1295.0, 2500.0]}
+    error = failure(
+        [
+            Outcome("order_lines", DAY, ROWS, True, {"observed_value": 1067}),
+            Outcome("order_lines", DAY, PRICES, False, observed),
+        ]
+    )
+
+    assert error is not None
+    assert error.causes == (
+        Cause(
+            rule="expect_column_values_to_be_between",
+            source="order_lines",
+            landed_date=DAY,
+            column="price",
+            observed="observed 0.1250 of the rows breaking it, expected at least 0, at most 1000,"
+            " for at least 0.98 of the rows",
+        ),
     )
 
 
