@@ -105,7 +105,5 @@ def test_a_wrong_contract_is_refused(right: str, wrong: str, message: str) -> No
 
 
 def test_an_unknown_source_is_refused() -> None:
-    with pytest.raises(
-        ContractError, match="no contract for source 'orders'"
-    ):
+    with pytest.raises(ContractError, match="no contract for source 'orders'"):
         load_contract("orders")
