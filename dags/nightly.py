@@ -11,15 +11,22 @@ case is scored with its champion; predictions are published for all of them at o
 **Rerun.** Safe at any time, whole or from any task: a rerun for an `as_of` replaces exactly what
 that `as_of` publishes. `as_of` is the logical date, or the param of that name.
 
-**When it fails.** Nothing is published, and readers keep what they have. The failed task's log
-ends with what was wrong and what to do; clear the task when that is done.
+**When it fails.** Nothing is published, and readers keep what they have. One message tells what
+was wrong and what to do, as the end of the failed task's log does; clear the task when that is
+done. A run that succeeds sends the recovery.
 """
 
 from datetime import timedelta
 
 from airflow.sdk import DAG, CronTriggerTimetable, task, task_group
 
-from nightshift.orchestration import AS_OF_PARAM, WaitForLandings, run_stage
+from nightshift.orchestration import (
+    AS_OF_PARAM,
+    RUN_ALERTS,
+    TASK_ALERTS,
+    WaitForLandings,
+    run_stage,
+)
 from nightshift.settings import settings
 from nightshift.use_cases import USE_CASES, find_use_case
 
@@ -36,7 +43,13 @@ with DAG(
     catchup=False,
     max_active_runs=1,
     dagrun_timeout=timedelta(hours=8),
-    default_args={"owner": "data-team", "retries": 1, "retry_delay": timedelta(seconds=10)},
+    default_args={
+        "owner": "data-team",
+        "retries": 1,
+        "retry_delay": timedelta(seconds=10),
+        **TASK_ALERTS,
+    },
+    **RUN_ALERTS,
     params={"as_of": AS_OF_PARAM},
     tags=["nightshift", "nightly"],
 ):

@@ -19,7 +19,7 @@ from datetime import timedelta
 
 from airflow.sdk import DAG, CronTriggerTimetable, task
 
-from nightshift.orchestration import AS_OF_PARAM, run_stage
+from nightshift.orchestration import AS_OF_PARAM, RUN_ALERTS, TASK_ALERTS, run_stage
 from nightshift.settings import settings
 from nightshift.spec import UseCase
 from nightshift.use_cases import USE_CASES, find_use_case
@@ -43,7 +43,9 @@ def build_dag(use_case: UseCase) -> DAG:
             "owner": use_case.owner,
             "retries": 1,
             "retry_delay": timedelta(seconds=10),
+            **TASK_ALERTS,
         },
+        **RUN_ALERTS,
         params={"as_of": AS_OF_PARAM},
         tags=["nightshift", "train", name],
     ) as dag:

@@ -1,4 +1,4 @@
-"""What Airflow's tasks share: the run's ``as_of``, the wait for landings, refusals as failures.
+"""What Airflow's tasks share: ``as_of``, the wait for landings, refusals as failures, alerts.
 
 Imported by DAG files, so it loads in milliseconds: stages are imported inside the tasks.
 """
@@ -7,11 +7,12 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import date, datetime, timedelta
-from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 from zoneinfo import ZoneInfo
 
 from airflow.sdk import BaseSensorOperator, Param, get_current_context
+from airflow.sdk.configuration import conf
 from airflow.sdk.exceptions import AirflowFailException
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
@@ -84,10 +85,80 @@ def run_stage[T](function: Callable[[date], T]) -> T:
         return function(run_as_of(get_current_context()))
 
 
-def missing_landings(landing: Path, sources: tuple[str, ...], as_of: date) -> list[str]:
-    """The folders of the day before ``as_of`` that have not landed yet, one a source."""
-    day = f"ds={(as_of - timedelta(days=1)).isoformat()}"
-    return [f"{source}/{day}" for source in sources if not (landing / source / day).is_dir()]
+def _as_of_or_none(context: Mapping[str, Any]) -> date | None:
+    """None where Airflow tells too little of the run, or where its param is what was refused."""
+    try:
+        return run_as_of(context)
+    except (KeyError, NightshiftError):
+        return None
+
+
+def alert_failed_task(context: Mapping[str, Any]) -> None:
+    """``on_failure_callback`` of a task: its last try failed."""
+    from nightshift.alerts.failure import Failure, of_error
+    from nightshift.alerts.run import report_failure
+
+    ti = context["ti"]
+    failure = Failure(
+        **vars(of_error(context.get("exception"))),
+        dag_id=ti.dag_id,
+        run_id=ti.run_id,
+        task_id=ti.task_id,
+        as_of=_as_of_or_none(context),
+        log_url=ti.log_url,
+    )
+    report_failure(settings(), failure)
+
+
+def alert_failed_run(context: Mapping[str, Any]) -> None:
+    """``on_failure_callback`` of a DAG: for what no task could report of itself."""
+    from nightshift.alerts.failure import Failure, of_run
+    from nightshift.alerts.run import report_failed_run
+
+    ti = context.get("ti")
+    dag_id, run_id = context["dag"].dag_id, context["run_id"]
+    base_url = str(conf.get("api", "base_url", fallback="")).rstrip("/")
+    failure = Failure(
+        **vars(of_run(str(context.get("reason")))),
+        dag_id=dag_id,
+        run_id=run_id,
+        task_id=ti and ti.task_id,
+        as_of=_as_of_or_none(context),
+        log_url=ti.log_url if ti else f"{base_url}/dags/{dag_id}/runs/{quote(run_id)}",
+    )
+    report_failed_run(settings(), failure)
+
+
+def alert_succeeded_run(context: Mapping[str, Any]) -> None:
+    """``on_success_callback`` of a DAG: what had failed works again."""
+    from nightshift.alerts.run import report_success
+
+    report_success(settings(), context["dag"].dag_id, _as_of_or_none(context))
+
+
+TASK_ALERTS: dict[str, Any] = {"on_failure_callback": alert_failed_task}
+"""For a DAG's ``default_args``."""
+RUN_ALERTS: dict[str, Any] = {
+    "on_failure_callback": alert_failed_run,
+    "on_success_callback": alert_succeeded_run,
+}
+"""For a DAG itself."""
+
+
+def missing_landings(landing: str, sources: tuple[str, ...], as_of: date) -> list[str]:
+    """What was expected by the day before ``as_of`` and has not landed, one folder a source.
+
+    A day on which the source's contract expects nothing is not waited for.
+    """
+    from nightshift.contracts import load_contract
+    from nightshift.io.landing import zone_at
+
+    zone, day = zone_at(landing), as_of - timedelta(days=1)
+    return [
+        f"{source}/ds={day}"
+        for source in sources
+        if load_contract(source).arrival.expects(day) and not zone.entries(f"{source}/ds={day}")
+    ]
 
 
 class LandingsTrigger(BaseTrigger):
@@ -117,7 +188,9 @@ class LandingsTrigger(BaseTrigger):
         deadline = datetime.fromisoformat(self.deadline)
         as_of = date.fromisoformat(self.as_of)
         while True:
-            missing = missing_landings(Path(self.landing), tuple(self.sources), as_of)
+            missing = await asyncio.to_thread(
+                missing_landings, self.landing, tuple(self.sources), as_of
+            )
             left = (deadline - datetime.now(deadline.tzinfo)).total_seconds()
             if not missing or left <= 0:
                 yield TriggerEvent(missing)
@@ -144,7 +217,7 @@ class WaitForLandings(BaseSensorOperator):
             as_of = run_as_of(context)
         zone = ZoneInfo(now.timezone)
         deadline = datetime.combine(as_of, now.landing_deadline, zone)
-        missing = missing_landings(now.landing, self.sources, as_of)
+        missing = missing_landings(str(now.landing), self.sources, as_of)
         if missing and datetime.now(zone) < deadline:
             self.log.info("waiting for %s until %s", ", ".join(missing), deadline.isoformat())
             self.defer(

@@ -10,6 +10,8 @@ import json
 import os
 import re
 from datetime import time
+from email.errors import HeaderParseError
+from email.headerregistry import Address
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,8 @@ class Settings(BaseSettings):
     )
 
     state_dir: Path = Path(".nightshift")
-    landing: Path = Path(".nightshift/landing")
+    landing: Path | str = Path(".nightshift/landing")
+    """A folder, or s3://bucket/prefix."""
     lake: Path | None = None
 
     database_url: str | None = None
@@ -52,13 +55,30 @@ class Settings(BaseSettings):
     landing_deadline: time = time(2, 0)
     """On the morning of ``as_of``: how long the nightly waits for the expected landings."""
 
+    alert_email: str | None = None
+    """Who gets an e-mail when a night fails and when it recovers: addresses with commas between;
+    sent through Airflow's connection ``smtp_default``."""
+    alert_webhook: bool = False
+    """Whether the same goes to the incoming webhook of Airflow's connection ``slack_default``."""
+    runbooks_url: str = "docs/runbooks"
+    """Where an alert's reader finds this repository's docs/runbooks."""
+
     spark_master: str = "local[*]"
     spark_driver_memory: str = "2g"
     postgres_port: int = 5433
     airflow_port: int = 8080
     seed: int = 20111209
 
-    @field_validator("state_dir", "landing", "lake")
+    @field_validator("landing", mode="before")
+    @classmethod
+    def _folder_or_bucket(cls, value: object) -> object:
+        if isinstance(value, str) and "://" in value:
+            if not re.match(r"^s3://[a-z0-9][a-z0-9.-]+(/|$)", value):
+                raise ValueError("expected a folder, or s3://bucket/prefix")
+            return value.rstrip("/")
+        return cls._absolute(Path(str(value)))
+
+    @field_validator("state_dir", "lake")
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
         return None if value is None else (PROJECT_ROOT / value.expanduser()).resolve()
@@ -80,6 +100,40 @@ class Settings(BaseSettings):
         if value is not None and not value.startswith(("postgresql://", "postgres://")):
             raise ValueError("expected postgresql://user:password@host:port/database")
         return value
+
+    @field_validator("alert_email")
+    @classmethod
+    def _email_addresses(cls, value: str | None) -> str | None:
+        for address in (value or "").split(",") if value is not None else ():
+            try:
+                is_whole = bool(Address(addr_spec=address.strip()).domain)
+            except (HeaderParseError, ValueError, IndexError):
+                is_whole = False
+            if not is_whole:
+                raise ValueError(
+                    f"{address.strip()!r} is no e-mail address; expected name@domain,"
+                    " several with commas between"
+                )
+        return value
+
+    @property
+    def alert_recipients(self) -> tuple[str, ...]:
+        """The addresses of ``alert_email``; () switches e-mail off."""
+        return tuple(address.strip() for address in (self.alert_email or "").split(",") if address)
+
+    @property
+    def landing_folder(self) -> Path:
+        """The landing zone where it is a folder.
+
+        Raises:
+            SettingError: when it is a bucket.
+        """
+        if isinstance(self.landing, Path):
+            return self.landing
+        raise SettingError(
+            f"NIGHTSHIFT_LANDING is {self.landing}, and this needs a folder",
+            "set it to a folder of this machine",
+        )
 
     @property
     def lake_dir(self) -> Path:

@@ -98,8 +98,8 @@ HEAVY = {
     "pyspark", "sklearn", "xgboost",
 }  # fmt: skip
 STAGES = {
-    "features", "gates", "ingest", "monitoring", "publishing", "quality", "scoring", "training",
-    "transform",
+    "alerts", "features", "gates", "ingest", "monitoring", "publishing", "quality", "scoring",
+    "training", "transform",
 }  # fmt: skip
 
 

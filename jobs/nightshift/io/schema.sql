@@ -8,7 +8,8 @@ create schema if not exists ops;
 create schema if not exists predictions;
 create schema if not exists monitoring;
 
--- One row a landed file. rows_in = rows_loaded + rows_quarantined, and the database holds us to it.
+-- One row a version of a landed file: loaded; refused; a duplicate of a loaded one; or loaded once
+-- and replaced since. rows_in = rows_loaded + rows_quarantined, and the database holds us to it.
 create table if not exists ops.landing_files (
     file_id bigint generated always as identity primary key,
     source text not null,
@@ -16,14 +17,15 @@ create table if not exists ops.landing_files (
     path text not null,
     sha256 text not null,
     bytes bigint not null,
-    status text not null check (status in ('loaded', 'refused')),
+    version text not null default '',
+    status text not null check (status in ('loaded', 'refused', 'duplicate', 'replaced')),
     reason text,
     rows_in bigint not null,
     rows_loaded bigint not null,
     rows_quarantined bigint not null,
     loaded_at timestamptz not null default now(),
     check (rows_in = rows_loaded + rows_quarantined),
-    check ((status = 'refused') = (reason is not null))
+    check ((status = 'loaded') = (reason is null))
 );
 create unique index if not exists landing_files_loaded_once
     on ops.landing_files (source, path) where status = 'loaded';
@@ -102,6 +104,49 @@ create table if not exists ops.publications (
     scored_at timestamptz not null,
     published_at timestamptz not null default now()
 );
+
+-- One row a rule that stopped a DAG's task, from the night that it first did until a run succeeds
+-- for that as_of or a later one. A night that fails again in the same way counts on its open row.
+create table if not exists ops.incidents (
+    incident_id bigint generated always as identity primary key,
+    dag_id text not null,
+    task_id text, -- null: the run as a whole
+    source text,
+    landed_date date,
+    column_name text,
+    rule text not null,
+    message text not null,
+    examples text[] not null,
+    as_of date,
+    last_as_of date,
+    last_run_id text not null,
+    times_seen integer not null default 1,
+    opened_at timestamptz not null default now(),
+    last_seen_at timestamptz not null default now(),
+    notified_at timestamptz,
+    closed_at timestamptz,
+    recovery_notified_at timestamptz
+);
+create unique index if not exists incidents_open_once
+    on ops.incidents (dag_id, task_id, source, landed_date, column_name, rule)
+    nulls not distinct where closed_at is null;
+
+-- One row a message and channel, written with the incidents that it tells of and sent afterwards:
+-- what a kill or a mail server kept from being sent is sent the next time.
+create table if not exists ops.alert_messages (
+    message_id bigint generated always as identity primary key,
+    kind text not null check (kind in ('failure', 'recovery')),
+    channel text not null check (channel in ('email', 'webhook')),
+    incident_ids bigint[] not null,
+    subject text not null,
+    body text not null,
+    written_at timestamptz not null default now(),
+    attempts integer not null default 0,
+    last_error text,
+    sent_at timestamptz
+);
+create index if not exists alert_messages_unsent on ops.alert_messages (message_id)
+    where sent_at is null;
 
 -- The publication that readers see for each (use_case, as_of). Publishing is moving these.
 create table if not exists predictions.pointers (

@@ -14,6 +14,8 @@ from psycopg2.extras import Json
 from nightshift.errors import NightshiftError, SettingError
 from nightshift.settings import Settings
 
+CONNECT_SECONDS = 10
+
 
 @contextmanager
 def connect(settings: Settings) -> Iterator[Connection]:
@@ -23,7 +25,9 @@ def connect(settings: Settings) -> Iterator[Connection]:
         SettingError: when no server answers at the URL.
     """
     try:
-        connection = psycopg2.connect(settings.warehouse_url, application_name="nightshift")
+        connection = psycopg2.connect(
+            settings.warehouse_url, application_name="nightshift", connect_timeout=CONNECT_SECONDS
+        )
     except psycopg2.OperationalError as error:
         raise SettingError(
             f"the warehouse does not answer: {str(error).strip()}",

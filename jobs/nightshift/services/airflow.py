@@ -40,6 +40,8 @@ def environment(settings: Settings, services: dict[str, Any]) -> dict[str, str]:
         "AIRFLOW__CORE__PLUGINS_FOLDER": str(PROJECT_ROOT / "plugins"),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
         "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
+        # a failed task's alert waits for a slow mail server: after this it is killed
+        "AIRFLOW__CORE__TASK_SUCCESS_OVERTIME": "60",
         "AIRFLOW__CORE__DEFAULT_TIMEZONE": settings.timezone,
         "AIRFLOW__CORE__FERNET_KEY": services["airflow_fernet_key"],
         "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://127.0.0.1:{port}/execution/",

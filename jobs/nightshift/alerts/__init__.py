@@ -1,0 +1,1 @@
+"""Alerts: one message for what fails, one when it works again."""
