@@ -56,7 +56,7 @@ class SettingError(NightshiftError):
 class RefusedAsOf(NightshiftError):
     """An ``as_of`` that cannot be run: in the future, before any data, or with no champion yet."""
 
-    runbook = "no-champion-yet"
+    runbook = "as-of-refused"
 
 
 class ContractError(NightshiftError):

@@ -194,7 +194,7 @@ def _cause_line(cause: Cause, incident: Incident | None) -> str:
 def _consequences(failure: Failure, published: Mapping[str, date | None] | None) -> list[str]:
     if published is None:
         return ["unknown: the warehouse does not answer; what was published stays"]
-    if failure.dag_id != "nightly":
+    if _is_training(failure.dag_id):
         return [
             f"{table} is at {_at(day)}: nightly goes on, with the champion that it has"
             for table, day in published.items()
@@ -210,8 +210,12 @@ def _consequences(failure: Failure, published: Mapping[str, date | None] | None)
 def _summary(dag_id: str, published: Mapping[str, date | None] | None) -> str:
     if published is None:
         return "the warehouse does not answer"
-    verb = "stays at" if dag_id == "nightly" else "is at"
+    verb = "is at" if _is_training(dag_id) else "stays at"
     return ", ".join(f"{table} {verb} {_at(day)}" for table, day in published.items())
+
+
+def _is_training(dag_id: str) -> bool:
+    return dag_id.startswith("train__")
 
 
 def _at(day: date | None) -> str:
