@@ -1,13 +1,21 @@
 """The real services that tests run on: a Postgres 18 of the session's own, a database a test."""
 
+import email.policy
+import json
 import os
 import shutil
 import tempfile
+import threading
 import uuid
 from collections.abc import Iterator
+from email.message import EmailMessage
+from email.parser import BytesParser
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
+from aiosmtpd.controller import Controller
 
 from nightshift.io import warehouse as warehouse_io
 from nightshift.services import run as services
@@ -109,11 +117,94 @@ def tracked_warehouse(
         cursor.execute(f"drop database {name} with (force)")
 
 
+class AlertSinks:
+    """A mail server and a chat's incoming webhook, and what has arrived at them.
+
+    While ``is_refusing`` both answer with an error.
+    """
+
+    def __init__(self) -> None:
+        self.mails: list[EmailMessage] = []
+        self.posts: list[dict[str, Any]] = []
+        self.is_refusing = False
+        sinks = self
+
+        class Webhook(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                if not sinks.is_refusing:
+                    sinks.posts.append(json.loads(body))
+                self.send_response(500 if sinks.is_refusing else 200)
+                self.end_headers()
+                self.wfile.write(b"refused" if sinks.is_refusing else b"ok")
+
+            def log_message(self, *args: object) -> None:
+                """Not to stderr."""
+
+        self.webhook = ThreadingHTTPServer(("127.0.0.1", 0), Webhook)
+        self.smtp = Controller(self, hostname="127.0.0.1", port=free_port(18025))
+
+    async def handle_DATA(self, server: object, session: object, envelope: Any) -> str:
+        """Called by aiosmtpd with a whole mail."""
+        if self.is_refusing:
+            return "451 try again later"
+        parser = BytesParser(policy=email.policy.default)
+        self.mails.append(parser.parsebytes(envelope.content))
+        return "250 OK"
+
+    def connections(self) -> dict[str, str]:
+        """Airflow's connections to the two, as its environment variables."""
+        smtp = {
+            "conn_type": "smtp",
+            "host": "127.0.0.1",
+            "port": self.smtp.port,
+            "extra": {
+                "from_email": "nightshift@example.com",
+                "disable_ssl": True,
+                "disable_tls": True,
+                "timeout": 10,
+            },
+        }
+        url = f"http://127.0.0.1:{self.webhook.server_port}/hook"
+        return {
+            "AIRFLOW_CONN_SMTP_DEFAULT": json.dumps(smtp),
+            "AIRFLOW_CONN_SLACK_DEFAULT": json.dumps(
+                {"conn_type": "slackwebhook", "password": url}
+            ),
+        }
+
+
 @pytest.fixture(scope="session")
-def airflow_stack() -> Iterator[Settings]:
+def running_sinks() -> Iterator[AlertSinks]:
+    """The two servers, for the session."""
+    sinks = AlertSinks()
+    thread = threading.Thread(target=sinks.webhook.serve_forever)
+    thread.start()
+    sinks.smtp.start()
+    yield sinks
+    sinks.smtp.stop()
+    sinks.webhook.shutdown()
+    thread.join()
+    sinks.webhook.server_close()
+
+
+@pytest.fixture
+def alert_sinks(running_sinks: AlertSinks, monkeypatch: pytest.MonkeyPatch) -> AlertSinks:
+    """The two, empty, and known to Airflow's connections in this process."""
+    for name, value in running_sinks.connections().items():
+        monkeypatch.setenv(name, value)
+    running_sinks.mails.clear()
+    running_sinks.posts.clear()
+    running_sinks.is_refusing = False
+    return running_sinks
+
+
+@pytest.fixture(scope="session")
+def airflow_stack(running_sinks: AlertSinks) -> Iterator[Settings]:
     """Settings of a full stack (Postgres, MLflow's store, Airflow) on a state folder of its own.
 
-    Starting it takes half a minute, so the session shares one; its landing zone starts empty.
+    Starting it takes half a minute, so the session shares one; its landing zone starts empty, and
+    its alerts go to the sinks.
     """
     root = Path(tempfile.mkdtemp(prefix="nightshift-stack-"))
     (root / "landing").mkdir()
@@ -123,9 +214,14 @@ def airflow_stack() -> Iterator[Settings]:
         landing=root / "landing",
         postgres_port=15900,
         airflow_port=18080,
+        alert_email="on-call@example.com",
+        alert_webhook=True,
     )
     try:
-        services.up(stack)
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in running_sinks.connections().items():
+                patch.setenv(name, value)
+            services.up(stack)
         yield stack
     finally:
         services.down(stack)
