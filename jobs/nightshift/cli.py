@@ -150,7 +150,7 @@ def demo_data(
         from nightshift.demo_data.run import write_landing
 
         made = write_landing(
-            landing.resolve() if landing else settings.landing,
+            landing.resolve() if landing else settings.landing_folder,
             customers=customers, lines=lines, seed=seed,
         )  # fmt: skip
         console.print(

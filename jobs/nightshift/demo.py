@@ -12,6 +12,7 @@ from nightshift.contracts import SOURCES
 from nightshift.errors import NightshiftError, SettingError
 from nightshift.gates.run import gate_results
 from nightshift.io import lake
+from nightshift.io.landing import landing_zone
 from nightshift.services import airflow
 from nightshift.services import run as services
 from nightshift.settings import Settings
@@ -71,11 +72,12 @@ def _choose(settings: Settings, landing: Path | None, as_of: date | None) -> tup
     if landing is None:
         from nightshift.demo_data.run import MARKER, demo_as_of, is_written, write_landing
 
-        has_landings = any((settings.landing / source).is_dir() for source in SOURCES)
-        is_own = has_landings and not (settings.landing / MARKER).exists()
-        if not is_own and not is_written(settings.landing):
-            write_landing(settings.landing)
-        return settings, as_of or demo_as_of(settings.landing)
+        folder = settings.landing_folder
+        has_landings = any((folder / source).is_dir() for source in SOURCES)
+        is_own = has_landings and not (folder / MARKER).exists()
+        if not is_own and not is_written(folder):
+            write_landing(folder)
+        return settings, as_of or demo_as_of(folder)
     if not landing.is_dir():
         raise NightshiftError(
             f"there is no folder {landing}", "name the folder that holds <source>/ds=YYYY-MM-DD/"
@@ -92,9 +94,9 @@ def _choose(settings: Settings, landing: Path | None, as_of: date | None) -> tup
 
 def _is_mature(settings: Settings, known_as_of: date) -> bool:
     last_day = (known_as_of - timedelta(days=1)).isoformat()
+    zone = landing_zone(settings)
     return all(
-        max((f.name for f in (settings.landing / source).glob("ds=*")), default="")
-        >= f"ds={last_day}"
+        max((entry.name for entry in zone.entries(source)), default="") >= f"ds={last_day}"
         for source in {use_case.source.name for use_case in USE_CASES}
     )
 

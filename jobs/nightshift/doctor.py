@@ -9,7 +9,9 @@ from pathlib import Path
 import psutil
 import psycopg2
 
-from nightshift.errors import NightshiftError
+from nightshift.contracts import SOURCES
+from nightshift.errors import NightshiftError, SettingError
+from nightshift.io.landing import landing_zone
 from nightshift.services import airflow
 from nightshift.services.java import LEAST, find_java
 from nightshift.services.run import READER, WRITER, airflow_login, plain_url
@@ -93,13 +95,20 @@ def _disk(settings: Settings) -> Check:
 
 
 def _landing(settings: Settings) -> Check:
-    folder = settings.landing
-    if not folder.is_dir():
-        remedy = "run `nightshift demo-data`, or set NIGHTSHIFT_LANDING to your files' folder"
-        return Check("landing zone", False, f"{folder} is no folder", remedy)
-    days = sum(1 for _ in folder.glob("*/ds=*"))
-    remedy = f"put files at {folder}/<source>/ds=YYYY-MM-DD/, or run `nightshift demo-data`"
-    return _check("landing zone", days > 0, f"{days} landed days in {folder}", remedy)
+    zone = landing_zone(settings)
+    try:
+        days = sum(
+            entry.is_folder and entry.name.startswith("ds=")
+            for source in SOURCES
+            for entry in zone.entries(source)
+        )
+    except SettingError as error:
+        return Check("landing zone", False, error.what, error.remedy)
+    remedy = (
+        f"put files at {zone.url}/<source>/ds=YYYY-MM-DD/, run `nightshift demo-data`, or set"
+        " NIGHTSHIFT_LANDING to where your files are"
+    )
+    return _check("landing zone", days > 0, f"{days} landed days in {zone.url}", remedy)
 
 
 def _role(name: str, url: str, expected: str, must_write: bool) -> Check:

@@ -157,7 +157,8 @@ def missing_landings(landing: str, sources: tuple[str, ...], as_of: date) -> lis
     return [
         f"{source}/ds={day}"
         for source in sources
-        if load_contract(source).arrival.expects(day) and not zone.entries(f"{source}/ds={day}")
+        if load_contract(source).arrival.expects(day)
+        and all(entry.is_hidden for entry in zone.entries(f"{source}/ds={day}"))
     ]
 
 

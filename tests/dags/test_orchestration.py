@@ -124,33 +124,50 @@ def test_the_first_task_refuses_a_param_in_a_backfill_without_retries() -> None:
 
 
 def land(landing: Path, source: str, day: str) -> None:
-    (landing / source / f"ds={day}").mkdir(parents=True)
+    folder = landing / source / f"ds={day}"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "a.csv").touch()
 
 
 def test_missing_landings_are_those_of_the_day_before(tmp_path: Path) -> None:
-    sources = ("order_lines", "returns")
-    as_of = date(2026, 3, 1)
-    assert missing_landings(tmp_path, sources, as_of) == [
-        "order_lines/ds=2026-02-28",
-        "returns/ds=2026-02-28",
+    sources = ("order_lines", "chargebacks")
+    as_of = date(2026, 3, 3)
+    assert missing_landings(str(tmp_path), sources, as_of) == [
+        "order_lines/ds=2026-03-02",
+        "chargebacks/ds=2026-03-02",
     ]
-    land(tmp_path, "order_lines", "2026-02-28")
-    land(tmp_path, "returns", "2026-03-01")  # of the day itself: not known to as_of
-    assert missing_landings(tmp_path, sources, as_of) == ["returns/ds=2026-02-28"]
-    land(tmp_path, "returns", "2026-02-28")
-    assert missing_landings(tmp_path, sources, as_of) == []
+    land(tmp_path, "order_lines", "2026-03-02")
+    land(tmp_path, "chargebacks", "2026-03-03")  # of the day itself: not known to as_of
+    assert missing_landings(str(tmp_path), sources, as_of) == ["chargebacks/ds=2026-03-02"]
+    land(tmp_path, "chargebacks", "2026-03-02")
+    assert missing_landings(str(tmp_path), sources, as_of) == []
+
+
+def test_a_day_on_which_nothing_is_expected_is_not_waited_for(tmp_path: Path) -> None:
+    sunday, saturday = date(2026, 3, 1), ("order_lines", "chargebacks")
+    assert missing_landings(str(tmp_path), saturday, sunday) == ["chargebacks/ds=2026-02-28"]
+
+
+@pytest.mark.parametrize("begun", [".a.csv.part", "_a.csv"])
+def test_a_folder_that_is_being_filled_has_not_landed(tmp_path: Path, begun: str) -> None:
+    folder = tmp_path / "order_lines" / "ds=2026-03-02"
+    folder.mkdir(parents=True)
+    (folder / begun).touch()
+    assert missing_landings(str(tmp_path), ("order_lines",), date(2026, 3, 3)) == [
+        "order_lines/ds=2026-03-02"
+    ]
 
 
 def test_a_file_in_the_folders_place_is_no_landing(tmp_path: Path) -> None:
     (tmp_path / "order_lines").mkdir()
-    (tmp_path / "order_lines" / "ds=2026-02-28").touch()
-    assert missing_landings(tmp_path, ("order_lines",), date(2026, 3, 1)) == [
-        "order_lines/ds=2026-02-28"
+    (tmp_path / "order_lines" / "ds=2026-03-02").touch()
+    assert missing_landings(str(tmp_path), ("order_lines",), date(2026, 3, 3)) == [
+        "order_lines/ds=2026-03-02"
     ]
 
 
 def trigger(landing: Path, deadline: datetime) -> LandingsTrigger:
-    return LandingsTrigger(str(landing), ["order_lines"], "2026-03-01", deadline.isoformat())
+    return LandingsTrigger(str(landing), ["order_lines"], "2026-03-03", deadline.isoformat())
 
 
 async def fired(waiting: LandingsTrigger) -> Any:
@@ -167,7 +184,7 @@ def test_the_trigger_fires_when_the_folder_lands(
         waiting = asyncio.create_task(fired(trigger(tmp_path, far)))
         done, _ = await asyncio.wait([waiting], timeout=0.1)
         assert not done
-        land(tmp_path, "order_lines", "2026-02-28")
+        land(tmp_path, "order_lines", "2026-03-02")
         return await asyncio.wait_for(waiting, 60)
 
     assert asyncio.run(scenario()) == []
@@ -176,7 +193,7 @@ def test_the_trigger_fires_when_the_folder_lands(
 def test_the_trigger_fires_at_the_deadline(tmp_path: Path) -> None:
     soon = datetime.now(UTC) + timedelta(seconds=0.2)
     payload = asyncio.run(asyncio.wait_for(fired(trigger(tmp_path, soon)), 60))
-    assert payload == ["order_lines/ds=2026-02-28"]
+    assert payload == ["order_lines/ds=2026-03-02"]
 
 
 def test_the_trigger_is_made_anew_from_what_it_serializes(tmp_path: Path) -> None:

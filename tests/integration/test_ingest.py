@@ -3,6 +3,7 @@
 import csv
 import gzip
 import io
+import json
 import os
 import signal
 import subprocess
@@ -11,10 +12,12 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import date
+from datetime import date, datetime
 from pathlib import Path
 
 import psycopg2
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from nightshift.errors import ContractError, RefusedAsOf, SettingError
@@ -29,7 +32,10 @@ AS_OF = date(2024, 1, 10)
 
 
 def land(settings: Settings, day: str, content: str | bytes, name: str = "order_lines.csv") -> Path:
-    folder = settings.landing / "order_lines" / f"ds={day}"
+    """Land a file; in ``GOOD`` the invoice becomes one of the day's own."""
+    if isinstance(content, str):
+        content = content.replace("489434", "4894" + day.replace("-", "")[-2:])
+    folder = settings.landing_folder / "order_lines" / f"ds={day}"
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / name
     file.write_bytes(content.encode() if isinstance(content, str) else content)
@@ -80,7 +86,7 @@ def test_rows_and_ledger(warehouse: Settings) -> None:
             "Quantity",
             "a whole number",
             "a dozen",
-            bad.rstrip("\n"),
+            bad.rstrip("\n").replace("13085", "•••"),
         )
     ]
     assert query(
@@ -216,15 +222,136 @@ def test_a_folder_that_is_no_date_harms_no_other(warehouse: Settings) -> None:
     assert query(warehouse, "select count(*) from raw.order_lines") == [(1,)]
 
 
-def test_changed_content_of_a_loaded_file_is_refused(warehouse: Settings) -> None:
+def test_changed_content_of_a_loaded_file_replaces_its_rows(warehouse: Settings) -> None:
+    land(warehouse, "2024-01-01", HEADER + GOOD + "broken\n")
+    land(warehouse, "2024-01-02", HEADER + GOOD)
+    ingest(warehouse, AS_OF)
+    land(warehouse, "2024-01-01", HEADER + GOOD.replace("12,", "13,", 1) + GOOD)
+
+    result = ingest(warehouse, AS_OF)
+
+    assert (result.files_loaded, result.rows_loaded, result.rows_quarantined) == (1, 2, 0)
+    rows = "select _landed_date::text, quantity from raw.order_lines order by 1, _row_number"
+    assert query(warehouse, rows) == [("2024-01-01", 13), ("2024-01-01", 12), ("2024-01-02", 12)]
+    assert query(warehouse, "select count(*) from quarantine.order_lines") == [(0,)]
+    assert query(
+        warehouse,
+        "select right(path, 24), status, rows_in from ops.landing_files order by file_id",
+    ) == [
+        ("24-01-01/order_lines.csv", "replaced", 2),
+        ("24-01-02/order_lines.csv", "loaded", 1),
+        ("24-01-01/order_lines.csv", "loaded", 2),
+    ]
+    days = "select landed_date::text from ops.changed_days order by change_id"
+    assert query(warehouse, days) == [("2024-01-01",), ("2024-01-02",), ("2024-01-01",)]
+
+
+def test_a_new_version_that_is_broken_leaves_the_old_rows(warehouse: Settings) -> None:
     land(warehouse, "2024-01-01", HEADER + GOOD)
     ingest(warehouse, AS_OF)
-    land(warehouse, "2024-01-01", HEADER + GOOD + GOOD)
+    before = everything(warehouse)
+    file = land(warehouse, "2024-01-01", (HEADER + GOOD * 9).encode() + b"\xff\n")
 
-    with pytest.raises(ContractError, match=r"ds=2024-01-01/order_lines.csv: its content has cha"):
+    with pytest.raises(ContractError, match="not UTF-8"):
         ingest(warehouse, AS_OF)
 
-    assert query(warehouse, "select count(*) from raw.order_lines") == [(1,)]
+    assert everything(warehouse)[:2] == before[:2]
+    assert query(warehouse, "select status from ops.landing_files order by file_id") == [
+        ("loaded",),
+        ("refused",),
+    ]
+    file.write_text(HEADER + GOOD)
+
+
+def test_the_same_content_under_another_name_is_loaded_once(warehouse: Settings) -> None:
+    content = (HEADER + GOOD).encode()
+    land(warehouse, "2024-01-01", content)
+    land(warehouse, "2024-01-02", content, "again.csv")
+    land(warehouse, "2024-01-03", HEADER.encode())
+    land(warehouse, "2024-01-04", HEADER.encode())
+
+    result = ingest(warehouse, AS_OF)
+
+    assert (result.files_loaded, result.rows_loaded) == (3, 1)
+    assert result.warnings[0] == (
+        "order_lines/ds=2024-01-02/again.csv: the same content as"
+        " order_lines/ds=2024-01-01/order_lines.csv, which is loaded; left out"
+    )
+    before = everything(warehouse)
+    assert ingest(warehouse, AS_OF).files_loaded == 0
+    assert everything(warehouse) == before
+
+
+def test_a_file_that_was_only_touched_is_not_loaded_again(warehouse: Settings) -> None:
+    file = land(warehouse, "2024-01-01", HEADER + GOOD)
+    ingest(warehouse, AS_OF)
+    before = everything(warehouse)[:2]
+    os.utime(file, (1, 1))
+
+    assert ingest(warehouse, AS_OF).files_loaded == 0
+    assert everything(warehouse)[:2] == before
+
+
+def test_a_late_file_of_an_old_day_marks_that_day(warehouse: Settings) -> None:
+    land(warehouse, "2024-01-01", HEADER + GOOD)
+    land(warehouse, "2024-01-03", HEADER + GOOD)
+    ingest(warehouse, AS_OF)
+    last = "select max(change_id) from ops.changed_days"
+    ((known,),) = query(warehouse, last)
+    land(warehouse, "2024-01-01", HEADER + GOOD + GOOD, "late.csv")
+
+    ingest(warehouse, AS_OF)
+
+    changed = f"select landed_date, reason from ops.changed_days where change_id > {known}"
+    assert query(warehouse, changed) == [
+        (date(2024, 1, 1), "loaded order_lines/ds=2024-01-01/late.csv")
+    ]
+
+
+def test_personal_data_are_masked_in_quarantine(warehouse: Settings) -> None:
+    in_row = GOOD.replace("12,", "many,", 1)
+    in_value = GOOD.replace("13085", "13085 Jane")
+    land(warehouse, "2024-01-01", HEADER + in_row + in_value + "13085,too few\n")
+
+    ingest(warehouse, AS_OF)
+
+    kept = query(warehouse, "select value, row_as_landed from quarantine.order_lines")
+    assert len(kept) == 3
+    assert "13085" not in str(kept)
+    assert "GLASS BALL" in str(kept)
+
+
+def test_three_sources_in_four_formats(warehouse: Settings) -> None:
+    land(warehouse, "2024-01-01", HEADER + GOOD)
+    cards = warehouse.landing_folder / "card_transactions" / "ds=2024-01-01"
+    cards.mkdir(parents=True)
+    (cards / "a.csv").write_text(
+        "transaction_id,transaction_at,customer_id,terminal_id,amount\n"
+        "1,2024-01-01 10:00:00,596,3156,57.16\n"
+    )
+    row = {
+        "transaction_id": 2, "transaction_at": "2024-01-01 11:00:00",
+        "customer_id": "4961", "terminal_id": "3412", "amount": 81.51,
+    }  # fmt: skip
+    (cards / "b.jsonl.gz").write_bytes(gzip.compress(json.dumps(row).encode()))
+    reports = warehouse.landing_folder / "chargebacks" / "ds=2024-01-08"
+    reports.mkdir(parents=True)
+    instant = datetime(2024, 1, 8)  # noqa: DTZ001
+    pq.write_table(
+        pa.table({"transaction_id": [2], "reported_at": [instant]}), reports / "reports.parquet"
+    )
+
+    result = ingest(warehouse, AS_OF)
+
+    assert (result.files_loaded, result.rows_loaded, result.rows_quarantined) == (4, 4, 0)
+    assert query(
+        warehouse,
+        "select transaction_id, transaction_at::text, customer_id, amount::text"
+        " from raw.card_transactions order by 1",
+    ) == [(1, "2024-01-01 10:00:00", "596", "57.16"), (2, "2024-01-01 11:00:00", "4961", "81.51")]
+    assert query(warehouse, "select transaction_id, reported_at from raw.chargebacks") == [
+        (2, instant)
+    ]
 
 
 def test_an_as_of_that_cannot_be_run(warehouse: Settings) -> None:

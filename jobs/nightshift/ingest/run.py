@@ -6,30 +6,35 @@ file loaded whole or not at all. Rerunning loads only what is not loaded yet.
 
 import hashlib
 import logging
-import re
+import queue
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryFile
+from typing import IO, Any
 from zoneinfo import ZoneInfo
 
 import adbc_driver_postgresql.dbapi as adbc
 import pyarrow as pa
 
 from nightshift.contracts import SOURCES, SourceContract, load_contract
-from nightshift.errors import ContractError, RefusedAsOf, SettingError
-from nightshift.ingest.rows import CheckedRows, check, decode
+from nightshift.errors import Cause, ContractError, NightshiftError, RefusedAsOf, SettingError
+from nightshift.ingest import formats
+from nightshift.ingest.folders import LandedFile, discover
+from nightshift.ingest.rows import BROKEN_SCHEMA, CheckedRows, check, good_schema
+from nightshift.io.landing import LandingZone, landing_zone
 from nightshift.io.warehouse import recorded_run
 from nightshift.settings import Settings
 from nightshift.use_cases import USE_CASES
 
 _log = logging.getLogger(__name__)
-_FOLDER = re.compile(r"^ds=(\d{4}-\d{2}-\d{2})$")
-_SUFFIXES = (".csv", ".csv.gz")
 _PROGRESS_SECONDS = 2.0
+_BATCHES_AHEAD = 4
+_STAMPS = pa.schema({"_landed_date": pa.date32(), "_file_id": pa.int64()})
 
 
 @dataclass(frozen=True)
@@ -52,16 +57,6 @@ class IngestResult:
     warnings: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class LandedFile:
-    """A file in the landing zone; ``path`` is relative to it."""
-
-    source: str
-    landed_date: date
-    path: str
-    location: Path
-
-
 @dataclass
 class _Tally:
     files_seen: int = 0
@@ -71,26 +66,30 @@ class _Tally:
     warnings: list[str] = field(default_factory=list)
     refusals: list[ContractError] = field(default_factory=list)
 
+    def warn(self, warning: str) -> None:
+        self.warnings.append(warning)
+        _log.warning("%s", warning)
+
 
 def ingest(settings: Settings, as_of: date) -> IngestResult:
     """Load every file of every source that landed before ``as_of`` and is not loaded yet.
 
+    A file whose content is loaded already under another name is not loaded again. A file whose
+    content has changed since it was loaded replaces the rows of its earlier version.
+
     Raises:
-        RefusedAsOf: when ``as_of`` is in the future, or nothing landed before it.
-        SettingError: when the landing zone or a source's folder is missing.
+        RefusedAsOf: when ``as_of`` is in the future, or nothing landed before it of a source that
+            a use case needs.
+        SettingError: when the landing zone, or the folder of such a source, is missing.
         ContractError: after the good files are loaded, listing each refused file or folder.
     """
     with recorded_run(settings, "ingest", as_of) as run:
         _require_past(settings, as_of)
         tally = _Tally()
+        zone = landing_zone(settings)
         needed = {use_case.source.name for use_case in USE_CASES}
         for source in SOURCES:
-            try:
-                _ingest_source(settings, load_contract(source), as_of, tally)
-            except (SettingError, RefusedAsOf):
-                if source in needed:
-                    raise
-                _log.info("%s: nothing has landed, and no use case needs it", source)
+            _ingest_source(settings, zone, load_contract(source), as_of, source in needed, tally)
         run.result |= {
             "files_seen": tally.files_seen,
             "files_loaded": tally.files_loaded,
@@ -105,6 +104,7 @@ def ingest(settings: Settings, as_of: date) -> IngestResult:
                 f"{len(tally.refusals)} of what landed before {as_of} is refused; the other files"
                 " are loaded:\n" + "\n".join(f"  {refusal}" for refusal in tally.refusals),
                 "correct what is listed and run again; nothing downstream has changed",
+                causes=tuple(cause for refusal in tally.refusals for cause in refusal.causes),
             )
     return IngestResult(
         as_of=as_of,
@@ -117,79 +117,6 @@ def ingest(settings: Settings, as_of: date) -> IngestResult:
     )
 
 
-def discover(
-    landing: Path, source: str, as_of: date
-) -> tuple[list[LandedFile], list[ContractError], list[str]]:
-    """The files of ``source`` that landed before ``as_of``, in order; refusals; warnings.
-
-    Raises:
-        SettingError: when the landing zone or the source's folder is missing.
-        RefusedAsOf: when the source has folders, but none is dated before ``as_of``.
-    """
-    root = landing / source
-    if not root.is_dir():
-        raise SettingError(
-            f"the landing zone has no folder {root}",
-            f"set NIGHTSHIFT_LANDING to the folder that holds {source}/ds=YYYY-MM-DD/,"
-            " or write demo data with `nightshift demo-data`",
-        )
-    files: list[LandedFile] = []
-    refusals: list[ContractError] = []
-    warnings: list[str] = []
-    dates: list[date] = []
-    for folder in sorted(root.iterdir()):
-        if folder.name.startswith((".", "_")):
-            continue
-        landed_date = _folder_date(folder)
-        if landed_date is None:
-            refusals.append(
-                ContractError(
-                    f"{source}/{folder.name}: not a landing folder named ds=YYYY-MM-DD with a date"
-                    " of the calendar",
-                    "rename or remove it",
-                )
-            )
-            continue
-        dates.append(landed_date)
-        if landed_date >= as_of:
-            continue
-        found = 0
-        for location in sorted(folder.iterdir()):
-            if location.name.startswith((".", "_")):
-                continue
-            path = f"{source}/{folder.name}/{location.name}"
-            if location.is_file() and location.name.endswith(_SUFFIXES):
-                files.append(LandedFile(source, landed_date, path, location))
-                found += 1
-            else:
-                refusals.append(
-                    ContractError(
-                        f"{path}: not a file that ends with .csv or .csv.gz", "rename or remove it"
-                    )
-                )
-        if not found:
-            warnings.append(f"{source}/{folder.name} holds no file")
-    if not any(landed_date < as_of for landed_date in dates):
-        if not dates and refusals:
-            return files, refusals, warnings
-        earliest = f"the earliest folder is ds={min(dates)}" if dates else "there is no folder"
-        raise RefusedAsOf(
-            f"no {source} landed before as_of {as_of}: {earliest} in {root}",
-            "choose an as_of after that date" if dates else "land a folder ds=YYYY-MM-DD",
-        )
-    return files, refusals, warnings
-
-
-def _folder_date(folder: Path) -> date | None:
-    match = _FOLDER.match(folder.name)
-    if match is None or not folder.is_dir():
-        return None
-    try:
-        return date.fromisoformat(match[1])
-    except ValueError:
-        return None
-
-
 def _require_past(settings: Settings, as_of: date) -> None:
     current = datetime.now(ZoneInfo(settings.timezone)).date()
     if as_of > current:
@@ -200,61 +127,265 @@ def _require_past(settings: Settings, as_of: date) -> None:
 
 
 def _ingest_source(
-    settings: Settings, contract: SourceContract, as_of: date, tally: _Tally
+    settings: Settings,
+    zone: LandingZone,
+    contract: SourceContract,
+    as_of: date,
+    is_needed: bool,
+    tally: _Tally,
 ) -> None:
-    with _locked(settings, contract):
-        pass
-    files, refusals, warnings = discover(settings.landing, contract.source, as_of)
-    for warning in warnings:
-        _warn(tally, warning)
-    tally.refusals += refusals
-    tally.files_seen += len(files)
-    shown = time.monotonic()
     with _locked(settings, contract) as connection:
-        loaded, refused = _ledger(connection, contract.source)
-        for number, file in enumerate(files, start=1):
-            landed = file.location.read_bytes()
-            sha256 = hashlib.sha256(landed).hexdigest()
-            if loaded.get(file.path) == sha256:
+        try:
+            found = discover(zone, contract.source, as_of)
+        except (SettingError, RefusedAsOf):
+            if is_needed:
+                raise
+            _log.info("%s: nothing landed before %s; no use case needs it", contract.source, as_of)
+            return
+        for warning in found.warnings:
+            tally.warn(warning)
+        tally.refusals += found.refusals
+        tally.files_seen += len(found.files)
+        before = tally.rows_loaded, tally.rows_quarantined, tally.files_loaded
+        ledger = _Ledger(connection, contract.source)
+        shown = time.monotonic()
+        for number, file in enumerate(found.files, start=1):
+            if ledger.is_loaded(file):
                 continue
             try:
-                if file.path in loaded:
-                    raise ContractError(
-                        f"{file.path}: its content has changed since it was loaded (SHA-256 was"
-                        f" {loaded[file.path][:12]}…, is {sha256[:12]}…)",
-                        "put the loaded file back, and land the correction in a new folder",
-                    )
-                text = decode(file.path, landed)
-                rows = check(contract, file.path, text, file.landed_date)
+                _ingest_file(connection, zone, contract, file, ledger, tally)
             except ContractError as refusal:
-                tally.refusals.append(refusal)
+                named = ContractError(refusal.what, refusal.remedy, causes=(_cause(file, refusal),))
+                tally.refusals.append(named)
                 _log.error("%s", refusal)
-                if (file.path, sha256, refusal.what) not in refused:
-                    _record(connection, file, sha256, len(landed), refusal.what, None)
-                    connection.commit()
-                continue
-            _load(connection, contract, file, sha256, len(landed), rows)
-            tally.files_loaded += 1
-            tally.rows_loaded += rows.good.num_rows
-            tally.rows_quarantined += rows.broken.num_rows
-            _describe(tally, file, rows)
             if time.monotonic() - shown > _PROGRESS_SECONDS:
                 shown = time.monotonic()
                 _log.info(
-                    "ingested %d/%d files of %s, %s rows",
-                    number,
-                    len(files),
-                    contract.source,
-                    f"{tally.rows_loaded:,}",
-                )
+                    "%s: %d of %d files, %s rows so far",
+                    contract.source, number, len(found.files), f"{tally.rows_loaded - before[0]:,}",
+                )  # fmt: skip
     _log.info(
         "%s: %d of %d files loaded, %s rows, %s quarantined",
         contract.source,
-        tally.files_loaded,
-        len(files),
-        f"{tally.rows_loaded:,}",
-        f"{tally.rows_quarantined:,}",
+        tally.files_loaded - before[2],
+        len(found.files),
+        f"{tally.rows_loaded - before[0]:,}",
+        f"{tally.rows_quarantined - before[1]:,}",
     )
+
+
+def _cause(file: LandedFile, refusal: ContractError) -> Cause:
+    return Cause(
+        source=file.source,
+        landed_date=file.landed_date,
+        rule=refusal.what.removeprefix(f"{file.path}: "),
+        examples=(file.path,),
+    )
+
+
+def _ingest_file(
+    connection: adbc.Connection,
+    zone: LandingZone,
+    contract: SourceContract,
+    file: LandedFile,
+    ledger: "_Ledger",
+    tally: _Tally,
+) -> None:
+    sha256 = ""
+    try:
+        with zone.fetched(file.path) as local:
+            with local.open("rb") as landed:
+                sha256 = hashlib.file_digest(landed, "sha256").hexdigest()
+            if ledger.is_touched_only(file, sha256):
+                return
+            twin = ledger.twin_of(file, sha256)
+            if twin is not None:
+                ledger.record_twin(file, sha256, twin)
+                tally.warn(f"{file.path}: the same content as {twin}, which is loaded; left out")
+                return
+            done = _load(connection, contract, file, sha256, local, ledger, tally.warn)
+    except NightshiftError as refusal:
+        if not isinstance(refusal, ContractError):
+            refusal = ContractError(refusal.what, refusal.remedy)
+        ledger.record_refusal(file, sha256, refusal.what)
+        raise refusal from None
+    tally.files_loaded += 1
+    tally.rows_loaded += done.rows_loaded
+    tally.rows_quarantined += done.rows_quarantined
+    if not done.rows_loaded + done.rows_quarantined:
+        tally.warn(f"{file.path} has a header but no rows")
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    rows_loaded: int
+    rows_quarantined: int
+
+
+def _load(
+    connection: adbc.Connection,
+    contract: SourceContract,
+    file: LandedFile,
+    sha256: str,
+    local: Path,
+    ledger: "_Ledger",
+    warn: Callable[[str], None],
+) -> _Loaded:
+    """Load one file in one transaction: ledger, rows, broken rows, what it replaces."""
+    try:
+        ledger.replace_earlier(contract, file, sha256)
+        file_id = ledger.open(file, sha256)
+        loaded = 0
+        with TemporaryFile() as spool:
+            broken = _Spool(spool)
+
+            def stamped() -> Iterator[pa.RecordBatch]:
+                nonlocal loaded
+                checked = (
+                    check(contract, batch, file.landed_date)
+                    for batch in formats.read(contract, file.path, local, warn)
+                )
+                for rows in _ahead(checked):
+                    loaded += rows.good.num_rows
+                    broken.add(rows)
+                    yield from _stamped(rows.good, file, file_id).to_batches()
+
+            schema = pa.schema([*good_schema(contract), *_STAMPS])
+            _copy(connection, contract.raw_table, schema, stamped())
+            if file.path.endswith((".csv", ".csv.gz")):
+                fault = formats.unclosed_quote(file.path, local)
+                if fault is not None:
+                    raise fault
+            if broken.rows:
+                schema = pa.schema([*BROKEN_SCHEMA, *_STAMPS])
+                batches = (
+                    batch
+                    for table in broken.read()
+                    for batch in _stamped(table, file, file_id).to_batches()
+                )
+                _copy(connection, contract.quarantine_table, schema, batches)
+                broken.describe(file)
+        ledger.close(file, file_id, loaded, broken.rows)
+        connection.commit()
+    except BaseException:
+        connection.rollback()
+        raise
+    return _Loaded(loaded, broken.rows)
+
+
+def _copy(
+    connection: adbc.Connection, table: str, schema: pa.Schema, batches: Iterator[pa.RecordBatch]
+) -> None:
+    """Binary COPY of the batches, as they come."""
+    fault: list[BaseException] = []
+
+    def kept() -> Iterator[pa.RecordBatch]:
+        # the driver would wrap an error of ours in one of its own
+        try:
+            yield from batches
+        except BaseException as error:
+            fault.append(error)
+            raise
+
+    db_schema, name = table.split(".")
+    with connection.cursor() as cursor:
+        try:
+            cursor.adbc_ingest(
+                name,
+                pa.RecordBatchReader.from_batches(schema, kept()),
+                mode="append",
+                db_schema_name=db_schema,
+            )
+        except Exception:
+            if fault:
+                raise fault[0] from None
+            raise
+
+
+def _ahead[T](items: Iterator[T]) -> Iterator[T]:
+    """The same items, made by a thread that works ahead while the server takes what it was sent."""
+    done = threading.Event()
+    made: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(_BATCHES_AHEAD)
+
+    def put(item: tuple[T | None, BaseException | None]) -> None:
+        while not done.is_set():
+            try:
+                return made.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for item in items:
+                put((item, None))
+                if done.is_set():
+                    return
+            put((None, None))
+        except BaseException as error:
+            put((None, error))
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = made.get()
+            if error is not None:
+                raise error
+            if item is None:
+                return
+            yield item
+    finally:
+        done.set()
+        thread.join()
+
+
+class _Spool:
+    """Broken rows, kept on disk until the good ones are sent: one connection copies one table."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.rows = 0
+        self._file = file
+        self._writer: pa.ipc.RecordBatchStreamWriter | None = None
+        self._first: dict[str, Any] = {}
+
+    def add(self, checked: CheckedRows) -> None:
+        """Keep the broken rows of a batch."""
+        if not checked.broken.num_rows:
+            return
+        if self._writer is None:
+            self._writer = pa.ipc.new_stream(self._file, BROKEN_SCHEMA)
+            self._first = checked.broken.slice(0, 1).to_pylist()[0]
+        self._writer.write_table(checked.broken)
+        self.rows += checked.broken.num_rows
+
+    def read(self) -> Iterator[pa.Table]:
+        """All that was added."""
+        if self._writer is None:
+            return
+        self._writer.close()
+        self._file.seek(0)
+        with pa.ipc.open_stream(self._file) as reader:
+            for batch in reader:
+                yield pa.Table.from_batches([batch])
+
+    def describe(self, file: LandedFile) -> None:
+        """Warn, and show the first."""
+        _log.warning(
+            "%s: %d rows quarantined; the first is row %d, column %s, value %r: expected %s",
+            file.path,
+            self.rows,
+            self._first["_row_number"],
+            self._first["column_name"] or "(all)",
+            self._first["value"],
+            self._first["rule"],
+        )
+
+
+def _stamped(rows: pa.Table, file: LandedFile, file_id: int) -> pa.Table:
+    for name, value in (("_landed_date", file.landed_date), ("_file_id", file_id)):
+        stamp = pa.scalar(value, _STAMPS.field(name).type)
+        rows = rows.append_column(_STAMPS.field(name), pa.repeat(stamp, rows.num_rows))
+    return rows
 
 
 @contextmanager
@@ -275,104 +406,142 @@ def _locked(settings: Settings, contract: SourceContract) -> Iterator[adbc.Conne
         yield connection
 
 
-def _ledger(
-    connection: adbc.Connection, source: str
-) -> tuple[dict[str, str], set[tuple[str, str, str]]]:
-    with connection.cursor() as cursor:
-        cursor.execute(
-            "select path, sha256, status, reason from ops.landing_files where source = $1",
-            (source,),
+@dataclass(frozen=True)
+class _Known:
+    """A loaded file, as the ledger has it."""
+
+    file_id: int
+    path: str
+    landed_date: date
+    sha256: str
+    version: str
+
+
+class _Ledger:
+    """The source's rows of ``ops.landing_files``."""
+
+    def __init__(self, connection: adbc.Connection, source: str) -> None:
+        self._connection = connection
+        self._source = source
+        rows = self._execute(
+            "select file_id, path, landed_date, sha256, version, status, reason, rows_in"
+            " from ops.landing_files where source = $1 and status <> 'replaced' order by file_id",
+            source,
         )
-        rows = cursor.fetchall()
-    connection.commit()
-    loaded = {path: sha256 for path, sha256, status, _ in rows if status == "loaded"}
-    refused = {(path, sha256, why) for path, sha256, status, why in rows if status == "refused"}
-    return loaded, refused
-
-
-def _load(
-    connection: adbc.Connection,
-    contract: SourceContract,
-    file: LandedFile,
-    sha256: str,
-    size: int,
-    rows: CheckedRows,
-) -> None:
-    try:
-        file_id = _record(connection, file, sha256, size, None, rows)
-        for table, landed in (
-            (contract.raw_table, rows.good),
-            (contract.quarantine_table, rows.broken),
-        ):
-            if landed.num_rows:
-                schema, name = table.split(".")
-                with connection.cursor() as cursor:
-                    cursor.adbc_ingest(
-                        name, _stamped(landed, file, file_id), mode="append", db_schema_name=schema
-                    )
         connection.commit()
-    except BaseException:
-        connection.rollback()
-        raise
+        self._loaded: dict[str, _Known] = {}
+        self._contents: dict[str, str] = {}
+        self._left_out: set[tuple[str, str]] = set()
+        self._refused: set[tuple[str, str, str]] = set()
+        for file_id, path, landed_date, sha256, version, status, reason, rows_in in rows:
+            if status == "loaded":
+                known = _Known(file_id, path, landed_date, sha256, version)
+                self._remember(known, rows_in)
+            elif status == "duplicate":
+                self._left_out.add((path, version))
+            else:
+                self._refused.add((path, sha256, reason))
 
+    def _remember(self, known: _Known, rows_in: int) -> None:
+        self._loaded[known.path] = known
+        if rows_in:  # files without a row are all alike
+            self._contents[known.sha256] = known.path
 
-def _stamped(rows: pa.Table, file: LandedFile, file_id: int) -> pa.Table:
-    stamps: tuple[tuple[str, Any, pa.DataType], ...] = (
-        ("_landed_date", file.landed_date, pa.date32()),
-        ("_file_id", file_id, pa.int64()),
-    )
-    for name, value, type_ in stamps:
-        rows = rows.append_column(name, pa.repeat(pa.scalar(value, type_), rows.num_rows))
-    return rows
+    def _execute(self, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
+        with self._connection.cursor() as cursor:
+            cursor.execute(statement, parameters)
+            return list(cursor.fetchall()) if cursor.description else []
 
+    def is_loaded(self, file: LandedFile) -> bool:
+        """Whether the file is in the ledger as it is now, by what costs no reading."""
+        known = self._loaded.get(file.path)
+        if known is not None:
+            return known.version == file.version
+        return (file.path, file.version) in self._left_out
 
-def _record(
-    connection: adbc.Connection,
-    file: LandedFile,
-    sha256: str,
-    size: int,
-    reason: str | None,
-    rows: CheckedRows | None,
-) -> int:
-    """Write the file's ledger row, in the open transaction."""
-    with connection.cursor() as cursor:
-        cursor.execute(
-            "insert into ops.landing_files (source, landed_date, path, sha256, bytes, status,"
-            " reason, rows_in, rows_loaded, rows_quarantined)"
-            " values ($1, $2, $3, $4, $5, $6, nullif($7, ''), $8, $9, $10) returning file_id",
-            (
-                file.source,
-                file.landed_date,
-                file.path,
-                sha256,
-                size,
-                "loaded" if rows else "refused",
-                reason or "",
-                rows.rows_in if rows else 0,
-                rows.good.num_rows if rows else 0,
-                rows.broken.num_rows if rows else 0,
-            ),
+    def is_touched_only(self, file: LandedFile, sha256: str) -> bool:
+        """Whether it is loaded with this very content, though its time has changed."""
+        known = self._loaded.get(file.path)
+        if known is None or known.sha256 != sha256:
+            return False
+        self._execute(
+            "update ops.landing_files set version = $1 where file_id = $2",
+            file.version,
+            known.file_id,
         )
-        return int(cursor.fetchone()[0])
+        self._connection.commit()
+        return True
 
+    def twin_of(self, file: LandedFile, sha256: str) -> str | None:
+        """The path under which the same content is loaded already."""
+        twin = self._contents.get(sha256)
+        return twin if twin != file.path else None
 
-def _describe(tally: _Tally, file: LandedFile, rows: CheckedRows) -> None:
-    if not rows.rows_in:
-        _warn(tally, f"{file.path} has a header but no rows")
-    if rows.broken.num_rows:
-        first = rows.broken.slice(0, 1).to_pylist()[0]
-        _log.warning(
-            "%s: %d of %d rows quarantined; the first is row %d, column %s, value %r: expected %s",
+    def record_twin(self, file: LandedFile, sha256: str, twin: str) -> None:
+        """Keep that the file was left out."""
+        self._insert(file, sha256, "duplicate", f"the same content as {twin}")
+        self._connection.commit()
+
+    def record_refusal(self, file: LandedFile, sha256: str, reason: str) -> None:
+        """Keep a refusal, once."""
+        if (file.path, sha256, reason) not in self._refused:
+            self._insert(file, sha256, "refused", reason)
+            self._connection.commit()
+
+    def replace_earlier(self, contract: SourceContract, file: LandedFile, sha256: str) -> None:
+        """Delete the rows of the file's earlier version, in the open transaction."""
+        known = self._loaded.get(file.path)
+        if known is None:
+            return
+        _log.warning("%s: its content has changed; its rows are replaced", file.path)
+        for table in (contract.raw_table, contract.quarantine_table):
+            self._execute(
+                f"delete from {table} where _landed_date = $1 and _file_id = $2",
+                known.landed_date,
+                known.file_id,
+            )
+        self._execute(
+            "update ops.landing_files set status = 'replaced', reason = $1 where file_id = $2",
+            f"its content has changed to SHA-256 {sha256[:12]}…",
+            known.file_id,
+        )
+
+    def open(self, file: LandedFile, sha256: str) -> int:
+        """The file's row, in the open transaction; its id."""
+        self._opened = sha256
+        return self._insert(file, sha256, "loaded", "")
+
+    def close(self, file: LandedFile, file_id: int, loaded: int, quarantined: int) -> None:
+        """Count the file's rows, and mark its day as changed, in the open transaction."""
+        self._execute(
+            "update ops.landing_files set rows_in = $1, rows_loaded = $2, rows_quarantined = $3"
+            " where file_id = $4",
+            loaded + quarantined,
+            loaded,
+            quarantined,
+            file_id,
+        )
+        self._execute(
+            "insert into ops.changed_days (source, landed_date, reason) values ($1, $2, $3)",
+            self._source,
+            file.landed_date,
+            f"{'replaced' if file.path in self._loaded else 'loaded'} {file.path}",
+        )
+        known = _Known(file_id, file.path, file.landed_date, self._opened, file.version)
+        self._remember(known, loaded + quarantined)
+
+    def _insert(self, file: LandedFile, sha256: str, status: str, reason: str) -> int:
+        ((file_id,),) = self._execute(
+            "insert into ops.landing_files (source, landed_date, path, sha256, bytes, version,"
+            " status, reason, rows_in, rows_loaded, rows_quarantined)"
+            " values ($1, $2, $3, $4, $5, $6, $7, nullif($8, ''), 0, 0, 0) returning file_id",
+            file.source,
+            file.landed_date,
             file.path,
-            rows.broken.num_rows,
-            rows.rows_in,
-            first["_row_number"],
-            first["column_name"] or "(all)",
-            first["value"],
-            first["rule"],
+            sha256,
+            file.size,
+            file.version,
+            status,
+            reason,
         )
-
-
-def _warn(tally: _Tally, warning: str) -> None:
-    tally.warnings.append(warning)
-    _log.warning("%s", warning)
+        return int(file_id)

@@ -1,14 +1,23 @@
-"""Bytes to typed rows and broken rows: literal files, literal results."""
+"""Landed bytes to typed rows and broken rows: literal files, literal results."""
 
 import gzip
+import json
+import re
+import tempfile
+from collections.abc import Iterable
 from datetime import date, datetime
 from decimal import Decimal
+from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from nightshift.contracts import load_contract
 from nightshift.errors import ContractError
-from nightshift.ingest.rows import CheckedRows, check, decode
+from nightshift.ingest import formats
+from nightshift.ingest.rows import BROKEN_SCHEMA, CheckedRows, check, good_schema
 
 HEADER = "Invoice,StockCode,Description,Quantity,InvoiceDate,Price,Customer ID,Country\n"
 GOOD = "489434,85048,GLASS BALL,12,2009-12-01 07:45:00,6.95,13085,United Kingdom\n"
@@ -16,8 +25,22 @@ CONTRACT = load_contract("order_lines")
 DAY = date(2009, 12, 1)
 
 
-def checked(text: str) -> CheckedRows:
-    return check(CONTRACT, "f.csv", text.encode(), DAY)
+def checked(landed: str | bytes, path: str = "f.csv", contract: Any = CONTRACT) -> CheckedRows:
+    """All rows of a file with this content."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "landed"
+        file.write_bytes(landed.encode() if isinstance(landed, str) else landed)
+        batches = [
+            check(contract, batch, DAY) for batch in formats.read(contract, path, file, print)
+        ]
+        fault = formats.unclosed_quote(path, file) if path == "f.csv" else None
+    if fault is not None:
+        raise fault
+    none = CheckedRows(good_schema(contract).empty_table(), BROKEN_SCHEMA.empty_table())
+    return CheckedRows(
+        good=pa.concat_tables([b.good for b in [none, *batches]]),
+        broken=pa.concat_tables([b.broken for b in [none, *batches]]),
+    )
 
 
 def broken(rows: CheckedRows) -> list[tuple[int, str, str, str]]:
@@ -131,10 +154,11 @@ def test_row_numbers_count_rows_and_not_lines() -> None:
         (4, None, "8 fields, found 9", None),
         (5, "Quantity", "a whole number", "many"),
     ]
+    # what cannot be split may hold a customer anywhere
     assert rows.broken["row_as_landed"].to_pylist() == [
-        "too,few",
-        GOOD.rstrip("\n") + ",too many",
-        GOOD.replace("12,", "many,", 1).rstrip("\n"),
+        "••• (7 characters)",
+        f"••• ({len(GOOD) + 8} characters)",
+        GOOD.replace("12,", "many,", 1).replace("13085", "•••").rstrip("\n"),
     ]
 
 
@@ -165,21 +189,29 @@ def test_a_file_of_broken_rows_only() -> None:
         (HEADER.replace("StockCode", "Invoice") + GOOD, "twice 'Invoice'; missing 'StockCode'"),
         (HEADER.replace(",", ";") + GOOD, "missing 'Invoice', 'StockCode'"),
         (GOOD + GOOD, "missing 'Invoice'"),
+        ("x" * 9000 + ",y" * 99, "unexpected 'x{60}…', 'y'$"),
+        (",".join(map(str, range(99))), "'11' and 87 more$"),
         (HEADER + GOOD + GOOD.replace("GLASS", '"GLASS') + GOOD, "row at line 3 is never closed"),
     ],
 )
 def test_a_file_that_is_broken_as_a_whole_is_refused(text: str, message: str) -> None:
-    with pytest.raises(ContractError, match=message):
+    with pytest.raises(ContractError) as refusal:
         checked(text)
+
+    assert re.search(message, refusal.value.what)
 
 
 def test_a_quote_inside_a_value_is_a_quote() -> None:
     assert checked(HEADER + GOOD.replace("GLASS", '5" GLASS') + GOOD).good.num_rows == 2
 
 
-def test_decode() -> None:
-    assert decode("f.csv.gz", gzip.compress(b"a,b\n")) == b"a,b\n"
-    assert decode("f.csv", b"\xef\xbb\xbfa,b\n") == b"a,b\n"
+def test_compressed_text_and_a_byte_order_mark() -> None:
+    text = (HEADER + GOOD).encode()
+
+    assert checked(gzip.compress(text), "f.csv.gz").good.num_rows == 1
+    assert checked(b"\xef\xbb\xbf" + text).good.num_rows == 1
+    two_members = gzip.compress(text[:50]) + gzip.compress(text[50:])
+    assert checked(two_members, "f.csv.gz").good.num_rows == 1
 
 
 @pytest.mark.parametrize(
@@ -190,9 +222,188 @@ def test_decode() -> None:
         ("f.csv.gz", b"", "f.csv.gz: the file is empty"),
         ("f.csv.gz", gzip.compress(b""), "f.csv.gz: the file is empty"),
         ("f.csv", b" \n", "f.csv: the file is empty"),
-        ("f.csv", b"a,b\nx,caf\xe9\n", "f.csv: not UTF-8: byte 0xe9 in line 2"),
+        (
+            "f.csv",
+            HEADER.encode() + b"x,caf\xe9\n",
+            "f.csv: not UTF-8: byte 0xe9 in line 2",
+        ),
+        ("f.csv.gz", gzip.compress(HEADER.encode()) + b"more", "f.csv.gz: the gzip is truncated"),
+        (
+            "f.csv.gz",
+            gzip.compress(HEADER.encode() + b"\n" * (65 << 20)),
+            "taken for a decompression bomb",
+        ),
+        ("f.parquet", b"PAR1" + b"\0" * 40 + b"PAR1", "f.parquet: not readable as Parquet"),
+        ("f.parquet", b"", "f.parquet: not readable as Parquet"),
+        ("f.jsonl", b"", "f.jsonl: the file is empty"),
+        ("f.jsonl", b"{" * (9 << 20), "f.jsonl: row 1 is longer than 8 MiB"),
     ],
 )
 def test_bytes_that_cannot_be_read_are_refused(path: str, landed: bytes, message: str) -> None:
     with pytest.raises(ContractError, match=message):
-        decode(path, landed)
+        checked(landed, path)
+
+
+def test_rows_and_numbers_across_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formats, "BLOCK_BYTES", 1000)
+    lines = [GOOD.replace("489434", str(number)) for number in range(1, 201)]
+    for number in (1, 12, 13, 100, 199, 200):
+        lines[number - 1] = "too,few\n"
+    lines[49] = GOOD.replace("12,", "many,", 1)
+
+    rows = checked(HEADER + "".join(lines))
+
+    found = zip(rows.good["_row_number"].to_pylist(), rows.good["invoice"].to_pylist(), strict=True)
+    assert all(str(number) == invoice for number, invoice in found)
+    assert rows.broken["_row_number"].to_pylist() == [1, 12, 13, 50, 100, 199, 200]
+    assert rows.rows_in == 200
+
+
+ROW: dict[str, Any] = {
+    "Invoice": "489434",
+    "StockCode": "85048",
+    "Description": None,
+    "Quantity": 12,
+    "InvoiceDate": "2009-12-01 07:45:00",
+    "Price": 6.95,
+    "Customer ID": 13085,
+    "Country": "United Kingdom",
+}
+
+
+def lines_of(rows: Iterable[dict[str, Any] | str]) -> str:
+    return "".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows)
+
+
+def test_json_lines() -> None:
+    without = {key: value for key, value in ROW.items() if key != "Customer ID"}
+
+    rows = checked(lines_of([ROW, "", without]), "f.jsonl").good.to_pylist()
+
+    assert rows[0] == checked(HEADER + GOOD.replace("GLASS BALL", "")).good.to_pylist()[0]
+    assert (rows[1]["_row_number"], rows[1]["customer_id"]) == (2, None)
+    assert checked(gzip.compress(lines_of([ROW]).encode()), "f.jsonl.gz").good.num_rows == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "column", "rule"),
+    [
+        ("{", None, "a JSON object (Expecting property name"),
+        ("[]", None, "a JSON object, found a list"),
+        ("3", None, "a JSON object, found a plain value"),
+        ("[" * 100_000, None, "a JSON object (nested too deeply)"),
+        ('{"a": ' * 100_000, None, "a JSON object (nested too deeply)"),
+        (json.dumps(ROW)[:-1] + ', "Price": 1}', None, "each key once, found 'Price' twice"),
+        (json.dumps({**ROW, "Colour": "red"}), None, "no key 'Colour'"),
+        (
+            json.dumps({**ROW, "Description": {"en": "BALL"}}),
+            "Description",
+            "text or a number, found an object",
+        ),
+        (json.dumps({**ROW, "Country": ["EIRE"]}), "Country", "text or a number, found a list"),
+        (json.dumps({**ROW, "Quantity": True}), "Quantity", "text or a number, found true or"),
+        (json.dumps({**ROW, "Quantity": 1e30}), "Quantity", "a whole number"),
+        (json.dumps({**ROW, "Price": float("nan")}), "Price", "a decimal number"),
+        (json.dumps({**ROW, "Price": None}), "Price", "a value (it is required)"),
+        (json.dumps({**ROW, "Description": "\0"}), "Description", "no NUL character"),
+    ],
+)
+def test_a_broken_json_line_is_set_apart(line: str, column: str | None, rule: str) -> None:
+    rows = checked(lines_of([ROW, line, ROW]), "f.jsonl")
+
+    (found,) = rows.broken.to_pylist()
+    assert (found["_row_number"], found["column_name"]) == (2, column)
+    assert found["rule"].startswith(rule)
+    assert rows.good["_row_number"].to_pylist() == [1, 3]
+
+
+def parquet(**columns: pa.Array) -> bytes:
+    table = pa.table({name: columns.get(name, pa.array([ROW[name]])) for name in ROW})
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    return bytes(sink.getvalue())
+
+
+def test_parquet() -> None:
+    instant = datetime(2009, 12, 1, 7, 45)  # noqa: DTZ001
+    expected = checked(HEADER + GOOD.replace("GLASS BALL", "")).good.to_pylist()
+
+    for columns in (
+        {},
+        {"Price": pa.array([Decimal("6.95")])},
+        {"InvoiceDate": pa.array([instant], pa.timestamp("ns"))},
+        {"Country": pa.array(["United Kingdom"]).dictionary_encode()},
+        {"Quantity": pa.array([12], pa.uint8()), "Description": pa.array([""])},
+    ):
+        assert checked(parquet(**columns), "f.parquet").good.to_pylist() == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "rule"),
+    [
+        ("Quantity", pa.array([12.5]), "a whole number"),
+        ("Quantity", pa.array([2**63 - 1]), "a whole number"),
+        ("Price", pa.array([float("inf")]), "a decimal number"),
+        ("Price", pa.array([0.1 + 0.2]), "a decimal number"),
+        ("Price", pa.array([None], pa.float64()), "a value (it is required)"),
+        (
+            "InvoiceDate",
+            pa.array([datetime(2009, 12, 1, 7, 45, 0, 1)]),  # noqa: DTZ001
+            "a date and time YYYY-MM-DD HH:MM:SS",
+        ),
+    ],
+)
+def test_a_broken_parquet_row_is_set_apart(name: str, values: pa.Array, rule: str) -> None:
+    (found,) = checked(parquet(**{name: values}), "f.parquet").broken.to_pylist()
+
+    assert (found["_row_number"], found["column_name"], found["rule"]) == (1, name, rule)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"Price": pa.array([[6.95]])}, "column 'Price' is of Parquet type list"),
+        ({"Country": pa.array([b"EIRE"])}, "column 'Country' is of Parquet type binary"),
+        (
+            {"InvoiceDate": pa.array([0], pa.timestamp("us", "UTC"))},
+            "column 'InvoiceDate' is of Parquet type timestamp",
+        ),
+    ],
+)
+def test_a_parquet_type_that_is_no_value_is_refused(
+    columns: dict[str, pa.Array], message: str
+) -> None:
+    with pytest.raises(ContractError, match=message):
+        checked(parquet(**columns), "f.parquet")
+
+
+def test_a_parquet_file_without_a_column_is_refused() -> None:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"Invoice": ["1"]}), sink)
+
+    with pytest.raises(ContractError, match="missing 'StockCode'"):
+        checked(bytes(sink.getvalue()), "f.parquet")
+
+
+def test_unknown_columns_are_ignored_where_the_contract_says_so() -> None:
+    lenient = CONTRACT.model_copy(update={"ignores_unknown_columns": True})
+    wider = HEADER.replace("\n", ",Colour\n") + GOOD.replace("\n", ",red\n")
+
+    assert (
+        checked(wider, contract=lenient).good.to_pylist() == checked(HEADER + GOOD).good.to_pylist()
+    )
+    assert checked(lines_of([{**ROW, "Colour": "red"}]), "f.jsonl", lenient).good.num_rows == 1
+
+
+def test_values_of_a_closed_set() -> None:
+    columns = tuple(
+        column.model_copy(update={"values": ("EIRE", "France")})
+        if column.name == "country"
+        else column
+        for column in CONTRACT.columns
+    )
+    closed = CONTRACT.model_copy(update={"columns": columns})
+
+    rows = checked(HEADER + GOOD + GOOD.replace("United Kingdom", "EIRE"), contract=closed)
+
+    assert broken(rows) == [(1, "Country", "one of EIRE, France", "United Kingdom")]
