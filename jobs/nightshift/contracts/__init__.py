@@ -21,6 +21,7 @@ from open_data_contract_standard.model import (
 )
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from nightshift.contracts.quality import QualityContract, parse_quality
 from nightshift.errors import ContractError
 
 _SUFFIX = ".odcs.yaml"
@@ -50,7 +51,7 @@ _OPTIONS: dict[str, set[str]] = {
 }
 
 
-_CUSTOM = {"eventTime", "arrivalCalendar", "quarantineBudget", "unknownColumns"}
+_CUSTOM = {"eventTime", "arrivalCalendar", "batchColumns", "quarantineBudget", "unknownColumns"}
 _CLASSES = ("pii", "internal")
 _WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 
@@ -124,6 +125,7 @@ class SourceContract(BaseModel):
         quarantine_budget: share of a landed day's rows that may be broken before the night stops.
         ignores_unknown_columns: load a file that has more columns than the contract, and warn;
             otherwise such a file is refused.
+        quality: what is expected of a landed day's rows.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -138,6 +140,7 @@ class SourceContract(BaseModel):
     arrival: ArrivalCalendar
     quarantine_budget: float = Field(ge=0, le=1)
     ignores_unknown_columns: bool
+    quality: QualityContract
 
     @property
     def raw_table(self) -> str:
@@ -234,6 +237,7 @@ def parse_contract(source: str, text: str) -> SourceContract:
         raise ContractError(
             f"{where}: customProperties unknownColumns is {policy!r}", "use refuse or ignore"
         )
+    quarantine_budget = custom.get("quarantineBudget", 0.01)
     try:
         return SourceContract.model_validate(
             {
@@ -245,8 +249,19 @@ def parse_contract(source: str, text: str) -> SourceContract:
                 "columns": columns,
                 "freshness": _freshness(where, source, document.slaProperties or []),
                 "arrival": _arrival(where, custom.get("arrivalCalendar") or {}),
-                "quarantine_budget": custom.get("quarantineBudget", 0.01),
+                "quarantine_budget": quarantine_budget,
                 "ignores_unknown_columns": policy == "ignore",
+                "quality": parse_quality(
+                    where,
+                    declared,
+                    name=source,
+                    source=source,
+                    table=f"raw.{source}",
+                    day="_landed_date",
+                    row_id=("_file_id", "_row_number"),
+                    batch_columns=custom.get("batchColumns"),
+                    quarantine_budget=quarantine_budget,
+                ),
             }
         )
     except ValidationError as error:

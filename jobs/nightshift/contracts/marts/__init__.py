@@ -1,0 +1,1 @@
+"""What is expected of the marts that features are made of; columns and types are dbt's."""
