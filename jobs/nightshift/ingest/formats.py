@@ -81,6 +81,8 @@ def read(
         text = _Text(path, landed, file.stat().st_size)
         if path.removesuffix(".gz").endswith(".csv"):
             yield from _read_csv(contract, text, warn)
+            if text.quotes % 2:
+                _require_closed_quotes(path, file)
         else:
             yield from _read_json(contract, text)
 
@@ -111,13 +113,20 @@ class _Text(io.RawIOBase):
             self._ready += self._next()
         return self._ready[:size]
 
+    def read(self, size: int = -1) -> bytes:
+        """As many bytes as are asked for, unless the text ends: Arrow's blocks are what it gets."""
+        parts, length = [self._ready], len(self._ready)
+        while (size < 0 or length < size) and not self._ended:
+            parts.append(self._next())
+            length += len(parts[-1])
+        found = b"".join(parts)
+        self._ready = b"" if size < 0 else found[size:]
+        return found if size < 0 else found[:size]
+
     def readinto(self, buffer: Any) -> int:
-        if not self._ready and not self._ended:
-            self._ready = self._next()
-        count = min(len(buffer), len(self._ready))
-        buffer[:count] = self._ready[:count]
-        self._ready = self._ready[count:]
-        return count
+        found = self.read(len(buffer))
+        buffer[: len(found)] = found
+        return len(found)
 
     def _next(self) -> bytes:
         """The next bytes of the text, checked; b"" only at its end."""
@@ -280,8 +289,8 @@ def _listed(names: list[str]) -> str:
     return ", ".join(shown) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
 
 
-def unclosed_quote(path: str, file: Path) -> ContractError | None:
-    """The fault of a CSV in which a quote is never closed, and swallows every row after it."""
+def _require_closed_quotes(path: str, file: Path) -> None:
+    """A quote that is never closed would swallow every row after it as one value."""
     with file.open("rb") as landed:
         text = io.BufferedReader(_Text(path, landed, file.stat().st_size))
         lines = io.TextIOWrapper(text, encoding="utf-8", newline="")
@@ -292,11 +301,10 @@ def unclosed_quote(path: str, file: Path) -> ContractError | None:
                 begins = reader.line_num + 1
         except csv.Error as error:
             if "unexpected end of data" in str(error):
-                return ContractError(
+                raise ContractError(
                     f"{path}: the quote that opens in the row at line {begins} is never closed",
                     "have its sender correct the quoting",
-                )
-    return None
+                ) from None
 
 
 @dataclass

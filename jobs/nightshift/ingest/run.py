@@ -252,10 +252,6 @@ def _load(
 
             schema = pa.schema([*good_schema(contract), *_STAMPS])
             _copy(connection, contract.raw_table, schema, stamped())
-            if file.path.endswith((".csv", ".csv.gz")):
-                fault = formats.unclosed_quote(file.path, local)
-                if fault is not None:
-                    raise fault
             if broken.rows:
                 schema = pa.schema([*BROKEN_SCHEMA, *_STAMPS])
                 batches = (
