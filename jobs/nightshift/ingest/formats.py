@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -246,7 +247,7 @@ def _read_csv(
 
 def _numbers(first: int, last: int, skipped: list[int]) -> pa.Array:
     """Row numbers from ``first`` up to ``last``, without it and without those skipped."""
-    numbers = pa.array(range(first, last), pa.int64())
+    numbers = pa.array(np.arange(first, last, dtype=np.int64))
     if not skipped:
         return numbers
     return numbers.filter(pc.invert(pc.is_in(numbers, pa.array(skipped, pa.int64()))))

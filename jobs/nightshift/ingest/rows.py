@@ -165,25 +165,25 @@ def _cast(column: Column, text: pa.Array) -> pa.Array:
         pattern = rf"^-?[0-9]{{1,{precision - scale}}}(\.[0-9]{{1,{scale}}})?$"
         return _where(text, pattern).cast(_arrow_type(column))
     shaped = _where(text, r"^[0-9]{4}-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}:[0-9]{2}$")
+    return pa.concat_arrays(_instants(shaped))
+
+
+def _instants(text: pa.Array) -> list[pa.Array]:
+    """The timestamps, in pieces; null for a date that is on no calendar, such as a 30 February.
+
+    Arrow refuses a whole array for one such value and does not say which: it is found by halving.
+    """
     try:
-        return shaped.cast(pa.timestamp("us"))
+        return [text.cast(pa.timestamp("us"))]
     except pa.ArrowInvalid:
-        # Some date, such as a 30 February, is on no calendar; Arrow does not say which.
-        real = {value: _is_instant(value) for value in pc.unique(shaped).to_pylist() if value}
-        kept = pa.array([v if v and real[v] else None for v in shaped.to_pylist()], pa.string())
-        return kept.cast(pa.timestamp("us"))
+        if len(text) == 1:
+            return [pa.nulls(1, pa.timestamp("us"))]
+        half = len(text) // 2
+        return [*_instants(text[:half]), *_instants(text[half:])]
 
 
 def _where(text: pa.Array, pattern: str) -> pa.Array:
     return pc.if_else(pc.match_substring_regex(text, pattern), text, pa.scalar(None, pa.string()))
-
-
-def _is_instant(text: str) -> bool:
-    try:
-        pa.scalar(text).cast(pa.timestamp("us"))
-    except pa.ArrowInvalid:
-        return False
-    return True
 
 
 def _described(
