@@ -30,6 +30,8 @@ dags = {
         "timeout_hours": dag.dagrun_timeout.total_seconds() / 3600,
         "tags": sorted(dag.tags),
         "doc": dag.doc_md,
+        "on_failure": dag.on_failure_callback and dag.on_failure_callback.__name__,
+        "on_success": dag.on_success_callback and dag.on_success_callback.__name__,
         "params": {
             name: {"value": dag.params.get_param(name).value, **dag.params.get_param(name).schema}
             for name in dag.params
@@ -40,6 +42,7 @@ dags = {
                 "owner": task.owner,
                 "retries": task.retries,
                 "pool": task.pool,
+                "on_failure": [call.__name__ for call in task.on_failure_callback],
                 "trigger_rule": str(getattr(task.trigger_rule, "value", task.trigger_rule)),
             }
             for task in dag.tasks
@@ -188,6 +191,14 @@ def test_every_dag_states_its_owner_tags_and_param(loaded: dict[str, Any]) -> No
             assert task["retries"] == 1, (name, task_id)
             # another rule could turn a night green that has not published
             assert task["trigger_rule"] == "all_success", (name, task_id)
+
+
+def test_every_task_and_every_run_alerts(loaded: dict[str, Any]) -> None:
+    for name, dag in loaded["dags"].items():
+        assert dag["on_failure"] == "alert_failed_run", name
+        assert dag["on_success"] == "alert_succeeded_run", name
+        for task_id, task in dag["tasks"].items():
+            assert task["on_failure"] == ["alert_failed_task"], (name, task_id)
 
 
 def test_spark_jobs_share_the_one_slot_pool(loaded: dict[str, Any]) -> None:

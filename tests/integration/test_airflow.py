@@ -1,12 +1,15 @@
-"""Nights through a real Airflow: triggered and backfilled over REST, and stopped by quality."""
+"""Nights through a real Airflow: triggered and backfilled over REST, and a scripted bad day."""
 
 import csv
 import gzip
 import io
+import os
+import signal
 import time
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import date
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +35,15 @@ RUN_SECONDS = 600
 
 @dataclass(frozen=True)
 class Stack:
-    """A running stack with a landing zone and a champion; ``call`` is one REST call."""
+    """A running stack with a landing zone and a champion; ``call`` is one REST call.
+
+    ``right_file`` is what should have landed on the bad day.
+    """
 
     settings: Settings
     url: str
     token: str
+    right_file: bytes
 
     def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         status, answer = airflow.request(self.url, method, f"/api/v2{path}", body, self.token)
@@ -88,16 +95,25 @@ def register_champion(settings: Settings, root: Path) -> None:
     model_store.promote(settings, "churn", version.version)
 
 
-def spoil(folder: Path) -> None:
-    """Take the customer from every line: valid rows, each of them, and a useless day."""
+def spoil(folder: Path) -> bytes:
+    """Land prices 100 times too high; the answer is the file as it should have been."""
     path = folder / "order_lines.csv.gz"
-    rows = list(csv.DictReader(io.StringIO(gzip.decompress(path.read_bytes()).decode())))
-    assert len(rows) >= 30
+    right = path.read_bytes()
+    rows = list(csv.DictReader(io.StringIO(gzip.decompress(right).decode())))
+    assert len(rows) >= 50  # fewer, and chance alone moves the median
     out = io.StringIO()
     writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows({**row, "Customer ID": ""} for row in rows)
+    writer.writerows({**row, "Price": times_100(row["Price"])} for row in rows)
     path.write_bytes(gzip.compress(out.getvalue().encode()))
+    return right
+
+
+def times_100(price: str) -> str:
+    try:
+        return str(Decimal(price) * 100)
+    except InvalidOperation:
+        return price  # one of the lines that are broken on purpose
 
 
 @pytest.fixture(scope="module")
@@ -109,13 +125,13 @@ def stack(airflow_stack: Settings, tmp_path_factory: pytest.TempPathFactory) -> 
         end=date(2026, 3, 31),
         lines=18_000,
     )
-    spoil(airflow_stack.landing / "order_lines" / f"ds={BAD_DAY}")
+    right = spoil(airflow_stack.landing_folder / "order_lines" / f"ds={BAD_DAY}")
     register_champion(airflow_stack, tmp_path_factory.mktemp("model"))
     url, username, password = services.airflow_login(airflow_stack)
     assert password is not None
     token = airflow.log_in(url, username, password)
     assert token is not None
-    found = Stack(airflow_stack, url, token)
+    found = Stack(airflow_stack, url, token, right)
     deadline = time.monotonic() + 120
     while found.call("GET", "/dags/nightly")[0] != 200:
         assert time.monotonic() < deadline, "the DAG processor has not loaded nightly"
@@ -151,8 +167,20 @@ def test_a_night_by_rest_ends_in_rows_that_the_reader_sees(stack: Stack) -> None
         assert cursor.fetchone() == (True, True, 1)
 
 
-def test_a_day_that_fails_quality_stops_the_night_there(stack: Stack) -> None:
+def wait_for(arrived: list[Any], number: int) -> list[Any]:
+    deadline = time.monotonic() + RUN_SECONDS
+    while len(arrived) < number and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return arrived
+
+
+def test_a_bad_day_stops_the_night_alerts_once_and_recovers(
+    stack: Stack, running_sinks: Any
+) -> None:
+    running_sinks.mails.clear()
+    running_sinks.posts.clear()
     before = stack.published()
+    stays = f"stays at {max(before)}" if before else "stays empty"
     # by the param, as in the form, where the logical date is prefilled with now
     status, answer = trigger(stack, "bad-day", conf={"as_of": NIGHT_AFTER_BAD_DAY})
     assert status == 200, answer
@@ -173,8 +201,64 @@ def test_a_day_that_fails_quality_stops_the_night_there(stack: Stack) -> None:
     _, log = stack.call(
         "GET", "/dags/nightly/dagRuns/bad-day/taskInstances/quality.check_landed/logs/1"
     )
-    assert "anonymous_invoice_share" in str(log)
+    assert "expect_column_median_to_be_between" in str(log)
     assert BAD_DAY in str(log)
+    (mail,) = running_sinks.mails
+    (post,) = running_sinks.posts
+    for text in (mail.get_body(("html",)).get_content(), post["text"]):
+        assert f"order_lines landed {BAD_DAY}, column price" in text
+        assert f"predictions.churn {stays}" in text
+        assert f"{stack.url}/dags/nightly/runs/bad-day/tasks/quality.check_landed" in text
+        assert "quality-failed.md" in text
+    assert f"nightly {NIGHT_AFTER_BAD_DAY} stopped at quality.check_landed" in mail["Subject"]
+
+    folder = stack.settings.landing_folder / "order_lines" / f"ds={BAD_DAY}"
+    (folder / "order_lines.csv.gz").write_bytes(stack.right_file)
+    status, answer = stack.call(
+        "POST", "/dags/nightly/dagRuns/bad-day/clear", {"dry_run": False, "only_failed": False}
+    )
+    assert status == 200, answer
+
+    assert stack.wait("bad-day") == "success", stack.tasks("bad-day")
+
+    assert stack.published()[NIGHT_AFTER_BAD_DAY] > 100
+    # the run's own failure and the tasks downstream have had their time: they sent nothing
+    first, recovery = wait_for(running_sinks.mails, 2)
+    assert first is mail
+    assert recovery["Subject"].startswith("[nightshift] recovered: nightly, quality.check_landed")
+    assert recovery["Subject"].endswith(f"predictions.churn at {NIGHT_AFTER_BAD_DAY}")
+    assert len(wait_for(running_sinks.posts, 2)) == 2
+
+
+def test_a_task_that_is_killed_is_reported_by_its_run(stack: Stack, running_sinks: Any) -> None:
+    running_sinks.mails.clear()
+    running_sinks.posts.clear()
+    status, answer = trigger(stack, "killed", conf={"as_of": BACKFILLED[0]})
+    assert status == 200, answer
+    path = "/dags/nightly/dagRuns/killed/taskInstances/ingest.load_raw"
+    killed: set[int] = set()
+    deadline = time.monotonic() + RUN_SECONDS
+    while len(killed) < 2 and time.monotonic() < deadline:  # the retry as well
+        _, task = stack.call("GET", path)
+        if task["state"] == "running" and task["pid"] and task["pid"] not in killed:
+            os.kill(task["pid"], signal.SIGKILL)
+            killed.add(task["pid"])
+        time.sleep(0.1)
+
+    assert stack.wait("killed") == "failed"
+
+    (mail,) = wait_for(running_sinks.mails, 1)
+    assert "ingest.load_raw: ended without an error" in mail["Subject"]
+    assert "task-failed.md" in mail.get_body(("html",)).get_content()
+    assert len(wait_for(running_sinks.posts, 1)) == 1
+    with (
+        closing(psycopg2.connect(stack.settings.warehouse_url)) as connection,
+        connection,
+        connection.cursor() as cursor,
+    ):
+        # by hand, as the runbook says, so that no other test's night sends the recovery
+        cursor.execute("update ops.incidents set closed_at = now() where last_run_id = 'killed'")
+        assert cursor.rowcount == 1
 
 
 def test_a_backfill_publishes_each_of_its_dates(stack: Stack) -> None:

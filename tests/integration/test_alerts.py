@@ -12,7 +12,9 @@ from datetime import date
 from typing import Any
 
 import pytest
+from airflow.sdk import DAG
 
+from nightshift import orchestration
 from nightshift.alerts.failure import Failure, of_error, of_run
 from nightshift.alerts.run import report_failed_run, report_failure, report_success, send_unsent
 from nightshift.errors import Cause, QualityError
@@ -282,3 +284,18 @@ def test_two_processes_that_meet_the_same_failure_tell_of_it_once(
         list(pool.map(lambda _: report_failure(settings, failed()), range(8)))
     assert (len(alert_sinks.mails), len(alert_sinks.posts)) == (1, 1)
     assert incidents(settings) == [(PRICES.rule, 8, NIGHT, True, False, False)]
+
+
+def test_a_run_of_which_airflow_tells_no_task_is_reported_as_a_whole(
+    settings: Settings, alert_sinks: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(orchestration, "settings", lambda: settings)
+    dag = DAG("nightly", schedule=None)
+
+    orchestration.alert_failed_run({"dag": dag, "run_id": "a run", "reason": "timed_out"})
+    orchestration.alert_succeeded_run({"dag": dag, "run_id": "a run", "reason": "success"})
+
+    assert "nightly stopped at the DAG run: timed out" in subjects(alert_sinks)[0]
+    assert "/dags/nightly/runs/a%20run" in alert_sinks.posts[0]["text"]
+    assert "run-timed-out.md" in alert_sinks.posts[0]["text"]
+    assert "recovered: nightly, the DAG run" in subjects(alert_sinks)[1]

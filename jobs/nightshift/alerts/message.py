@@ -139,12 +139,12 @@ def of_recovery(
     if len(closed) > MAX_CAUSES:
         lines.append(f"and {len(closed) - MAX_CAUSES} more: see ops.incidents")
     name = f"{dag_id} for as_of {as_of}" if as_of else dag_id
-    tables = tuple(f"{table} is at {_at(day)}" for table, day in published.items())
+    tables = tuple(f"{table} is {_at(day)}" for table, day in published.items())
     places = list(dict.fromkeys(incident.task_id or "the DAG run" for incident in closed))
     return Message(
         _subject(
             f"recovered: {dag_id}, {', '.join(places)}, after {duration(now - since)}",
-            ", ".join(f"{table} at {_at(day)}" for table, day in published.items()),
+            ", ".join(f"{table} {_at(day)}" for table, day in published.items()),
         ),
         (
             Section(f"{name} succeeded; closed with it", tuple(lines)),
@@ -196,21 +196,21 @@ def _consequences(failure: Failure, published: Mapping[str, date | None] | None)
         return ["unknown: the warehouse does not answer; what was published stays"]
     if _is_training(failure.dag_id):
         return [
-            f"{table} is at {_at(day)}: nightly goes on, with the champion that it has"
+            f"{table} is {_at(day)}: nightly goes on, with the champion that it has"
             for table, day in published.items()
         ]
     lines = []
     for table, day in published.items():
         is_behind = failure.as_of is not None and (day is None or day < failure.as_of)
         missing = f": {failure.as_of} is not published" if is_behind else ""
-        lines.append(f"{table} stays at {_at(day)}{missing}")
+        lines.append(f"{table} stays {_at(day)}{missing}")
     return lines
 
 
 def _summary(dag_id: str, published: Mapping[str, date | None] | None) -> str:
     if published is None:
         return "the warehouse does not answer"
-    verb = "is at" if _is_training(dag_id) else "stays at"
+    verb = "is" if _is_training(dag_id) else "stays"
     return ", ".join(f"{table} {verb} {_at(day)}" for table, day in published.items())
 
 
@@ -219,7 +219,7 @@ def _is_training(dag_id: str) -> bool:
 
 
 def _at(day: date | None) -> str:
-    return "no date, nothing was ever published" if day is None else day.isoformat()
+    return "empty" if day is None else f"at {day}"
 
 
 def _times(count: int) -> str:

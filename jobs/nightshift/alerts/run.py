@@ -53,7 +53,7 @@ def report_failed_run(settings: Settings, failure: Failure) -> None:
     A task that was killed, or never ran, cannot.
     """
     try:
-        migrate(settings)
+        _ensure_tables(settings)
         with connect(settings) as connection, connection.cursor() as cursor:
             cursor.execute(
                 "select exists (select from ops.incidents where dag_id = %s and last_run_id = %s"
@@ -132,8 +132,17 @@ def _send_one(settings: Settings, message_id: int, channel: str) -> bool:
     return error is None
 
 
+def _ensure_tables(settings: Settings) -> None:
+    """Migrate where no run of this version has: migrating waits for every open transaction."""
+    with connect(settings) as connection, connection.cursor() as cursor:
+        cursor.execute("select to_regclass('ops.alert_messages')")
+        (found,) = cursor.fetchone()
+    if found is None:
+        migrate(settings)
+
+
 def _record_failure(settings: Settings, failure: Failure) -> None:
-    migrate(settings)
+    _ensure_tables(settings)
     with connect(settings) as connection:
         told, ids = _count(connection, failure)
         if len(told) == len(ids):
@@ -176,7 +185,7 @@ def _count(connection: Connection, failure: Failure) -> tuple[dict[Cause, Incide
 
 
 def _record_success(settings: Settings, dag_id: str, as_of: date | None) -> None:
-    migrate(settings)
+    _ensure_tables(settings)
     with connect(settings) as connection, connection.cursor() as cursor:
         cursor.execute(
             "update ops.incidents set closed_at = now() where dag_id = %s and closed_at is null"

@@ -42,6 +42,13 @@ create table if not exists ops.changed_days (
 );
 create index if not exists changed_days_source on ops.changed_days (source, change_id);
 
+-- The last of a source's changes that the marts were built from, and the dbt project that built them.
+create table if not exists ops.built_changes (
+    source text primary key,
+    change_id bigint not null,
+    project_sha256 text not null
+);
+
 -- One row a stage's run: what the CLI, Airflow and the tests did.
 create table if not exists ops.runs (
     run_id bigint generated always as identity primary key,
@@ -56,14 +63,33 @@ create table if not exists ops.runs (
 );
 create index if not exists runs_as_of on ops.runs (as_of, stage);
 
+-- One row a rule and landed day that a quality check looked at. `checked` is the source, or the mart
+-- made of it; `examples` names rows by file and position, or by key.
+do $$
+begin
+    -- a table of an earlier form, whose rows no longer say which rule they are of
+    if exists (select from information_schema.columns
+               where table_schema = 'ops' and table_name = 'quality_results')
+       and not exists (select from information_schema.columns
+                       where table_schema = 'ops' and table_name = 'quality_results'
+                         and column_name = 'severity') then
+        drop table ops.quality_results;
+    end if;
+end $$;
 create table if not exists ops.quality_results (
     run_id bigint not null references ops.runs (run_id),
     as_of date not null,
+    checked text not null,
     source text not null,
-    expectation text not null,
+    landed_date date not null,
+    rule text not null,
+    severity text not null check (severity in ('error', 'warning')),
+    expectation text,
     column_name text,
     success boolean not null,
     observed jsonb,
+    expected jsonb,
+    examples text[] not null,
     checked_at timestamptz not null default now()
 );
 
@@ -145,8 +171,6 @@ create table if not exists ops.alert_messages (
     last_error text,
     sent_at timestamptz
 );
-create index if not exists alert_messages_unsent on ops.alert_messages (message_id)
-    where sent_at is null;
 
 -- The publication that readers see for each (use_case, as_of). Publishing is moving these.
 create table if not exists predictions.pointers (

@@ -66,7 +66,7 @@ def test_a_failure_says_what_where_which_predictions_stay_and_what_to_do() -> No
 @pytest.mark.parametrize(
     ("published", "line"),
     [
-        ({"predictions.churn": None}, "predictions.churn stays at no date"),
+        ({"predictions.churn": None}, "predictions.churn stays empty: 2026-01-09 is not published"),
         ({"predictions.churn": AS_OF}, "predictions.churn stays at 2026-01-09\n"),
         (None, "the warehouse does not answer; what was published stays"),
     ],
