@@ -15,6 +15,7 @@ from rich.logging import RichHandler
 from rich.table import Table
 from rich.text import Text
 
+from nightshift.contracts import SOURCES, load_contract
 from nightshift.errors import NightshiftError
 from nightshift.settings import Settings, load_settings
 from nightshift.use_cases import USE_CASES, find_use_case
@@ -31,6 +32,9 @@ app = typer.Typer(
 )
 # A log file has no width of its own, and 80 columns would cut names.
 console = Console(width=None if sys.stdout.isatty() else 120)
+
+quarantine_app = typer.Typer(no_args_is_help=True, help="Rows that broke their contract.")
+app.add_typer(quarantine_app, name="quarantine")
 
 AsOf = Annotated[
     datetime,
@@ -170,6 +174,58 @@ def ingest(as_of: AsOf) -> None:
             f"{done.files_loaded} files loaded ({done.files_seen} seen): {done.rows_in:,} rows in ="
             f" {done.rows_loaded:,} loaded + {done.rows_quarantined:,} quarantined"
         )
+
+
+SourceName = Annotated[str, typer.Option(help=f"One of: {', '.join(SOURCES)}.")]
+LandedPath = Annotated[
+    str | None, typer.Option("--file", help="One file only, by its path in the landing zone.")
+]
+
+
+@quarantine_app.command("list")
+def quarantine_list() -> None:
+    """The quarantined rows that there are: source, file, broken column and rule, how many."""
+    with refusals() as settings:
+        from nightshift.io.quarantine import summary
+
+        table = Table("source", "file", "column", "expected", "rows")
+        for each in summary(settings):
+            table.add_row(
+                each.source,
+                Text(each.path, overflow="fold"),
+                each.column or "(all)",
+                Text(each.rule),
+                f"{each.rows:,}",
+            )
+        console.print(table)
+
+
+@quarantine_app.command("show")
+def quarantine_show(
+    source: SourceName,
+    file: LandedPath = None,
+    limit: Annotated[int, typer.Option(min=1, help="Rows at most.")] = 20,
+) -> None:
+    """Quarantined rows as they landed; personal data are masked."""
+    with refusals() as settings:
+        from nightshift.io.quarantine import rows
+
+        table = Table("file", "row", "column", "expected", "found", "as landed")
+        for row in rows(settings, load_contract(source), file, limit):
+            table.add_row(*(Text(str(value), overflow="fold") for value in row))
+        console.print(table)
+
+
+@quarantine_app.command("replay")
+def quarantine_replay(source: SourceName, file: LandedPath = None) -> None:
+    """Check quarantined rows again, with the contract as it is now; load what is valid, once."""
+    with refusals() as settings:
+        from nightshift.ingest.run import replay
+
+        done = replay(settings, source, file)
+        loaded = sum(each.rows_loaded for each in done)
+        left = sum(each.rows_quarantined for each in done)
+        console.print(f"{len(done)} files: {loaded:,} rows loaded, {left:,} are broken still")
 
 
 @app.command()

@@ -211,6 +211,28 @@ def test_training_on_too_short_a_history(tracked_warehouse: Settings) -> None:
     )
 
 
+def test_the_quarantine_is_listed_shown_and_replayed(warehouse: Settings) -> None:
+    land(warehouse, date(2010, 12, 1))
+    folder = warehouse.landing_folder / "order_lines" / "ds=2010-12-01"
+    (folder / "broken.csv").write_text(
+        "Invoice,StockCode,Description,Quantity,InvoiceDate,Price,Customer ID,Country\n"
+        "1,A,,many,2010-12-01 08:00:00,1,13085,EIRE\n"
+    )
+    variables = variables_of(warehouse)
+    assert nightshift("ingest", "--as-of", "2010-12-02", **variables).exit_code == 0
+
+    listed = nightshift("quarantine", "list", **variables)
+    shown = nightshift("quarantine", "show", "--source", "order_lines", **variables)
+    replayed = nightshift("quarantine", "replay", "--source", "order_lines", **variables)
+    unknown = nightshift("quarantine", "replay", "--source", "orders", **variables)
+
+    assert "a whole number" in listed.stdout
+    assert "many" in shown.stdout
+    assert "13085" not in listed.stdout + shown.stdout
+    assert "1 files: 0 rows loaded, 1 are broken still" in replayed.stdout
+    assert_refused(unknown, "no contract for source 'orders'", "card_transactions")
+
+
 def test_ingest_says_what_it_did(warehouse: Settings) -> None:
     land(warehouse, date(2010, 12, 1))
 

@@ -20,6 +20,7 @@ from zoneinfo import ZoneInfo
 
 import adbc_driver_postgresql.dbapi as adbc
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from nightshift.contracts import SOURCES, SourceContract, load_contract
 from nightshift.errors import Cause, ContractError, NightshiftError, RefusedAsOf, SettingError
@@ -115,6 +116,120 @@ def ingest(settings: Settings, as_of: date) -> IngestResult:
         rows_quarantined=tally.rows_quarantined,
         warnings=tuple(tally.warnings),
     )
+
+
+@dataclass(frozen=True)
+class ReplayedFile:
+    """What a replay did with a file: rows that are loaded now, and rows that are broken still."""
+
+    path: str
+    rows_loaded: int
+    rows_quarantined: int
+
+
+def replay(settings: Settings, source: str, path: str | None = None) -> list[ReplayedFile]:
+    """Check quarantined rows again, with the contract as it is now, and load what is valid.
+
+    The rows are read from the landed files, since the quarantine masks personal data. A row is
+    loaded once: it leaves the quarantine in the transaction in which it is loaded.
+
+    Args:
+        source: whose rows.
+        path: of one file only, as in the ledger; None for every file with quarantined rows.
+
+    Raises:
+        NightshiftError: when a file is gone or has changed since it was loaded; the files before
+            it are done.
+    """
+    contract = load_contract(source)
+    zone = landing_zone(settings)
+    with _locked(settings, contract) as connection:
+        done = []
+        for file, file_id, sha256 in _quarantined_files(connection, contract, path):
+            done.append(_replay_file(connection, zone, contract, file, file_id, sha256))
+            _log.info(
+                "%s: %d rows loaded, %d are broken still",
+                file.path, done[-1].rows_loaded, done[-1].rows_quarantined,
+            )  # fmt: skip
+        return done
+
+
+def _quarantined_files(
+    connection: adbc.Connection, contract: SourceContract, path: str | None
+) -> list[tuple[LandedFile, int, str]]:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "select landed_date, path, bytes, version, file_id, sha256 from ops.landing_files"
+            " where source = $1 and status = 'loaded' and rows_quarantined > 0"
+            " and path = coalesce(nullif($2, ''), path) order by file_id",
+            (contract.source, path or ""),
+        )
+        rows = cursor.fetchall()
+    connection.commit()
+    if path is not None and not rows:
+        raise ContractError(
+            f"no loaded file {path} of {contract.source} has quarantined rows",
+            f"`nightshift quarantine list --source {contract.source}` shows which files have",
+        )
+    return [(LandedFile(contract.source, *row[:4]), row[4], row[5]) for row in rows]
+
+
+def _replay_file(
+    connection: adbc.Connection,
+    zone: LandingZone,
+    contract: SourceContract,
+    file: LandedFile,
+    file_id: int,
+    sha256: str,
+) -> ReplayedFile:
+    with connection.cursor() as cursor:
+        where = f"from {contract.quarantine_table} where _landed_date = $1 and _file_id = $2"
+        cursor.execute(f"select _row_number {where}", (file.landed_date, file_id))
+        wanted = pa.array([number for (number,) in cursor.fetchall()], pa.int64())
+    try:
+        with zone.fetched(file.path) as local:
+            _require_unchanged(file, local, sha256)
+            tables = []
+            for batch in formats.read(contract, file.path, local, _log.warning):
+                again = pc.is_in(batch.numbers, wanted)
+                kept = formats.TextBatch(batch.rows.filter(again), batch.numbers.filter(again))
+                tables.append(check(contract, kept, file.landed_date).good)
+        good = pa.concat_tables([good_schema(contract).empty_table(), *tables])
+        if good.num_rows:
+            schema = pa.schema([*good.schema, *_STAMPS])
+            batches = iter(_stamped(good, file, file_id).to_batches())
+            _copy(connection, contract.raw_table, schema, batches)
+            numbers = good["_row_number"].to_pylist()
+            with connection.cursor() as cursor:
+                cursor.execute(
+                    f"delete {where} and _row_number = any(string_to_array($3, ',')::bigint[])",
+                    (file.landed_date, file_id, ",".join(map(str, numbers))),
+                )
+                cursor.execute(
+                    "update ops.landing_files set rows_loaded = rows_loaded + $1,"
+                    " rows_quarantined = rows_quarantined - $1 where file_id = $2",
+                    (good.num_rows, file_id),
+                )
+                cursor.execute(
+                    "insert into ops.changed_days (source, landed_date, reason)"
+                    " values ($1, $2, $3)",
+                    (file.source, file.landed_date, f"replayed {file.path}"),
+                )
+        connection.commit()
+    except BaseException:
+        connection.rollback()
+        raise
+    return ReplayedFile(file.path, good.num_rows, len(wanted) - good.num_rows)
+
+
+def _require_unchanged(file: LandedFile, local: Path, sha256: str) -> None:
+    with local.open("rb") as landed:
+        found = hashlib.file_digest(landed, "sha256").hexdigest()
+    if found != sha256:
+        raise ContractError(
+            f"{file.path}: its content has changed since it was loaded",
+            "run `nightshift ingest`: it loads the new version in place of the old",
+        )
 
 
 def _require_past(settings: Settings, as_of: date) -> None:
