@@ -82,7 +82,13 @@ with DAG(
 
             run_stage(lambda as_of: build(settings(), as_of))
 
-        build_marts()
+        @task
+        def check_marts() -> None:
+            from nightshift.quality.run import check_marts
+
+            run_stage(lambda as_of: check_marts(settings(), as_of))
+
+        build_marts() >> check_marts()
 
     @task_group
     def features() -> None:

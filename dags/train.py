@@ -69,6 +69,12 @@ def build_dag(use_case: UseCase) -> DAG:
             run_stage(lambda as_of: build(settings(), as_of))
 
         @task
+        def check_marts() -> None:
+            from nightshift.quality.run import check_marts
+
+            run_stage(lambda as_of: check_marts(settings(), as_of))
+
+        @task
         def extract_events() -> None:
             from nightshift.features.run import extract
 
@@ -96,6 +102,7 @@ def build_dag(use_case: UseCase) -> DAG:
             load_raw()
             >> check_landed()
             >> build_marts()
+            >> check_marts()
             >> extract_events()
             >> build_training_set()
             >> train_model()

@@ -41,6 +41,8 @@ def prepare(settings: Settings, use_cases: Sequence[UseCase], as_of: date) -> No
         quality.check_landed(settings, as_of)
     with stage("transform"):
         transform.build(settings, as_of)
+    with stage("quality_marts"):
+        quality.check_marts(settings, as_of)
     with stage("extract"):
         features.extract(settings, use_cases, as_of)
 

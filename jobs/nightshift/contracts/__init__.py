@@ -258,7 +258,7 @@ def parse_contract(source: str, text: str) -> SourceContract:
                     source=source,
                     table=f"raw.{source}",
                     day="_landed_date",
-                    row_id=("_file_id", "_row_number"),
+                    row_id=None,
                     batch_columns=custom.get("batchColumns"),
                     quarantine_budget=quarantine_budget,
                 ),

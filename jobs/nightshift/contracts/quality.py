@@ -122,7 +122,7 @@ class QualityContract(BaseModel):
         name: of the source, or of the mart.
         source: the source whose landed days its rows belong to.
         day: the column with the landed day.
-        row_id: columns that name a row without telling anything of a person.
+        row_id: the column that names a row of a mart; None in raw, where file and position do.
         batch_columns: SQL expression by name; the window of a day is partitioned by ``day``.
         quarantine_budget: share of a day's rows that may be broken; the source's.
     """
@@ -133,7 +133,7 @@ class QualityContract(BaseModel):
     source: str
     table: str
     day: str
-    row_id: tuple[str, ...]
+    row_id: str | None
     rules: tuple[Rule, ...]
     batch_columns: Mapping[str, str]
     references: tuple[Reference, ...]
@@ -153,7 +153,7 @@ def parse_quality(
     source: str,
     table: str,
     day: str,
-    row_id: tuple[str, ...],
+    row_id: str | None,
     batch_columns: Any,
     quarantine_budget: Any,
 ) -> QualityContract:
@@ -329,7 +329,7 @@ def parse_mart(mart: str, text: str) -> QualityContract:
         source=str(custom["source"]),
         table=f"marts.{mart}",
         day=str(custom["landedDate"]),
-        row_id=(str(custom["rowId"]),),
+        row_id=str(custom["rowId"]),
         batch_columns=custom.get("batchColumns"),
         quarantine_budget=1.0,
     )

@@ -1,65 +1,144 @@
-"""Check what landed last before ``as_of`` with a Great Expectations checkpoint."""
+"""Check what landed, and what features are made of, with a Great Expectations checkpoint each."""
 
 import logging
 import os
+import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import date
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy
 from psycopg2.extensions import connection as Connection
 from psycopg2.extras import Json, execute_values
 
+from nightshift.contracts import SOURCES, load_contract
+from nightshift.contracts.quality import MARTS, QualityContract, load_mart
 from nightshift.errors import RefusedAsOf
 from nightshift.io.warehouse import Run, connect, recorded_run
-from nightshift.quality.suites import SUITES, Check, Folder, History, recent, usual_rows
-from nightshift.quality.verdict import Outcome, QualityResult, failure
+from nightshift.quality.limits import RECENT_FOLDERS, Check, Folder, checks, parameters
+from nightshift.quality.verdict import (
+    MAX_SHOWN,
+    Outcome,
+    QualityResult,
+    arrivals,
+    failure,
+    summary,
+)
 from nightshift.settings import Settings
+from nightshift.use_cases import USE_CASES
 
 logger = logging.getLogger(__name__)
 
 FOLDERS_CHECKED = 5
+REPORTS_KEPT = 20
+ROW = "_row"
+"""The column of a batch that names a row in reports: its file and position, or its key."""
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """One landed day of one table, with what it is held against."""
+
+    contract: QualityContract
+    landed_date: date
+    checks: tuple[Check, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.contract.name} landed {self.landed_date}"
 
 
 def check_landed(settings: Settings, as_of: date) -> QualityResult:
-    """Check, for each source, the last folders that landed before ``as_of``.
+    """Check, for each source, the last folders that landed before ``as_of`` by its contract.
 
     More than one: a folder that failed last night must not slip through tonight behind a good one.
+    A source that no use case reads cannot stop the night: there, errors are warnings. A day on
+    which the contract expects a folder and none landed is a warning.
 
     Only the ledger and rows that landed before ``as_of`` are read, so a night that is run again
-    gets the same verdict. Each outcome is a row of ``ops.quality_results``.
+    gets the same verdict. Each outcome is a row of ``ops.quality_results``; the report, Great
+    Expectations' Data Docs, is written to ``<state_dir>/data-docs``.
 
     Raises:
-        RefusedAsOf: when nothing of a source landed before ``as_of``.
-        QualityError: naming each failed expectation, its source, date and column, and what was
-            observed and expected.
+        RefusedAsOf: when nothing of a source that a use case reads landed before ``as_of``.
+        QualityError: naming each broken rule of severity error, its source, landed date and
+            column, what was observed and expected, and rows that break it.
     """
-    with recorded_run(settings, "quality", as_of) as run:
+    contracts = [load_contract(source).quality for source in SOURCES]
+    return _check(settings, as_of, "quality", contracts)
+
+
+def check_marts(settings: Settings, as_of: date) -> QualityResult:
+    """Check the same landed days once more, as the rows of marts that features are made of.
+
+    Raises:
+        RefusedAsOf: when nothing of a mart's source landed before ``as_of``.
+        QualityError: as of ``check_landed``.
+    """
+    return _check(settings, as_of, "quality_marts", [load_mart(mart) for mart in MARTS])
+
+
+def _check(
+    settings: Settings, as_of: date, stage: str, contracts: Sequence[QualityContract]
+) -> QualityResult:
+    _silence_great_expectations()
+    needed = {use_case.source.name for use_case in USE_CASES}
+    with recorded_run(settings, stage, as_of) as run:
+        batches: list[_Batch] = []
         outcomes: list[Outcome] = []
         landed_dates: dict[str, date] = {}
-        for source in sorted(SUITES):
-            with connect(settings) as connection:
-                folders = _folders(connection, source, as_of)
-                histories = [
-                    _history(connection, source, folders[position:])
-                    for position in range(min(FOLDERS_CHECKED, len(folders)))
-                ]
-            landed_dates[source] = folders[0].landed_date
-            for batch, history in zip(folders, histories, strict=False):
-                checks = SUITES[source](batch, history)
-                outcomes += _validate(settings, source, batch, checks)
-        failed = [outcome for outcome in outcomes if not outcome.success]
+        with connect(settings) as connection:
+            for contract in contracts:
+                folders = _folders(connection, contract.source, as_of)
+                if not folders:
+                    _refuse_if_needed(contract.source, as_of, needed)
+                    continue
+                landed_dates[contract.name] = folders[0].landed_date
+                found = _batches(connection, contract, folders, contract.source in needed)
+                batches += found
+                if stage == "quality":
+                    outcomes += arrivals(
+                        contract.source,
+                        load_contract(contract.source).arrival,
+                        [batch.landed_date for batch in found],
+                        as_of,
+                    )
+        docs = _docs_folder(settings, run)
+        outcomes = _validate(settings, batches, as_of, docs) + outcomes
+        with connect(settings) as connection:
+            _keep(connection, run, as_of, outcomes)
+        report = (docs / "index.html").as_uri()
         run.result.update(
             landed_dates=landed_dates,
-            expectations=len(outcomes),
-            failed=[f"{o.source}: {o.check.expectation}: {o.check.column}" for o in failed],
+            rules=len(outcomes),
+            errors=_names(outcomes, "error"),
+            warnings=_names(outcomes, "warning"),
+            data_docs=report,
         )
-        _keep(settings, run, as_of, outcomes)
-        error = failure(outcomes)
+        logger.info("%s:\n%s\nData Docs: %s", stage, summary(outcomes), report)
+        error = failure(outcomes, report)
         if error is not None:
             raise error
-        logger.info("quality: all %d expectations hold on %s", len(outcomes), landed_dates)
         return QualityResult(landed_dates=landed_dates, outcomes=tuple(outcomes))
+
+
+def _names(outcomes: Sequence[Outcome], severity: str) -> list[str]:
+    return [
+        f"{o.table}: {o.landed_date}: {o.rule}"
+        for o in outcomes
+        if not o.success and o.severity == severity
+    ]
+
+
+def _refuse_if_needed(source: str, as_of: date, needed: set[str]) -> None:
+    if source in needed:
+        raise RefusedAsOf(
+            f"no file of {source} that landed before as_of {as_of} is loaded",
+            f"run `nightshift ingest --as-of {as_of}`, or choose a later as_of",
+        )
+    logger.info("%s: nothing has landed, and no use case reads it", source)
 
 
 def _folders(connection: Connection, source: str, as_of: date) -> list[Folder]:
@@ -72,111 +151,189 @@ def _folders(connection: Connection, source: str, as_of: date) -> list[Folder]:
             " group by landed_date order by landed_date desc limit 100",
             (source, as_of),
         )
-        folders = [Folder(*row) for row in cursor.fetchall()]
-    if not folders:
-        raise RefusedAsOf(
-            f"no file of {source} that landed before as_of {as_of} is loaded",
-            f"run `nightshift ingest --as-of {as_of}`, or choose a later as_of",
+        return [Folder(*row) for row in cursor.fetchall()]
+
+
+def _batches(
+    connection: Connection, contract: QualityContract, folders: Sequence[Folder], may_stop: bool
+) -> list[_Batch]:
+    statistics = _statistics(connection, contract, folders)
+    return [
+        _Batch(
+            contract,
+            batch.landed_date,
+            checks(
+                contract,
+                parameters(contract, folders, statistics, batch),
+                batch.rows,
+                may_stop,
+            ),
         )
-    return folders
+        for batch in folders[:FOLDERS_CHECKED]
+    ]
 
 
-def _history(connection: Connection, source: str, folders: Sequence[Folder]) -> History:
-    batch = folders[0]
-    before = recent(folders, batch)
-    price, countries = None, ()
-    if before:
-        with connection.cursor() as cursor:
-            cursor.execute(
-                "select percentile_cont(0.5) within group (order by price),"
-                " array_agg(distinct country)"
-                f" from raw.{source} where _landed_date >= %s and _landed_date < %s",
-                (before[-1].landed_date, batch.landed_date),
-            )
-            price, countries = cursor.fetchone()
-    return History(
-        rows=usual_rows(folders, batch),
-        median_price=price if price and price > 0 else None,
-        countries=tuple(countries or ()),
+def _statistics(
+    connection: Connection, contract: QualityContract, folders: Sequence[Folder]
+) -> dict[date, dict[str, Any]]:
+    """What the contract asks of the days before a batch, all in one scan."""
+    asked = {
+        f"recent_median_{column}": f"percentile_cont(0.5) within group (order by {column})"
+        for column in contract.columns_of("recent_median_")
+    } | {
+        f"recent_values_{column}": f"array_agg(distinct {column})"
+        for column in contract.columns_of("recent_values_")
+    }
+    days = [folder.landed_date for folder in folders[1 : FOLDERS_CHECKED + RECENT_FOLDERS]]
+    if not asked or not days:
+        return {}
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"select {contract.day}, {', '.join(asked.values())} from {contract.table}"
+            f" where {contract.day} between %s and %s group by {contract.day}",
+            (min(days), max(days)),
+        )
+        return {row[0]: dict(zip(asked, row[1:], strict=True)) for row in cursor.fetchall()}
+
+
+def _batch_table(contract: QualityContract, days: Sequence[date], as_of: date) -> str:
+    """The landed days with the columns that take more than a row to know, materialised once."""
+    names, joins = [f"{sql} as {name}" for name, sql in contract.batch_columns.items()], []
+    if contract.row_id is None:
+        names.append(f"file.path || ':' || _row_number as {ROW}")
+        joins.append("left join ops.landing_files as file on file.file_id = landed._file_id")
+    else:
+        names.append(f"{contract.row_id} as {ROW}")
+    for number, reference in enumerate(contract.references):
+        known = f"known_{number}"
+        names.append(f"{known}.value is not null as {reference.is_known}")
+        cut = f"{reference.to_day} < date '{as_of}' and " if reference.to_day else ""
+        joins.append(
+            f"left join (select distinct {reference.to_column} as value"
+            f" from {reference.to_table} where {cut}{reference.to_column} in"
+            f" (select {reference.column} from landed)) as {known}"
+            f" on {known}.value = landed.{reference.column}"
+        )
+    dates = ", ".join(f"date '{day}'" for day in days)
+    return (
+        f"create temporary table checked_{contract.name} as"
+        f" with landed as (select * from {contract.table} where {contract.day} in ({dates}))"
+        f" select {', '.join(['landed.*', *names])} from landed {' '.join(joins)}"
     )
 
 
-def _batch_query(source: str, batch: Folder) -> str:
-    """The batch's rows, with what takes the whole invoice, batch or ledger to know."""
-    quarantined_share = (batch.rows_in - batch.rows) / max(batch.rows_in, 1)
-    return f"""
-    select * from (
-        with lines as (
-            select * from raw.{source} where _landed_date = date '{batch.landed_date}'
-        ),
-        invoices as (
-            select invoice, count(*) as lines, count(customer_id) as lines_with_customer
-            from lines
-            group by invoice
-        )
-        select
-            lines.*,
-            invoices.lines_with_customer in (0, invoices.lines) as invoice_has_one_customer,
-            (select avg((lines_with_customer = 0)::int)::double precision from invoices)
-                as anonymous_invoice_share,
-            {quarantined_share!r}::double precision as quarantined_share
-        from lines
-        inner join invoices using (invoice)
-    ) as batch
-    """
-
-
-def _validate(
-    settings: Settings, source: str, batch: Folder, checks: Sequence[Check]
-) -> list[Outcome]:
-    # Great Expectations reads it as it is imported, which takes seconds: so not at the top.
+def _silence_great_expectations() -> None:
+    """Great Expectations reads it as it is imported, which takes seconds: so not at the top."""
     os.environ["GX_ANALYTICS_ENABLED"] = "false"
-    import great_expectations as gx
-    from great_expectations.data_context.types.base import ProgressBarsConfig
-    from great_expectations.expectations.expectation_configuration import ExpectationConfiguration
+    import great_expectations.data_context.types.base  # noqa: F401
 
     # The second sets a level of its own when it is imported.
     for name in ("great_expectations", "great_expectations.data_context.types.base"):
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _docs_folder(settings: Settings, run: Run) -> Path:
+    """A folder for the run's report; of the older ones, all but the last are removed."""
+    root = settings.state_dir / "data-docs"
+    root.mkdir(parents=True, exist_ok=True)
+    reports = sorted(
+        (f for f in root.iterdir() if f.name.startswith("run=")),
+        key=lambda folder: folder.stat().st_mtime,
+        reverse=True,
+    )
+    for folder in reports[REPORTS_KEPT - 1 :]:
+        shutil.rmtree(folder, ignore_errors=True)
+    return root / f"run={run.run_id}"
+
+
+def _validate(
+    settings: Settings, batches: Sequence[_Batch], as_of: date, docs: Path
+) -> list[Outcome]:
+    import great_expectations as gx
+    from great_expectations.data_context.types.base import ProgressBarsConfig
+    from great_expectations.expectations.expectation_configuration import ExpectationConfiguration
+    from great_expectations.expectations.metadata_types import FailureSeverity
+
+    severities = {"error": FailureSeverity.CRITICAL, "warning": FailureSeverity.WARNING}
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = ProgressBarsConfig(globally=False)
-    url = sqlalchemy.make_url(settings.warehouse_url).set(drivername="postgresql+psycopg2")
-    datasource = context.data_sources.add_postgres(
-        "warehouse", connection_string=url.render_as_string(hide_password=False)
+    context.add_data_docs_site(
+        "report",
+        {
+            "class_name": "SiteBuilder",
+            "store_backend": {
+                "class_name": "TupleFilesystemStoreBackend",
+                "base_directory": str(docs),
+            },
+            "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
+        },
     )
+    url = sqlalchemy.make_url(settings.warehouse_url).set(drivername="postgresql+psycopg2")
+    datasource = context.data_sources.add_postgres(  # type: ignore[call-arg]
+        "warehouse",
+        connection_string=url.render_as_string(hide_password=False),
+        # one session: the temporary tables are there for every query
+        kwargs={"pool_size": 1, "max_overflow": 0},
+    )
+    engine = datasource.get_execution_engine().engine
     try:
-        asset = datasource.add_query_asset(source, query=_batch_query(source, batch))
-        suite = context.suites.add(
-            gx.ExpectationSuite(
-                name=source,
-                expectations=[
-                    ExpectationConfiguration(
-                        type=check.expectation, kwargs=dict(check.arguments), meta={"check": number}
+        with engine.begin() as connection:
+            for contract in {batch.contract.name: batch.contract for batch in batches}.values():
+                days = [b.landed_date for b in batches if b.contract is contract]
+                connection.execute(sqlalchemy.text(_batch_table(contract, days, as_of)))
+        definitions = []
+        for batch in batches:
+            contract = batch.contract
+            asset = datasource.add_query_asset(
+                batch.name,
+                query=f"select * from checked_{contract.name}"
+                f" where {contract.day} = date '{batch.landed_date}'",
+            )
+            suite = context.suites.add(
+                gx.ExpectationSuite(
+                    name=batch.name,
+                    expectations=[
+                        ExpectationConfiguration(
+                            type=check.rule.expectation,
+                            kwargs=dict(check.arguments),
+                            meta={"check": number},
+                            notes=f"{check.rule.name}: {check.rule.description}",
+                            severity=severities[check.severity],
+                        )
+                        for number, check in enumerate(batch.checks)
+                    ],
+                )
+            )
+            definitions.append(
+                context.validation_definitions.add(
+                    gx.ValidationDefinition(
+                        name=batch.name,
+                        data=asset.add_batch_definition_whole_table(batch.name),
+                        suite=suite,
                     )
-                    for number, check in enumerate(checks)
-                ],
+                )
             )
-        )
-        definition = context.validation_definitions.add(
-            gx.ValidationDefinition(
-                name=source, data=asset.add_batch_definition_whole_table(source), suite=suite
-            )
-        )
         checkpoint = context.checkpoints.add(
-            gx.Checkpoint(name=source, validation_definitions=[definition], result_format="BASIC")
+            gx.Checkpoint(
+                name=f"as_of {as_of}",
+                validation_definitions=definitions,
+                result_format={
+                    "result_format": "SUMMARY",
+                    "partial_unexpected_count": MAX_SHOWN,
+                    "unexpected_index_column_names": [ROW],
+                },
+            )
         )
-        validation = next(iter(checkpoint.run().run_results.values()))
+        run_results = checkpoint.run().run_results
+        context.build_data_docs(resource_identifiers=list(run_results))
     finally:
+        engine.dispose()
         datasource.get_engine().dispose()
+    results = {result.suite_name: result.results for result in run_results.values()}
     return [
-        Outcome(
-            source=source,
-            landed_date=batch.landed_date,
-            check=checks[_number(result)],
-            success=bool(result.success),
-            observed=_observed(result),
-        )
-        for result in validation.results
+        _outcome(batch, result)
+        for batch in batches
+        for result in sorted(results[batch.name], key=_number)
     ]
 
 
@@ -185,8 +342,28 @@ def _number(result: Any) -> int:
     return int(result.expectation_config.meta["check"])
 
 
+def _outcome(batch: _Batch, result: Any) -> Outcome:
+    check, observed = batch.checks[_number(result)], _observed(result)
+    rows = observed.pop("partial_unexpected_index_list", None) or ()
+    return Outcome(
+        table=batch.contract.name,
+        source=batch.contract.source,
+        landed_date=batch.landed_date,
+        rule=check.rule.name,
+        severity=check.severity,
+        success=bool(result.success),
+        expectation=check.rule.expectation,
+        column=check.rule.column,
+        expected=check.arguments,
+        observed=observed,
+        examples=tuple(dict.fromkeys(str(row[ROW]) for row in rows)),
+    )
+
+
 def _observed(result: Any) -> dict[str, Any]:
     observed: dict[str, Any] = result.to_json_dict()["result"]
+    for name in ("unexpected_index_query", "unexpected_index_column_names"):
+        observed.pop(name, None)
     if result.success or observed:
         return observed
     errors = result.exception_info or {}
@@ -194,27 +371,27 @@ def _observed(result: Any) -> dict[str, Any]:
     return {"error": "; ".join(filter(None, messages)) or str(errors.get("exception_message"))}
 
 
-def _keep(settings: Settings, run: Run, as_of: date, outcomes: Sequence[Outcome]) -> None:
-    with connect(settings) as connection, connection.cursor() as cursor:
+def _keep(connection: Connection, run: Run, as_of: date, outcomes: Sequence[Outcome]) -> None:
+    with connection.cursor() as cursor:
         execute_values(
             cursor,
-            "insert into ops.quality_results"
-            " (run_id, as_of, source, expectation, column_name, success, observed) values %s",
+            "insert into ops.quality_results (run_id, as_of, checked, source, landed_date, rule,"
+            " severity, expectation, column_name, success, observed, expected, examples) values %s",
             [
                 (
                     run.run_id,
                     as_of,
+                    outcome.table,
                     outcome.source,
-                    outcome.check.expectation,
-                    outcome.check.column,
+                    outcome.landed_date,
+                    outcome.rule,
+                    outcome.severity,
+                    outcome.expectation,
+                    outcome.column,
                     outcome.success,
-                    Json(
-                        {
-                            "landed_date": outcome.landed_date.isoformat(),
-                            "observed": outcome.observed,
-                            "expected": dict(outcome.check.arguments),
-                        }
-                    ),
+                    Json(outcome.observed),
+                    Json(outcome.expected),
+                    list(outcome.examples),
                 )
                 for outcome in outcomes
             ],
