@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from nightshift.contracts import load_contract
+from nightshift.contracts import SOURCES, load_contract
 from nightshift.errors import NightshiftError
 from nightshift.io.warehouse import connect
 from nightshift.settings import Settings
@@ -27,15 +27,34 @@ RETURNED: Line = ("C536379", "85123A", "HOLDER", -2, "2011-01-03 09:41", "2.55",
 POSTAGE: Line = ("536370", "POST", "", 1, "2011-01-03 08:45", "18.00", None, "France",
                  "2011-01-03", 1, 4)  # fmt: skip
 LATE_COPY: Line = (*SOLD[:8], "2011-01-04", 2, 1)
+# transaction id, instant, customer, terminal, amount; landing
+PAID: Line = (7, "2011-01-03 10:00", "596", "3156", "57.16", "2011-01-03", 11, 1)
+REPORTED: Line = (7, "2011-01-03 12:00", "2011-01-03", 13, 1)
 
 
-def land(settings: Settings, *lines: Line) -> None:
+def land(settings: Settings, *lines: Line, source: str = "order_lines") -> None:
+    """Put rows into raw as ingest does, with the note that their days have changed."""
     with connect(settings) as connection, connection.cursor() as cursor:
-        cursor.execute(load_contract("order_lines").ddl())
         for line in lines:
             cursor.execute(
-                f"insert into raw.order_lines values ({', '.join(['%s'] * len(line))})", line
+                f"insert into raw.{source} values ({', '.join(['%s'] * len(line))})", line
             )
+        note_changed(cursor, source, {line[-3] for line in lines})
+
+
+def unland(settings: Settings, where: str, source: str = "order_lines") -> None:
+    """Take rows out of raw, as a replaced or an erased file does."""
+    with connect(settings) as connection, connection.cursor() as cursor:
+        cursor.execute(f"delete from raw.{source} where {where} returning _landed_date")
+        note_changed(cursor, source, {row[0] for row in cursor.fetchall()})
+
+
+def note_changed(cursor: Any, source: str, days: set[Any]) -> None:
+    for day in days:
+        cursor.execute(
+            "insert into ops.changed_days (source, landed_date, reason) values (%s, %s, 'test')",
+            (source, day),
+        )
 
 
 def rows(settings: Settings, query: str) -> list[tuple[Any, ...]]:
@@ -44,8 +63,19 @@ def rows(settings: Settings, query: str) -> list[tuple[Any, ...]]:
         return cursor.fetchall()
 
 
+@pytest.fixture
+def warehouse(warehouse: Settings) -> Settings:
+    """``warehouse`` with the raw tables that ingest makes."""
+    with connect(warehouse) as connection, connection.cursor() as cursor:
+        for source in SOURCES:
+            cursor.execute(load_contract(source).ddl())
+    return warehouse
+
+
 def test_marts_hold_each_distinct_line_once(warehouse: Settings) -> None:
     land(warehouse, SOLD, SOLD_TWICE, RETURNED, POSTAGE, LATE_COPY)
+    land(warehouse, PAID, (*PAID[:5], "2011-01-04", 12, 1), source="card_transactions")
+    land(warehouse, REPORTED, (7, "2011-01-02 00:00", "2011-01-04", 14, 1), source="chargebacks")
 
     result = build(warehouse, AS_OF)
 
@@ -67,14 +97,31 @@ def test_marts_hold_each_distinct_line_once(warehouse: Settings) -> None:
     assert rows(
         warehouse, "select product_id, is_product from marts.dim_products order by product_id"
     ) == [("85123A", True), ("POST", False)]
+    assert rows(
+        warehouse, "select transaction_id, landed_date from marts.fct_card_transactions"
+    ) == [(7, date(2011, 1, 3))]
+    assert rows(warehouse, "select transaction_id, landed_date from marts.fct_chargebacks") == [
+        (7, date(2011, 1, 3))
+    ]
+    assert rows(
+        warehouse,
+        "select source, landed_date, rows_landed, rows_kept, duplicates_removed"
+        " from marts.fct_landed_days order by 1, 2",
+    ) == [
+        ("card_transactions", date(2011, 1, 3), 1, 1, 0),
+        ("card_transactions", date(2011, 1, 4), 1, 0, 1),
+        ("chargebacks", date(2011, 1, 3), 1, 1, 0),
+        ("chargebacks", date(2011, 1, 4), 1, 0, 1),
+        ("order_lines", date(2011, 1, 3), 4, 3, 1),
+        ("order_lines", date(2011, 1, 4), 1, 0, 1),
+    ]
+    assert rows(
+        warehouse,
+        "select order_line_id, match, purchase_line_id, landed_date from marts.fct_cancellations",
+    ) == [("1:3", "part", "1:1", date(2011, 1, 3))]
     ((result_kept,),) = rows(warehouse, "select result from ops.runs where stage = 'transform'")
     assert result_kept["nodes"]["fct_order_lines"] == "success"
-
-
-def test_marts_have_the_columns_and_schemas_that_others_read(warehouse: Settings) -> None:
-    land(warehouse, SOLD)
-
-    build(warehouse, AS_OF)
+    assert result_kept["is_full_refresh"] is True
 
     assert rows(
         warehouse,
@@ -98,54 +145,112 @@ def test_marts_have_the_columns_and_schemas_that_others_read(warehouse: Settings
     ]
     assert rows(
         warehouse, "select count(*) from pg_indexes where tablename = 'fct_order_lines'"
-    ) == [(1,)]
+    ) == [(4,)]
     assert rows(
         warehouse,
         "select table_schema, table_name from information_schema.tables"
         " where table_schema in ('staging', 'intermediate', 'marts') order by 1, 2",
     ) == [
+        ("intermediate", "int_changed_rows"),
         ("intermediate", "int_order_lines_classified"),
-        ("intermediate", "int_order_lines_deduplicated"),
         ("marts", "dim_customers"),
+        ("marts", "dim_customers_history"),
         ("marts", "dim_products"),
+        ("marts", "dim_products_history"),
+        ("marts", "fct_cancellations"),
+        ("marts", "fct_card_transactions"),
+        ("marts", "fct_chargebacks"),
+        ("marts", "fct_landed_days"),
         ("marts", "fct_order_lines"),
+        ("staging", "stg_card_transactions"),
+        ("staging", "stg_chargebacks"),
         ("staging", "stg_order_lines"),
     ]
 
 
-def test_a_duplicate_that_lands_later_changes_no_earlier_row(warehouse: Settings) -> None:
+def test_a_night_reads_the_days_that_changed(warehouse: Settings) -> None:
     land(warehouse, SOLD, RETURNED)
-    build(warehouse, AS_OF)
-    before = rows(warehouse, "select * from marts.fct_order_lines order by order_line_id")
+    assert build(warehouse, AS_OF).is_full_refresh
+    every_line = "select * from marts.fct_order_lines order by order_line_id"
+    before = rows(warehouse, every_line)
 
+    # a copy that lands later changes no earlier row, and an older as_of does not shrink the marts
     land(warehouse, LATE_COPY)
+    assert not build(warehouse, date(2011, 1, 4)).is_full_refresh
+    assert rows(warehouse, every_line) == before
+    assert len(before) == 2
+
+    # what nobody has noted as changed is not read: the night does not go through history
+    with connect(warehouse) as connection, connection.cursor() as cursor:
+        cursor.execute("update raw.order_lines set quantity = 60 where _file_id = 1")
     build(warehouse, AS_OF)
+    assert rows(warehouse, every_line) == before
 
-    after = rows(warehouse, "select * from marts.fct_order_lines order by order_line_id")
-    assert after == before
-    assert len(after) == 2
+    # of a file that is taken back, the next copy is kept
+    unland(warehouse, "_file_id = 1")
+    build(warehouse, AS_OF)
+    assert rows(warehouse, "select order_line_id, landed_date from marts.fct_order_lines") == [
+        ("2:1", date(2011, 1, 4))
+    ]
 
 
-def test_an_older_as_of_does_not_shrink_the_marts(warehouse: Settings) -> None:
-    land(warehouse, SOLD, (*POSTAGE[:8], "2011-01-04", 2, 1))
+def test_other_code_or_a_missing_mart_means_a_full_refresh(warehouse: Settings) -> None:
+    land(warehouse, SOLD)
+    build(warehouse, AS_OF)
+    with connect(warehouse) as connection, connection.cursor() as cursor:
+        cursor.execute("drop table marts.dim_products")
 
-    build(warehouse, date(2011, 1, 4))
+    assert build(warehouse, AS_OF).is_full_refresh
+    assert rows(warehouse, "select product_id from marts.dim_products") == [("85123A",)]
 
-    assert rows(warehouse, "select count(*) from marts.fct_order_lines") == [(2,)]
+    with connect(warehouse) as connection, connection.cursor() as cursor:
+        cursor.execute("update ops.built_changes set project_sha256 = 'of other code'")
+    land(warehouse, LATE_COPY)
+    assert build(warehouse, AS_OF).is_full_refresh
+    assert not build(warehouse, AS_OF).is_full_refresh
 
 
 def test_a_duplicate_key_fails_the_build_by_name(warehouse: Settings) -> None:
     same_row_of_the_file = (*RETURNED[:10], 1)
+    another_amount = (*PAID[:4], "1.00", "2011-01-03", 11, 2)
     land(warehouse, SOLD, same_row_of_the_file)
+    land(warehouse, PAID, another_amount, source="card_transactions")
+    build_again = pytest.raises(NightshiftError)
+
+    with build_again as failure:
+        build(warehouse, AS_OF)
+
+    assert "model fct_card_transactions failed" in str(failure.value)
+    assert "Key (transaction_id)=(7)" in str(failure.value)
+    assert "model fct_order_lines failed" in str(failure.value)
+    assert "Key (order_line_id)=(1:1)" in str(failure.value)
+    assert rows(warehouse, "select status from ops.runs where stage = 'transform'") == [("failed",)]
+    assert rows(warehouse, "select * from ops.built_changes") == []
+
+
+def test_a_repeated_row_of_a_file_fails_its_test_by_name(warehouse: Settings) -> None:
+    build(warehouse, AS_OF)
+    land(warehouse, SOLD, SOLD)
 
     with pytest.raises(NightshiftError) as failure:
         build(warehouse, AS_OF)
 
-    assert "test unique_fct_order_lines_order_line_id failed (1 rows break it)" in str(
+    assert "landed_row_is_unique_stg_order_lines_order_lines failed (1 rows break it)" in str(
         failure.value
     )
-    assert "unique_fct_order_lines_order_line_id.sql" in str(failure.value)
-    assert rows(warehouse, "select status from ops.runs where stage = 'transform'") == [("failed",)]
+    assert "landed_row_is_unique_stg_order_lines_order_lines.sql" in str(failure.value)
+
+
+def test_a_report_without_its_payment_is_a_warning(warehouse: Settings) -> None:
+    build(warehouse, AS_OF)
+    land(warehouse, REPORTED, source="chargebacks")
+
+    nodes = build(warehouse, AS_OF).nodes
+
+    assert [name for name, status in nodes.items() if status == "warn"] == [
+        "landed_in_fct_chargebacks_transaction_id__transaction_id__chargebacks__ref_fct_card_transactions_"
+    ]
+    assert rows(warehouse, "select transaction_id from marts.fct_chargebacks") == [(7,)]
 
 
 def test_a_missing_value_fails_the_model_by_name_and_leaves_the_mart(warehouse: Settings) -> None:
@@ -162,7 +267,8 @@ def test_a_missing_value_fails_the_model_by_name_and_leaves_the_mart(warehouse: 
 
 
 def test_a_source_that_has_long_not_landed_fails_the_build(warehouse: Settings) -> None:
-    land(warehouse, SOLD)
+    """What lands at as_of makes no source fresh; what has never landed is not stale."""
+    land(warehouse, SOLD, (*POSTAGE[:8], "2011-01-25", 2, 1))
 
     assert (
         build(warehouse, date(2011, 1, 24)).nodes[
@@ -170,13 +276,6 @@ def test_a_source_that_has_long_not_landed_fails_the_build(warehouse: Settings) 
         ]
         == "warn"
     )
-    with pytest.raises(NightshiftError, match="landed_within_21_days_of_as_of failed"):
-        build(warehouse, date(2011, 1, 25))
-
-
-def test_what_lands_after_as_of_makes_no_source_fresh(warehouse: Settings) -> None:
-    land(warehouse, SOLD, (*POSTAGE[:8], "2011-01-25", 2, 1))
-
     with pytest.raises(NightshiftError, match="landed_within_21_days_of_as_of failed"):
         build(warehouse, date(2011, 1, 25))
 

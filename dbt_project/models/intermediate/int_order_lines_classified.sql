@@ -1,5 +1,5 @@
 with order_lines as (
-    select * from {{ ref('int_order_lines_deduplicated') }}
+    select * from {{ ref('stg_order_lines') }}
 ),
 
 classified as (

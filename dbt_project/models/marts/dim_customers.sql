@@ -1,14 +1,26 @@
+{{ config(incremental_strategy='changed_keys', meta={'changed_keys': ['customer_id']}) }}
+-- depends_on: {{ ref('int_changed_rows') }}
+
 with order_lines as (
+    {% if is_incremental() -%}
+    select lines_of_customer.*
+    from (
+        select distinct customer_id from {{ ref('int_changed_rows') }}
+        where customer_id is not null
+    ) as changed
+    cross join lateral (
+        select
+            lines.customer_id,
+            lines.invoiced_at,
+            lines.landed_date
+        from {{ ref('fct_order_lines') }} as lines
+        where lines.customer_id = changed.customer_id
+        offset 0
+    ) as lines_of_customer
+    {%- else -%}
     select * from {{ ref('fct_order_lines') }}
     where customer_id is not null
-),
-
-located as (
-    select distinct on (customer_id)
-        customer_id,
-        country
-    from order_lines
-    order by customer_id asc, invoiced_at desc, landed_date desc, order_line_id desc
+    {%- endif %}
 ),
 
 summarised as (
@@ -22,16 +34,17 @@ summarised as (
     group by customer_id
 ),
 
-joined as (
+located as (
     select
         summarised.customer_id,
-        located.country,
+        versions.country,
         summarised.first_invoiced_at,
         summarised.last_invoiced_at,
         summarised.first_landed_date,
         summarised.last_landed_date
     from summarised
-    inner join located on summarised.customer_id = located.customer_id
+    left join {{ ref('dim_customers_history') }} as versions
+        on summarised.customer_id = versions.customer_id and versions.is_current
 )
 
-select * from joined
+select * from located

@@ -1,37 +1,78 @@
-with order_lines as (
-    select * from {{ ref('fct_order_lines') }}
-),
+{{ config(incremental_strategy='changed_keys', meta={'changed_keys': ['product_id']}) }}
+-- depends_on: {{ ref('int_changed_rows') }}
 
-described as (
-    select distinct on (product_id)
+{% if is_incremental() -%}
+with changed as (
+    select
         product_id,
-        description
-    from order_lines
-    where description is not null
-    order by product_id asc, invoiced_at desc, landed_date desc, order_line_id desc
+        min(landed_date) as since
+    from {{ ref('int_changed_rows') }}
+    where product_id is not null
+    group by product_id
 ),
 
+-- A product has lines all through history: its first and its last are looked up, not searched.
 summarised as (
+    select
+        changed.product_id,
+        first_line.is_product,
+        first_line.invoiced_at as first_invoiced_at,
+        last_line.invoiced_at as last_invoiced_at,
+        coalesce(
+            (
+                select products.first_landed_date from {{ this }} as products
+                where
+                    products.product_id = changed.product_id
+                    and products.first_landed_date < changed.since
+            ),
+            -- read only when the product was not known before
+            (
+                select min(lines.landed_date) from {{ ref('fct_order_lines') }} as lines
+                where lines.product_id = changed.product_id
+            )
+        ) as first_landed_date
+    from changed
+    cross join lateral (
+        select
+            lines.is_product,
+            lines.invoiced_at
+        from {{ ref('fct_order_lines') }} as lines
+        where lines.product_id = changed.product_id
+        order by lines.invoiced_at
+        limit 1
+    ) as first_line
+    cross join lateral (
+        select lines.invoiced_at
+        from {{ ref('fct_order_lines') }} as lines
+        where lines.product_id = changed.product_id
+        order by lines.invoiced_at desc
+        limit 1
+    ) as last_line
+),
+{%- else -%}
+with summarised as (
     select
         product_id,
         bool_or(is_product) as is_product,
         min(invoiced_at) as first_invoiced_at,
         max(invoiced_at) as last_invoiced_at,
         min(landed_date) as first_landed_date
-    from order_lines
+    from {{ ref('fct_order_lines') }}
     group by product_id
 ),
+{%- endif %}
 
-joined as (
+described as (
     select
         summarised.product_id,
-        described.description,
+        versions.description,
         summarised.is_product,
         summarised.first_invoiced_at,
         summarised.last_invoiced_at,
         summarised.first_landed_date
     from summarised
-    left join described on summarised.product_id = described.product_id
+    left join {{ ref('dim_products_history') }} as versions
+        on summarised.product_id = versions.product_id and versions.is_current
 )
 
-select * from joined
+select * from described

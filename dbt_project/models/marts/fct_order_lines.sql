@@ -1,7 +1,27 @@
-{{ config(indexes=[{'columns': ['landed_date']}]) }}
+{%- set lookup = ['product_id', 'invoiced_at', 'invoice_id', 'quantity', 'unit_price'] -%}
+{%- set nullable = ['description', 'customer_id', 'country'] -%}
+{{
+    config(
+        incremental_strategy='first_landed',
+        indexes=[
+            {'columns': ['landed_date']},
+            {'columns': ['product_id', 'invoiced_at']},
+            {'columns': ['customer_id', 'product_id']},
+        ],
+        meta={
+            'source': 'order_lines',
+            'lookup': lookup,
+            'nullable': nullable,
+            'changed_keys': ['customer_id', 'product_id'],
+        },
+    )
+}}
+-- depends_on: {{ ref('int_changed_rows') }}
 
 with order_lines as (
-    select * from {{ ref('int_order_lines_classified') }}
+    {{ first_landed(
+        'order_lines', ref('int_order_lines_classified'), lookup, nullable, 'invoiced_at'
+    ) }}
 ),
 
 valued as (

@@ -5,16 +5,24 @@
         {{ exceptions.raise_compiler_error("landed_within needs --vars '{as_of: YYYY-MM-DD}'") }}
     {%- endif %}
 
+    {%- set as_of = "date '" ~ var("as_of", "1970-01-01") ~ "'" %}
+
     with latest as (
         select max({{ column_name }}) as last_landed_date
         from {{ model }}
-        where {{ column_name }} < date '{{ var("as_of", "1970-01-01") }}'
+        where
+            {{ column_name }} < {{ as_of }}
+            -- the whole table is read only when it is stale
+            and not exists (
+                select 1 from {{ model }}
+                where {{ column_name }} < {{ as_of }} and {{ column_name }} >= {{ as_of }} - {{ days }}
+            )
     )
 
     select
         last_landed_date,
-        date '{{ var("as_of", "1970-01-01") }}' - last_landed_date as days_since
+        {{ as_of }} - last_landed_date as days_since
     from latest
     {#- A source that has never landed is not stale; ingest refuses the night if a use case needs it. #}
-    where date '{{ var("as_of", "1970-01-01") }}' - last_landed_date > {{ days }}
+    where last_landed_date is not null
 {% endtest %}

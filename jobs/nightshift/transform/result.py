@@ -29,19 +29,25 @@ class NodeResult:
 
 @dataclass(frozen=True)
 class TransformResult:
-    """A build: status and seconds by node name, and the names of those that failed."""
+    """A build: status and seconds by node name, and the names of those that failed.
+
+    Attributes:
+        is_full_refresh: all of history was built, not only the landed days that changed.
+    """
 
     nodes: Mapping[str, str]
     seconds: Mapping[str, float]
     failed: tuple[str, ...]
+    is_full_refresh: bool = False
 
 
-def summarise(nodes: list[NodeResult]) -> TransformResult:
+def summarise(nodes: list[NodeResult], is_full_refresh: bool = False) -> TransformResult:
     """The build's nodes, in the order in which they ended."""
     return TransformResult(
         nodes={node.name: node.status for node in nodes},
         seconds={node.name: round(node.seconds, 3) for node in nodes},
         failed=tuple(node.name for node in nodes if node.is_broken),
+        is_full_refresh=is_full_refresh,
     )
 
 

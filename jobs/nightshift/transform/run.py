@@ -1,16 +1,19 @@
-"""Build staging, intermediate and marts with one ``dbt build``."""
+"""Build staging, intermediate and marts with one ``dbt build``, from the landed days that changed."""
 
 import json
 import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
 from psycopg2.extensions import parse_dsn
 
+from nightshift.contracts import SOURCES
 from nightshift.errors import NightshiftError
+from nightshift.io.lake import digest
 from nightshift.io.warehouse import connect, recorded_run
 from nightshift.settings import PROJECT_ROOT, Settings
 from nightshift.transform.result import NodeResult, TransformResult, failure, summarise
@@ -18,30 +21,64 @@ from nightshift.transform.result import NodeResult, TransformResult, failure, su
 logger = logging.getLogger(__name__)
 
 DBT_PROJECT = PROJECT_ROOT / "dbt_project"
+_CHANGED_ROWS = "intermediate.int_changed_rows"
+
+
+@dataclass(frozen=True)
+class _Changes:
+    """What a build is about.
+
+    Attributes:
+        days: by source, the landed days whose raw rows changed since the last complete build.
+        change_ids: by source, the last change among them.
+        is_full: the marts are missing or were built by other code: all of history is built.
+    """
+
+    days: Mapping[str, list[date]]
+    change_ids: Mapping[str, int]
+    is_full: bool
 
 
 def build(settings: Settings, as_of: date) -> TransformResult:
-    """Build the marts from everything that has landed in ``raw``, and test them.
+    """Bring the marts up to date with everything that has landed in ``raw``, and test them.
+
+    A build reads the landed days that ``ops.changed_days`` names since the last complete build;
+    when a mart is missing or the dbt project has changed, it reads all. Each mart changes in one
+    transaction, and the changes count as built when all marts are, so a build that was killed or
+    failed is completed by the next.
 
     The marts are not cut at ``as_of``, so that a backfill does not shrink them: readers cut by
-    ``landed_date < as_of``. Each table is replaced in one transaction.
+    ``landed_date < as_of``.
 
     Raises:
-        NightshiftError: naming each model or test that failed, and its compiled SQL.
+        TransformError: naming each model or test that failed, and its compiled SQL.
+        NightshiftError: when dbt does not start.
     """
     with recorded_run(settings, "transform", as_of) as run, _only_build(settings):
+        project = _project_sha256()
+        changes = _changes(settings, project)
+        days = {source: [str(day) for day in days] for source, days in changes.days.items()}
+        logger.info("dbt: %s", _scope(changes))
         nodes = _invoke(
             settings,
             "build",
             "--exclude-resource-type", "unit_test",
             "--exclude-resource-type", "exposure",
-            "--vars", json.dumps({"as_of": as_of.isoformat()}),
+            "--vars", json.dumps({"as_of": as_of.isoformat(), "changed_days": days}),
+            *(["--full-refresh"] if changes.is_full else []),
         )  # fmt: skip
-        result = summarise(nodes)
-        run.result.update(nodes=result.nodes, seconds=result.seconds, failed=result.failed)
+        result = summarise(nodes, is_full_refresh=changes.is_full)
+        run.result.update(
+            nodes=result.nodes,
+            seconds=result.seconds,
+            failed=result.failed,
+            is_full_refresh=changes.is_full,
+            changed_days={source: len(days) for source, days in changes.days.items()},
+        )
         error = failure(nodes)
         if error is not None:
             raise error
+        _mark_built(settings, project, changes)
         return result
 
 
@@ -59,6 +96,64 @@ def unit_test(settings: Settings) -> TransformResult:
     return summarise(nodes)
 
 
+def _changes(settings: Settings, project: str) -> _Changes:
+    with connect(settings) as connection, connection.cursor() as cursor:
+        # A change_id is drawn before its transaction ends. Once none is open that has drawn one,
+        # no smaller one can appear any more; whoever draws the next waits for us, not long.
+        cursor.execute("lock table ops.changed_days in share mode")
+        cursor.execute("select source, max(change_id) from ops.changed_days group by source")
+        change_ids = dict(cursor.fetchall())
+        cursor.execute("select source from ops.built_changes where project_sha256 = %s", (project,))
+        built = {source for (source,) in cursor.fetchall()}
+        cursor.execute(
+            "select name from unnest(%s) as name where to_regclass(name) is null", (_tables(),)
+        )
+        missing = cursor.fetchall()
+        if missing or not built.issuperset(SOURCES):
+            # forgotten first: a full refresh that is killed half way begins anew
+            cursor.execute("delete from ops.built_changes")
+            return _Changes({}, change_ids, is_full=True)
+        cursor.execute(
+            "select source, array_agg(distinct landed_date) from ops.changed_days"
+            " inner join ops.built_changes as built using (source)"
+            " where changed_days.change_id > built.change_id group by source"
+        )
+        return _Changes(dict(cursor.fetchall()), change_ids, is_full=False)
+
+
+def _mark_built(settings: Settings, project: str, changes: _Changes) -> None:
+    with connect(settings) as connection, connection.cursor() as cursor:
+        cursor.execute(f"truncate {_CHANGED_ROWS}")
+        for source in SOURCES:
+            cursor.execute(
+                "insert into ops.built_changes (source, change_id, project_sha256)"
+                " values (%s, %s, %s) on conflict (source) do update"
+                " set change_id = excluded.change_id, project_sha256 = excluded.project_sha256",
+                (source, changes.change_ids.get(source, 0), project),
+            )
+
+
+def _scope(changes: _Changes) -> str:
+    if changes.is_full:
+        return "full refresh, for the marts are missing or were built by another dbt project"
+    counted = [f"{len(days)} days of {source}" for source, days in changes.days.items()]
+    return f"changed since the last build: {', '.join(counted) or 'nothing'}"
+
+
+def _tables() -> list[str]:
+    """The tables that an incremental build goes on from."""
+    marts = sorted((DBT_PROJECT / "models" / "marts").glob("*.sql"))
+    return [_CHANGED_ROWS, *(f"marts.{path.stem}" for path in marts)]
+
+
+def _project_sha256() -> str:
+    """Hash of all that decides what the marts hold: other code means a full refresh."""
+    paths = [DBT_PROJECT / "dbt_project.yml"]
+    for folder in ("models", "macros"):
+        paths += [p for p in (DBT_PROJECT / folder).rglob("*") if p.suffix in (".sql", ".yml")]
+    return digest({str(p.relative_to(DBT_PROJECT)): p.read_text() for p in paths})
+
+
 @contextmanager
 def _only_build(settings: Settings) -> Iterator[None]:
     """Hold the session lock that keeps two builds of one warehouse apart; a second one waits."""
@@ -74,30 +169,46 @@ def _only_build(settings: Settings) -> Iterator[None]:
 
 
 def _invoke(settings: Settings, command: str, *arguments: str) -> list[NodeResult]:
+    """Parse the project, as far as it has changed, and run ``command`` on what was parsed.
+
+    In one step dbt would parse all anew each night, because the variables differ; none of them
+    decides what is parsed.
+    """
     from dbt.cli.main import dbtRunner  # 3 s, and only the build needs it
 
+    with _environment(_connection_variables(settings.warehouse_url)):
+        with _log_file_closed():
+            parsed = dbtRunner().invoke(["parse", *_options(settings)])
+        _require_started(settings, "parse", parsed)
+        with _log_file_closed():
+            outcome = dbtRunner(manifest=parsed.result, callbacks=[_log]).invoke(  # type: ignore[arg-type]
+                [command, *_options(settings), *arguments]
+            )
+    _require_started(settings, command, outcome)
+    return [_node_result(result) for result in outcome.result.results]  # type: ignore[union-attr]
+
+
+def _options(settings: Settings) -> list[str]:
     state = settings.state_dir / "dbt"
     state.mkdir(parents=True, exist_ok=True)
-    with _environment(_connection_variables(settings.warehouse_url)), _log_file_closed():
-        outcome = dbtRunner(callbacks=[_log]).invoke(
-            [
-                command,
-                "--project-dir", str(DBT_PROJECT),
-                "--profiles-dir", str(DBT_PROJECT),
-                "--target-path", str(state / "target"),
-                "--log-path", str(state / "logs"),
-                "--log-level", "none", "--log-level-file", "info",
-                "--no-use-colors",
-                "--no-version-check",
-                *arguments,
-            ]
-        )  # fmt: skip
+    return [
+        "--project-dir", str(DBT_PROJECT),
+        "--profiles-dir", str(DBT_PROJECT),
+        "--target-path", str(state / "target"),
+        "--log-path", str(state / "logs"),
+        "--log-level", "none", "--log-level-file", "info",
+        "--no-use-colors",
+        "--no-version-check",
+    ]  # fmt: skip
+
+
+def _require_started(settings: Settings, command: str, outcome: Any) -> None:
     if outcome.exception is not None:
         raise NightshiftError(
             f"dbt {command} did not start: {' '.join(str(outcome.exception).split())}",
-            f"correct the dbt project in {DBT_PROJECT}; dbt's log is in {state / 'logs'}",
+            f"correct the dbt project in {DBT_PROJECT}; dbt's log is in"
+            f" {settings.state_dir / 'dbt' / 'logs'}",
         )
-    return [_node_result(result) for result in outcome.result.results]  # type: ignore[union-attr]
 
 
 def _connection_variables(url: str) -> dict[str, str]:

@@ -1,0 +1,18 @@
+with card_transactions as (
+    select * from {{ source('raw', 'card_transactions') }}
+),
+
+renamed as (
+    select
+        _file_id as file_id,
+        _row_number as row_number,
+        _landed_date as landed_date,
+        transaction_id,
+        transaction_at,
+        trim(customer_id) as customer_id,
+        trim(terminal_id) as terminal_id,
+        amount
+    from card_transactions
+)
+
+select * from renamed

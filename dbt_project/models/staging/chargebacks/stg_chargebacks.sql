@@ -1,0 +1,15 @@
+with chargebacks as (
+    select * from {{ source('raw', 'chargebacks') }}
+),
+
+renamed as (
+    select
+        _file_id as file_id,
+        _row_number as row_number,
+        _landed_date as landed_date,
+        transaction_id,
+        reported_at
+    from chargebacks
+)
+
+select * from renamed
