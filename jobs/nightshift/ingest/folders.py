@@ -9,7 +9,6 @@ from nightshift.ingest.formats import SUFFIXES
 from nightshift.io.landing import Entry, LandingZone
 
 _FOLDER = re.compile(r"ds=([0-9]{4}-[0-9]{2}-[0-9]{2})")
-_ODD = re.compile(r"[\x00-\x1f\x7f/\\]|^\.\.?$")
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ def discover(zone: LandingZone, source: str, as_of: date) -> Found:
     found = Found()
     dates: list[date] = []
     for entry in entries:
-        if entry.is_hidden and not _ODD.search(entry.name):
+        if entry.is_hidden and not _is_odd(entry.name):
             continue
         landed_date = _folder_date(entry)
         if landed_date is None:
@@ -86,10 +85,10 @@ def _look_into(
 ) -> None:
     before = len(found.files)
     for entry in zone.entries(f"{source}/{folder}"):
-        if entry.is_hidden and not _ODD.search(entry.name):
+        if entry.is_hidden and not _is_odd(entry.name):
             continue
         path = f"{source}/{folder}/{entry.name}"
-        if entry.is_folder or not entry.name.endswith(SUFFIXES) or _ODD.search(entry.name):
+        if entry.is_folder or not entry.name.endswith(SUFFIXES) or _is_odd(entry.name):
             found.refusals.append(
                 ContractError(
                     f"{source}/{folder}/{_shown(entry.name)}: not a file that ends with"
@@ -103,9 +102,18 @@ def _look_into(
         found.warnings.append(f"{source}/{folder} holds no file")
 
 
+def _is_odd(name: str) -> bool:
+    """Whether it is no name of a file: empty, a way to another folder, or not to be seen.
+
+    Not to be seen are control characters, those that turn the direction of writing, and bytes that
+    are no UTF-8, which no ledger could hold.
+    """
+    return name in ("", ".", "..") or not name.isprintable() or bool(set(name) & set("/\\"))
+
+
 def _shown(name: str) -> str:
-    """A name as it is, or with its control characters made visible."""
-    return repr(name) if _ODD.search(name) else name
+    """A name as it is, or with what is odd about it made visible."""
+    return ascii(name) if _is_odd(name) else name
 
 
 def _folder_date(entry: Entry) -> date | None:

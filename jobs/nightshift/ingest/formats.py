@@ -8,6 +8,7 @@ import codecs
 import csv
 import io
 import json
+import secrets
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -26,7 +27,7 @@ from nightshift.errors import ContractError
 
 SUFFIXES = (".csv", ".csv.gz", ".jsonl", ".jsonl.gz", ".parquet")
 BLOCK_BYTES = 8 << 20
-"""Bytes of a CSV that are parsed at a time. A row must fit into one block."""
+"""Bytes of text that are worked on at a time. A row must fit into one block."""
 BATCH_ROWS = 65_536
 MAX_EXPANSION = 200
 """Times its size that a file may expand to; text of orders compresses 5 to 30 times."""
@@ -79,22 +80,40 @@ def read(
         yield from _read_parquet(contract, path, file, warn)
         return
     with file.open("rb") as landed:
-        text = _Text(path, landed, file.stat().st_size)
+        size = file.stat().st_size
         if path.removesuffix(".gz").endswith(".csv"):
-            yield from _read_csv(contract, text, warn)
-            if text.quotes % 2:
-                _require_closed_quotes(path, file)
+            # A row that no file has, after the last: a quote that is never closed swallows it too.
+            last_row = secrets.token_hex(16)
+            text = _Text(path, landed, size, ending=f"{last_row}\n".encode())
+            yield from _read_csv(contract, text, last_row, file, warn)
         else:
-            yield from _read_json(contract, text)
+            yield from _read_json(contract, _Text(path, landed, size))
+
+
+def _expansion_limit(size: int) -> int:
+    return max(FREE_EXPANSION_BYTES, MAX_EXPANSION * size)
+
+
+def _require_expansion(path: str, expanded: int, limit: int) -> None:
+    if expanded > limit:
+        raise ContractError(
+            f"{path}: it expands to over {limit >> 20} MiB, more than {MAX_EXPANSION} times its"
+            " size: taken for a decompression bomb",
+            "land it in parts, or uncompressed",
+        )
 
 
 class _Text(io.RawIOBase):
-    """UTF-8 text of a landed file: decompressed, without a byte-order mark, checked on the way."""
+    """UTF-8 text of a landed file: decompressed, without a byte-order mark, checked on the way.
 
-    def __init__(self, path: str, landed: BinaryIO, size: int) -> None:
+    Args:
+        ending: a last line that is added to it.
+    """
+
+    def __init__(self, path: str, landed: BinaryIO, size: int, ending: bytes = b"") -> None:
         self.path = path
         self._landed = landed
-        self._limit = max(FREE_EXPANSION_BYTES, MAX_EXPANSION * size)
+        self._limit = _expansion_limit(size)
         self._gunzip = zlib.decompressobj(wbits=31) if path.endswith(".gz") else None
         self._decoder = codecs.getincrementaldecoder("utf-8")()
         self._ready = b""
@@ -103,7 +122,7 @@ class _Text(io.RawIOBase):
         self._is_blank = True
         self._ends_in_newline = False
         self._ended = False
-        self.quotes = 0
+        self._ending = ending
 
     def readable(self) -> bool:
         return True
@@ -141,21 +160,16 @@ class _Text(io.RawIOBase):
                         f"{self.path}: the file is empty, without even a header", _AGAIN
                     )
                 # A header without a line end is no CSV to Arrow.
-                return b"" if self._ends_in_newline else b"\n"
+                return (b"" if self._ends_in_newline else b"\n") + self._ending
             if self._expanded == 0:
                 chunk = chunk.removeprefix(codecs.BOM_UTF8)
             self._expanded += len(chunk)
-            if self._gunzip is not None and self._expanded > self._limit:
-                raise ContractError(
-                    f"{self.path}: it expands to over {self._limit >> 20} MiB,"
-                    f" {MAX_EXPANSION} times its size: taken for a decompression bomb",
-                    "land it in parts, or uncompressed",
-                )
+            if self._gunzip is not None:
+                _require_expansion(self.path, self._expanded, self._limit)
             if not chunk:
                 continue
             self._decode(chunk, final=False)
             self._lines += chunk.count(b"\n")
-            self.quotes += chunk.count(b'"')
             self._ends_in_newline = chunk.endswith(b"\n")
             self._is_blank = self._is_blank and not chunk.strip()
             return chunk
@@ -166,9 +180,11 @@ class _Text(io.RawIOBase):
             return self._landed.read(_READ_BYTES) or None
         compressed = self._gunzip.unconsumed_tail
         if not compressed:
-            if self._gunzip.eof:  # gzip members may follow one another
-                compressed = self._gunzip.unused_data or self._landed.read(_READ_BYTES)
-                if not compressed.strip(b"\0"):
+            if self._gunzip.eof:  # gzip members may follow one another, with zeros between
+                compressed = self._gunzip.unused_data.lstrip(b"\0")
+                while not compressed and (more := self._landed.read(_READ_BYTES)):
+                    compressed = more.lstrip(b"\0")
+                if not compressed:
                     return None
                 self._gunzip = zlib.decompressobj(wbits=31)
             else:
@@ -199,12 +215,21 @@ class _Text(io.RawIOBase):
 
 
 def _read_csv(
-    contract: SourceContract, text: _Text, warn: Callable[[str], None]
+    contract: SourceContract,
+    text: _Text,
+    last_row: str,
+    file: Path,
+    warn: Callable[[str], None],
 ) -> Iterator[TextBatch]:
     header = _header(contract, text, warn)
     unread: list[UnreadRow] = []
+    is_whole = False
 
     def set_apart(row: pa_csv.InvalidRow) -> str:
+        nonlocal is_whole
+        if row.text == last_row:
+            is_whole = True
+            return "skip"
         rule = f"{row.expected_columns} fields, found {row.actual_columns}"
         # The header is row 1 to Arrow.
         unread.append(UnreadRow(row.number - 1, None, rule, row.text))
@@ -238,8 +263,18 @@ def _read_csv(
                 numbers = _numbers(first, last, [row.number for row in passed])
                 yield TextBatch(pa.Table.from_batches([batch]), numbers, tuple(passed))
                 first = last
-    except pa.ArrowInvalid as error:
-        raise ContractError(f"{text.path}: not readable as CSV: {error}", _AGAIN) from None
+    except pa.ArrowException as error:
+        if "straddling object" in str(error):
+            fault = f"a row is longer than {BLOCK_BYTES >> 20} MiB, or a quote is never closed"
+        else:
+            fault = f"not readable as CSV: {error}"
+        raise ContractError(f"{text.path}: {fault}", _AGAIN) from None
+    if not is_whole:
+        line = _last_row_line(text.path, file)
+        raise ContractError(
+            f"{text.path}: the quote that opens in the row at line {line} is never closed",
+            "have its sender correct the quoting",
+        )
     if unread:
         none = pa.table({name: pa.array([], _TEXT) for name in contract.landed_names})
         yield TextBatch(none, pa.array([], pa.int64()), tuple(unread))
@@ -290,22 +325,18 @@ def _listed(names: list[str]) -> str:
     return ", ".join(shown) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
 
 
-def _require_closed_quotes(path: str, file: Path) -> None:
-    """A quote that is never closed would swallow every row after it as one value."""
+def _last_row_line(path: str, file: Path) -> int:
+    """The line at which the last row of a CSV begins."""
+    csv.field_size_limit(max(csv.field_size_limit(), BLOCK_BYTES))
     with file.open("rb") as landed:
         text = io.BufferedReader(_Text(path, landed, file.stat().st_size))
-        lines = io.TextIOWrapper(text, encoding="utf-8", newline="")
-        reader = csv.reader(lines, strict=True)
-        begins = 1
-        try:
-            for _ in reader:
-                begins = reader.line_num + 1
-        except csv.Error as error:
-            if "unexpected end of data" in str(error):
-                raise ContractError(
-                    f"{path}: the quote that opens in the row at line {begins} is never closed",
-                    "have its sender correct the quoting",
-                ) from None
+        reader = csv.reader(io.TextIOWrapper(text, encoding="utf-8", newline=""))
+        line = begins = 1
+        for row in reader:
+            if row:
+                begins = line
+            line = reader.line_num + 1
+    return begins
 
 
 @dataclass
@@ -330,7 +361,7 @@ def _read_json(contract: SourceContract, text: _Text) -> Iterator[TextBatch]:
     lines = io.BufferedReader(text, BLOCK_BYTES)
     names = contract.landed_names
     columns = _Columns(names)
-    number = 0
+    number = length = 0
     while line := lines.readline(BLOCK_BYTES + 1):
         if len(line) > BLOCK_BYTES:
             raise ContractError(
@@ -339,28 +370,29 @@ def _read_json(contract: SourceContract, text: _Text) -> Iterator[TextBatch]:
         if not line.strip():
             continue
         number += 1
-        row, fault = _json_row(line, contract)
+        length += len(line)
+        landed = line.decode("utf-8").strip()
+        row, fault = _json_row(landed, contract)
         if fault is None:
             columns.values.append(row)
             columns.numbers.append(number)
         else:
-            columns.unread.append(UnreadRow(number, *fault, line.decode("utf-8").strip()))
-        if len(columns.values) + len(columns.unread) >= BATCH_ROWS:
+            columns.unread.append(UnreadRow(number, *fault, landed))
+        if length >= BLOCK_BYTES or len(columns.values) + len(columns.unread) >= BATCH_ROWS:
             yield columns.taken()
+            length = 0
     yield columns.taken()
 
 
 _Fault = tuple[str | None, str]
 
 
-def _json_row(
-    line: bytes, contract: SourceContract
-) -> tuple[tuple[str | None, ...], _Fault | None]:
+def _json_row(line: str, contract: SourceContract) -> tuple[tuple[str | None, ...], _Fault | None]:
     names = contract.landed_names
     try:
         # Numbers stay the text that they landed as.
         pairs = json.loads(
-            line, parse_int=str, parse_float=str, parse_constant=str, object_pairs_hook=_Pairs
+            line, parse_int=str, parse_float=str, parse_constant=_NoNumber, object_pairs_hook=_Pairs
         )
     except (ValueError, RecursionError) as error:
         kind = "nested too deeply" if isinstance(error, RecursionError) else str(error)
@@ -370,14 +402,18 @@ def _json_row(
     row = dict(pairs)
     if len(row) != len(pairs):
         twice = next(name for name, times in Counter(k for k, _ in pairs).items() if times > 1)
-        return (), (None, f"each key once, found {twice!r} twice")
+        return (), (None, f"each key once, found {_listed([twice])} twice")
     if not contract.ignores_unknown_columns:
         unknown = [name for name in row if name not in names]
         if unknown:
-            return (), (None, f"no key {unknown[0]!r}")
+            return (), (None, f"no key {_listed(unknown[:1])}")
     for name in names:
-        if not isinstance(row.get(name), str | None):
-            return (), (name, f"text or a number, found {_json_kind(row[name])}")
+        value = row.get(name)
+        if not isinstance(value, str | None) or isinstance(value, _NoNumber):
+            return (), (name, f"text or a number, found {_json_kind(value)}")
+        # an escape may stand for half a character, which is none
+        if value is not None and "\\u" in line and not _is_unicode(value):
+            return (), (name, "text of whole characters, found half of a surrogate pair")
     return tuple(row.get(name) for name in names), None
 
 
@@ -385,7 +421,21 @@ class _Pairs(list[tuple[str, Any]]):
     """The keys and values of a JSON object, also those that occur twice."""
 
 
+class _NoNumber(str):
+    """NaN or an infinity, which JSON does not know."""
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _json_kind(value: object) -> str:
+    if isinstance(value, _NoNumber):
+        return str(value)
     if isinstance(value, _Pairs):
         return "an object"
     return {list: "a list", bool: "true or false"}.get(type(value), "a plain value")
@@ -394,23 +444,76 @@ def _json_kind(value: object) -> str:
 def _read_parquet(
     contract: SourceContract, path: str, file: Path, warn: Callable[[str], None]
 ) -> Iterator[TextBatch]:
+    names = list(contract.landed_names)
+    limit = _expansion_limit(file.stat().st_size)
+    expanded, number = 0, 1
     try:
-        with pq.ParquetFile(file) as parquet:
-            schema = parquet.schema_arrow
-            _require_columns(contract, path, schema.names, warn)
-            for name in contract.landed_names:
-                _require_readable(path, schema.field(name))
-            number = 1
-            for batch in parquet.iter_batches(BATCH_ROWS, columns=list(contract.landed_names)):
+        schema = pq.read_schema(file)
+        _require_columns(contract, path, schema.names, warn)
+        for name in names:
+            _require_readable(path, schema.field(name))
+        with pq.ParquetFile(
+            file,
+            # A text that is stored once may stand in every row: it is multiplied piece by piece.
+            read_dictionary=[name for name in names if _is_text(schema.field(name).type)],
+            buffer_size=_READ_BYTES,
+            page_checksum_verification=True,
+            coerce_int96_timestamp_unit="us",  # nanoseconds would wrap around
+        ) as parquet:
+            groups = (parquet.metadata.row_group(i) for i in range(parquet.metadata.num_row_groups))
+            _require_expansion(path, sum(group.total_byte_size for group in groups), limit)
+            for batch in parquet.iter_batches(BATCH_ROWS, columns=names):
                 batch.validate(full=True)
-                rows = pa.table(
-                    [_as_text(batch.column(name)) for name in contract.landed_names],
-                    names=list(contract.landed_names),
+                sizes = np.sum([_text_sizes(batch.column(name)) for name in names], axis=0)
+                if sizes.max() > BLOCK_BYTES:
+                    raise ContractError(
+                        f"{path}: row {number + int(sizes.argmax())} is longer than"
+                        f" {BLOCK_BYTES >> 20} MiB",
+                        _AGAIN,
+                    )
+                expanded += int(sizes.sum())
+                _require_expansion(path, expanded, limit)
+                for piece in _pieces(batch, sizes):
+                    rows = pa.table([_as_text(piece.column(name)) for name in names], names=names)
+                    yield TextBatch(rows, _numbers(number, number + piece.num_rows, []))
+                    number += piece.num_rows
+            if number - 1 != parquet.metadata.num_rows:
+                raise ContractError(
+                    f"{path}: it holds {number - 1} rows and says that it holds"
+                    f" {parquet.metadata.num_rows}",
+                    _AGAIN,
                 )
-                yield TextBatch(rows, _numbers(number, number + batch.num_rows, []))
-                number += batch.num_rows
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ContractError(f"{path}: not readable as Parquet: {error}", _AGAIN) from None
+
+
+def _text_sizes(column: pa.Array) -> np.ndarray:
+    """About how many bytes each value is as text, int64."""
+    if pa.types.is_dictionary(column.type):
+        lengths = np.append(_text_sizes(column.dictionary), 1)
+        return lengths[pc.fill_null(column.indices, len(column.dictionary)).to_numpy()]
+    if _is_text(column.type):
+        return pc.fill_null(pc.binary_length(column), 0).to_numpy().astype(np.int64) + 1
+    return np.full(len(column), 8, np.int64)
+
+
+def _pieces(batch: pa.RecordBatch, sizes: np.ndarray) -> Iterator[pa.RecordBatch]:
+    """The batch in parts of at most a block of text."""
+    ends = sizes.cumsum()
+    start = 0
+    while start < batch.num_rows:
+        before = ends[start - 1] if start else 0
+        stop = int(np.searchsorted(ends, before + BLOCK_BYTES, side="right"))
+        yield batch.slice(start, stop - start)
+        start = stop
+
+
+def _is_text(type_: pa.DataType) -> bool:
+    return bool(
+        pa.types.is_string(type_)
+        or pa.types.is_large_string(type_)
+        or pa.types.is_string_view(type_)
+    )
 
 
 def _require_readable(path: str, found: pa.Field) -> None:
@@ -418,8 +521,7 @@ def _require_readable(path: str, found: pa.Field) -> None:
     if pa.types.is_dictionary(type_):
         type_ = type_.value_type
     is_read = (
-        pa.types.is_string(type_)
-        or pa.types.is_large_string(type_)
+        _is_text(type_)
         or pa.types.is_integer(type_)
         or pa.types.is_floating(type_)
         or pa.types.is_decimal(type_)
@@ -428,7 +530,7 @@ def _require_readable(path: str, found: pa.Field) -> None:
     )
     if not is_read:
         raise ContractError(
-            f"{path}: column {found.name!r} is of Parquet type {found.type}",
+            f"{path}: column {found.name!r} is of Parquet type {type_}",
             "land it as text, a number, or a timestamp without a time zone",
         )
 

@@ -26,6 +26,11 @@ _INTEGERS = {
     "integer": (r"^-?[0-9]{1,9}$", pa.int32()),
     "bigint": (r"^-?[0-9]{1,18}$", pa.int64()),
 }
+# There is no year 0, and Postgres would take it for 1 BC.
+_INSTANT = (
+    r"^([1-9][0-9]{3}|0[1-9][0-9]{2}|00[1-9][0-9]|000[1-9])"
+    r"-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}:[0-9]{2}$"
+)
 BROKEN_SCHEMA = pa.schema(
     {
         "_row_number": pa.int64(),
@@ -164,7 +169,7 @@ def _cast(column: Column, text: pa.Array) -> pa.Array:
         precision, scale = column.precision_and_scale
         pattern = rf"^-?[0-9]{{1,{precision - scale}}}(\.[0-9]{{1,{scale}}})?$"
         return _where(text, pattern).cast(_arrow_type(column))
-    shaped = _where(text, r"^[0-9]{4}-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}:[0-9]{2}$")
+    shaped = _where(text, _INSTANT)
     return pa.concat_arrays(_instants(shaped))
 
 

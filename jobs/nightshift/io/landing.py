@@ -68,15 +68,20 @@ class LocalLandingZone:
             found = sorted(os.scandir(self._root / path), key=lambda entry: entry.name)
         except (FileNotFoundError, NotADirectoryError):
             return []
+        except OSError as error:
+            raise SettingError(
+                f"the landing zone's folder {self._root / path} cannot be read: {error.strerror}",
+                "let this account read it, or correct NIGHTSHIFT_LANDING",
+            ) from error
         return [self._entry(entry) for entry in found]
 
     @staticmethod
     def _entry(entry: "os.DirEntry[str]") -> Entry:
-        if entry.is_dir():
-            return Entry(entry.name, is_folder=True)
         try:
+            if entry.is_dir():
+                return Entry(entry.name, is_folder=True)
             stat = entry.stat()
-        except FileNotFoundError:  # a link to nowhere
+        except OSError:  # a link to nowhere, or to itself
             return Entry(entry.name, is_folder=False)
         return Entry(entry.name, False, stat.st_size, f"{stat.st_size}:{stat.st_mtime_ns}")
 
@@ -85,16 +90,20 @@ class LocalLandingZone:
         """The file itself.
 
         Raises:
-            NightshiftError: when it is a link that leads out of the landing zone.
+            NightshiftError: when it is a link that leads out of the landing zone, no regular file,
+                gone, or closed to this account.
         """
         file = self._root / path
+        # Opening a pipe would wait for ever for somebody to write.
+        if not file.is_file() or not os.access(file, os.R_OK):
+            raise NightshiftError(f"{path}: not a file that can be read", "remove it, or land it")
         if not file.resolve().is_relative_to(self._root.resolve()):
             raise NightshiftError(f"{path}: a link that leads out of the landing zone", "remove it")
         yield file
 
 
 class S3LandingZone:
-    """A prefix of a bucket. Credentials, region and endpoint are boto3's own settings."""
+    """A prefix of a bucket. Credentials, region, endpoint, retries are boto3's own settings."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -106,10 +115,8 @@ class S3LandingZone:
     def _s3(self) -> "S3Client":
         if self._client is None:
             import boto3  # half a second, and only for a landing zone on S3
-            from botocore.config import Config
 
-            retries = Config(retries={"mode": "standard", "max_attempts": 6})
-            self._client = boto3.client("s3", config=retries)
+            self._client = boto3.client("s3")
         return self._client
 
     def entries(self, path: str) -> list[Entry]:
