@@ -192,6 +192,7 @@ def test_a_bad_day_stops_the_night_alerts_once_and_recovers(
         "ingest.load_raw": "success",
         "quality.check_landed": "failed",
         "transform.build_marts": "upstream_failed",
+        "transform.check_marts": "upstream_failed",
         "features.extract_events": "upstream_failed",
         "features.compute_features": "upstream_failed",
         "score.score_churn": "upstream_failed",

@@ -10,6 +10,7 @@ from nightshift.errors import Cause, NightshiftError
 
 MAX_EXAMPLES = 5
 MAX_LINE = 400
+_ROW_OF_FILE = re.compile(r"\S+/ds=\d{4}-\d\d-\d\d/.+:\d+")
 
 
 @dataclass(frozen=True)
@@ -85,21 +86,21 @@ def of_run(reason: str) -> Diagnosis:
 def without_personal_data(
     causes: tuple[Cause, ...], personal: Container[tuple[str | None, str | None]]
 ) -> tuple[Cause, ...]:
-    """The causes with at most MAX_EXAMPLES examples each, and none of a personal column.
+    """The causes with at most MAX_EXAMPLES examples each.
+
+    Of a rule about a personal column only ``file:row`` is kept: anything else may be its value.
 
     Args:
         causes: as an error carried them.
         personal: (source, column) of each column that its contract classifies as personal data.
     """
-    return tuple(
-        replace(
-            cause,
-            examples=()
-            if (cause.source, cause.column) in personal
-            else tuple(first_line(example) for example in cause.examples[:MAX_EXAMPLES]),
-        )
-        for cause in causes
-    )
+    kept = []
+    for cause in causes:
+        examples = [first_line(example) for example in cause.examples]
+        if (cause.source, cause.column) in personal:
+            examples = [example for example in examples if _ROW_OF_FILE.fullmatch(example)]
+        kept.append(replace(cause, examples=tuple(examples[:MAX_EXAMPLES])))
+    return tuple(kept)
 
 
 def masked(text: str) -> str:

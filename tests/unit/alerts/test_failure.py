@@ -68,11 +68,12 @@ def test_a_run_that_failed_as_a_whole() -> None:
     assert of_run("all_tasks_deadlocked").causes[0].rule == "all tasks deadlocked"
 
 
-def test_examples_of_a_personal_column_are_dropped_and_of_others_there_are_five() -> None:
-    landed = Cause("r", "order_lines", DAY, "price", "", tuple("abcdefg"))
-    personal = Cause("r", "order_lines", DAY, "customer_id", "", ("17850",))
-    kept = without_personal_data((landed, personal), {("order_lines", "customer_id")})
-    assert [cause.examples for cause in kept] == [("a", "b", "c", "d", "e"), ()]
+def test_of_a_personal_column_rows_are_named_and_no_values() -> None:
+    row = "order_lines/ds=2026-01-08/a.csv.gz:17"
+    of_price = Cause("r", "order_lines", DAY, "price", "", tuple("abcdefg"))
+    of_customer = Cause("r", "order_lines", DAY, "customer_id", "", ("17850", row, "J. Smith:12"))
+    kept = without_personal_data((of_price, of_customer), {("order_lines", "customer_id")})
+    assert [cause.examples for cause in kept] == [("a", "b", "c", "d", "e"), (row,)]
 
 
 @pytest.mark.parametrize(
