@@ -26,10 +26,22 @@ WRITER, READER, PASSWORD = "nightshift_writer", "nightshift_reader", "only-for-t
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """``-m "not integration"`` leaves out what lies in tests/integration."""
+    """Mark what needs services, and keep together what shares costly ones.
+
+    ``-m "not integration"`` leaves out what lies in tests/integration. With several workers (see
+    ``make test``) a file's tests stay in one, and so do all that use the running Airflow.
+    """
     for item in items:
         if "integration" in item.path.relative_to(Path(__file__).parent).parts:
             item.add_marker(pytest.mark.integration)
+        uses_airflow = "airflow_stack" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("airflow" if uses_airflow else item.path.stem))
+
+
+def worker_port(port: int) -> int:
+    """A free port from ``port`` on, in a range of the test worker's own."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
+    return free_port(port + 100 * int(worker))
 
 
 def settings_for(server: EmbeddedPostgres, database: str, root: Path, **more: object) -> Settings:
@@ -57,7 +69,7 @@ def postgres_server() -> Iterator[EmbeddedPostgres]:
     """A running, empty server with the two roles; not durable; removed at the end."""
     # not under pytest's own folder: it is closed to the account that runs Postgres for root
     root = Path(tempfile.mkdtemp(prefix="nightshift-test-"))
-    server = EmbeddedPostgres(root / "data", free_port(15432), PASSWORD, durable=False)
+    server = EmbeddedPostgres(root / "data", worker_port(15432), PASSWORD, durable=False)
     try:
         server.start()
         server.ensure_role(WRITER, PASSWORD)
@@ -142,7 +154,7 @@ class AlertSinks:
                 """Not to stderr."""
 
         self.webhook = ThreadingHTTPServer(("127.0.0.1", 0), Webhook)
-        self.smtp = Controller(self, hostname="127.0.0.1", port=free_port(18025))
+        self.smtp = Controller(self, hostname="127.0.0.1", port=worker_port(18025))
 
     async def handle_DATA(self, server: object, session: object, envelope: Any) -> str:
         """Called by aiosmtpd with a whole mail."""
@@ -212,8 +224,8 @@ def airflow_stack(running_sinks: AlertSinks) -> Iterator[Settings]:
         _env_file=None,
         state_dir=root / "state",
         landing=root / "landing",
-        postgres_port=15900,
-        airflow_port=18080,
+        postgres_port=worker_port(15900),
+        airflow_port=worker_port(18080),
         alert_email="on-call@example.com",
         alert_webhook=True,
     )
