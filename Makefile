@@ -51,6 +51,10 @@ test: setup ## All tests, on services of their own
 test-unit: setup ## The tests that need no service
 	@$(RUN)/python -m pytest tests/unit tests/architecture $(PYTEST_ARGS)
 
+.PHONY: bench-ingest
+bench-ingest: setup ## Load 10 M order lines, against a prepared binary COPY; BENCH_ARGS=…
+	@$(RUN)/python tests/benchmarks/bench_ingest.py $(BENCH_ARGS)
+
 .PHONY: lint
 lint: setup ## Style, types, import layers
 	@$(RUN)/ruff check .
