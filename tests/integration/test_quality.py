@@ -1,17 +1,21 @@
-"""The Great Expectations checkpoint on the real warehouse: a good day, and planted bad ones."""
+"""Both quality boundaries on the real warehouse: good days, and planted bad ones."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass, replace
 from datetime import date, timedelta
+from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlparse
 
 import pytest
 from psycopg2.extras import execute_values
 
-from nightshift.contracts import load_contract
+from nightshift.contracts import SOURCES, load_contract
 from nightshift.errors import QualityError, RefusedAsOf
 from nightshift.io.warehouse import connect
-from nightshift.quality.run import check_landed
+from nightshift.quality.run import REPORTS_KEPT, check_landed, check_marts
 from nightshift.settings import Settings
 
 pytestmark = pytest.mark.integration
@@ -20,7 +24,7 @@ FIRST = date(2011, 5, 2)
 DAYS = 35
 LAST = FIRST + timedelta(days=DAYS)
 AS_OF = LAST + timedelta(days=1)
-LINES = 400
+LINES = 200
 
 
 @dataclass(frozen=True)
@@ -47,61 +51,81 @@ def good_day(day: date) -> list[Row]:
     ]
 
 
-def land(settings: Settings, day: date, rows: list[Row], quarantined: int = 0) -> None:
+@contextmanager
+def landing(settings: Settings) -> Iterator[Callable[..., None]]:
+    """A function that lands a day of a source, in one transaction with all that it lands."""
     with connect(settings) as connection, connection.cursor() as cursor:
-        cursor.execute(load_contract("order_lines").ddl())
-        cursor.execute(
-            "insert into ops.landing_files (source, landed_date, path, sha256, bytes, status,"
-            " rows_in, rows_loaded, rows_quarantined)"
-            " values ('order_lines', %s, %s, '', 0, 'loaded', %s, %s, %s) returning file_id",
-            (day, f"ds={day}", len(rows) + quarantined, len(rows), quarantined),
-        )
-        (file_id,) = cursor.fetchone()
-        execute_values(
-            cursor,
-            "insert into raw.order_lines values %s",
-            [
-                (r.invoice, "85123A", r.description, r.quantity, day, r.price, r.customer,
-                 r.country, day, file_id, number)
-                for number, r in enumerate(rows, start=1)
-            ],
-        )  # fmt: skip
+        for source in SOURCES:
+            cursor.execute(load_contract(source).ddl())
+
+        def land_rows(source: str, day: date, rows: Sequence[tuple[Any, ...]], broken: int) -> None:
+            cursor.execute(
+                "insert into ops.landing_files (source, landed_date, path, sha256, bytes, status,"
+                " rows_in, rows_loaded, rows_quarantined)"
+                " values (%s, %s, %s, '', 0, 'loaded', %s, %s, %s) returning file_id",
+                (source, day, f"{source}/ds={day}/a.csv", len(rows) + broken, len(rows), broken),
+            )
+            (file_id,) = cursor.fetchone()
+            execute_values(
+                cursor,
+                f"insert into raw.{source} values %s",
+                [(*row, day, file_id, number) for number, row in enumerate(rows, start=1)],
+                page_size=1000,
+            )
+
+        yield land_rows
 
 
-def land_history(settings: Settings) -> None:
-    for n in range(DAYS):
-        land(settings, FIRST + timedelta(days=n), good_day(FIRST + timedelta(days=n)))
+def land(settings: Settings, days: dict[date, list[Row]], broken: int = 0) -> None:
+    with landing(settings) as land_rows:
+        for day, rows in days.items():
+            lines = [
+                (
+                    r.invoice,
+                    "85123A",
+                    r.description,
+                    r.quantity,
+                    day,
+                    r.price,
+                    r.customer,
+                    r.country,
+                )
+                for r in rows
+            ]
+            land_rows("order_lines", day, lines, broken)
 
 
-def kept(settings: Settings) -> list[tuple[Any, ...]]:
+def history(until: date = LAST) -> dict[date, list[Row]]:
+    days = [FIRST + timedelta(days=n) for n in range((until - FIRST).days)]
+    return {day: good_day(day) for day in days}
+
+
+def query(settings: Settings, sql: str, *values: Any) -> list[tuple[Any, ...]]:
     with connect(settings) as connection, connection.cursor() as cursor:
-        cursor.execute(
-            "select q.expectation, q.column_name, q.success, r.status from ops.quality_results q"
-            " join ops.runs r using (run_id) where q.observed ->> 'landed_date' = %s"
-            " order by 1, 2 nulls first",
-            (LAST.isoformat(),),
-        )
+        cursor.execute(sql, values)
         return cursor.fetchall()
 
 
-def test_a_good_day_passes_and_each_outcome_is_kept(warehouse: Settings) -> None:
-    land_history(warehouse)
-    land(warehouse, LAST, good_day(LAST))
+def test_a_good_day_passes_each_outcome_is_kept_and_there_is_a_report(warehouse: Settings) -> None:
+    land(warehouse, history() | {LAST: good_day(LAST)})
 
     result = check_landed(warehouse, AS_OF)
 
     assert result.landed_dates == {"order_lines": LAST}
-    assert kept(warehouse) == [
-        ("expect_column_max_to_be_between", "anonymous_invoice_share", True, "succeeded"),
-        ("expect_column_max_to_be_between", "quarantined_share", True, "succeeded"),
-        ("expect_column_median_to_be_between", "price", True, "succeeded"),
-        ("expect_column_values_to_be_between", "price", True, "succeeded"),
-        ("expect_column_values_to_be_in_set", "country", True, "succeeded"),
-        ("expect_column_values_to_be_in_set", "invoice_has_one_customer", True, "succeeded"),
-        ("expect_column_values_to_not_be_in_set", "quantity", True, "succeeded"),
-        ("expect_column_values_to_not_be_null", "description", True, "succeeded"),
-        ("expect_table_row_count_to_be_between", None, True, "succeeded"),
-    ]
+    assert result.warnings == ()
+    kept = query(
+        warehouse,
+        "select q.rule, q.severity, q.success, r.status from ops.quality_results q"
+        " join ops.runs r using (run_id) where q.landed_date = %s",
+        LAST,
+    )
+    declared = [(r.name, r.severity) for r in load_contract("order_lines").quality.rules]
+    expected = [*declared, ("arrives_when_expected", "warning")]
+    assert sorted(kept) == sorted((*rule, True, "succeeded") for rule in expected)
+    ((report,),) = query(warehouse, "select result ->> 'data_docs' from ops.runs")
+    page = Path(unquote(urlparse(report).path))
+    assert page.is_relative_to(warehouse.state_dir / "data-docs")
+    assert f"order_lines landed {LAST}" in page.read_text()
 
 
 def prices_in_pence(rows: list[Row]) -> list[Row]:
@@ -140,73 +164,130 @@ def negative_prices(rows: list[Row]) -> list[Row]:
     return [replace(row, price=-row.price) if n % 20 == 0 else row for n, row in enumerate(rows)]
 
 
-@pytest.mark.parametrize(
-    ("spoil", "expectation", "column"),
-    [
-        (prices_in_pence, "expect_column_median_to_be_between", "price"),
-        (negative_prices, "expect_column_values_to_be_between", "price"),
-        (half_the_customers_lost, "expect_column_values_to_be_in_set", "invoice_has_one_customer"),
-        (all_customers_lost, "expect_column_max_to_be_between", "anonymous_invoice_share"),
-        (one_row_in_twenty, "expect_table_row_count_to_be_between", None),
-        (every_row_five_times, "expect_table_row_count_to_be_between", None),
-        (no_descriptions, "expect_column_values_to_not_be_null", "description"),
-        (no_quantities, "expect_column_values_to_not_be_in_set", "quantity"),
-        (country_codes, "expect_column_values_to_be_in_set", "country"),
-    ],
+def no_rows(rows: list[Row]) -> list[Row]:
+    return []
+
+
+PLANTED = (
+    {
+        prices_in_pence: {"price_is_usual"},
+        half_the_customers_lost: {"invoice_has_one_customer"},
+        all_customers_lost: {"invoices_have_customers"},
+        one_row_in_twenty: {"rows_are_usual"},
+        no_descriptions: {"description_is_there"},
+    },
+    {
+        negative_prices: {"price_in_range"},
+        every_row_five_times: {"rows_are_usual"},
+        no_quantities: {"quantity_is_not_zero"},
+        country_codes: {"country_is_known"},
+        no_rows: {"not_empty", "rows_are_usual"},
+    },
 )
-def test_a_planted_bad_day_fails_by_name(
-    warehouse: Settings,
-    spoil: Callable[[list[Row]], list[Row]],
-    expectation: str,
-    column: str | None,
+
+
+@pytest.mark.parametrize("planted", PLANTED, ids=["first", "second"])
+def test_each_of_five_planted_bad_days_fails_by_its_rule(
+    warehouse: Settings, planted: dict[Callable[[list[Row]], list[Row]], set[str]]
 ) -> None:
-    land_history(warehouse)
-    land(warehouse, LAST, spoil(good_day(LAST)))
+    bad_days = {spoil: LAST - timedelta(days=n) for n, spoil in enumerate(reversed(planted.keys()))}
+    land(
+        warehouse,
+        history(min(bad_days.values())) | {d: spoil(good_day(d)) for spoil, d in bad_days.items()},
+    )
 
     with pytest.raises(QualityError) as failure:
         check_landed(warehouse, AS_OF)
 
-    where = f"order_lines landed {LAST}" + (f", column {column}" if column else "")
-    assert f"{where}: {expectation}: observed" in failure.value.what
-    failed = [(e, c, status) for e, c, success, status in kept(warehouse) if not success]
-    assert failed == [(expectation, column, "failed")]
+    found = {(cause.landed_date, cause.rule) for cause in failure.value.causes}
+    assert found == {(bad_days[spoil], rule) for spoil, rules in planted.items() for rule in rules}
+    kept = query(
+        warehouse,
+        "select landed_date, rule from ops.quality_results"
+        " where not success and severity = 'error'",
+    )
+    assert set(kept) == found
+
+
+def test_a_failure_names_rows_and_no_personal_data(warehouse: Settings) -> None:
+    land(warehouse, history() | {LAST: half_the_customers_lost(negative_prices(good_day(LAST)))})
+
+    with pytest.raises(QualityError) as failure:
+        check_landed(warehouse, AS_OF)
+
+    examples = {cause.rule: cause.examples for cause in failure.value.causes}
+    file = f"order_lines/ds={LAST}/a.csv"
+    assert examples["price_in_range"] == tuple(f"{file}:{n}" for n in (1, 21, 41, 61, 81))
+    told = [str(failure.value), *map(str, failure.value.causes)]
+    told += [
+        page.read_text()
+        for page in warehouse.state_dir.rglob("data-docs/run=*/validations/**/*.html")
+    ]
+    told += [str(row) for row in query(warehouse, "select q::text from ops.quality_results q")]
+    assert len(told) > 5
+    customers = {row.customer for row in good_day(LAST) if row.customer}
+    assert not [c for c in customers for text in told if re.search(rf"\b{c}\b", text)]
 
 
 def test_a_bad_day_still_fails_once_a_good_one_has_landed_after_it(warehouse: Settings) -> None:
-    land_history(warehouse)
-    land(warehouse, LAST, prices_in_pence(good_day(LAST)))
-    land(warehouse, AS_OF, good_day(AS_OF))
+    days = history() | {LAST: prices_in_pence(good_day(LAST)), AS_OF: good_day(AS_OF)}
+    land(warehouse, days)
+
     with pytest.raises(QualityError, match=f"landed {LAST}"):
         check_landed(warehouse, AS_OF + timedelta(days=1))
 
 
-def test_a_tenth_in_quarantine_fails(warehouse: Settings) -> None:
-    land(warehouse, LAST, good_day(LAST), quarantined=LINES // 9)
+def test_more_than_the_budget_in_quarantine_fails(warehouse: Settings) -> None:
+    land(warehouse, {LAST: good_day(LAST)}, broken=4)
 
-    with pytest.raises(QualityError, match="column quarantined_share"):
+    with pytest.raises(QualityError, match=r"quarantine_within_budget: .* expected at least 201"):
         check_landed(warehouse, AS_OF)
 
 
-def test_a_folder_without_rows_fails(warehouse: Settings) -> None:
-    land_history(warehouse)
-    land(warehouse, LAST, [])
+def test_a_first_night_of_three_rows_passes_and_the_oldest_report_goes(
+    warehouse: Settings,
+) -> None:
+    land(warehouse, {LAST: good_day(LAST)[9:12]}, broken=1)
+    reports = warehouse.state_dir / "data-docs"
+    for number in range(REPORTS_KEPT):
+        (reports / f"run=old-{number}").mkdir(parents=True)
 
-    with pytest.raises(QualityError, match="row_count_to_be_between: observed 0"):
-        check_landed(warehouse, AS_OF)
+    assert check_landed(warehouse, AS_OF).warnings == ()
+    assert len(list(reports.iterdir())) == REPORTS_KEPT
 
 
-def test_a_first_night_of_three_rows_passes(warehouse: Settings) -> None:
-    land(warehouse, LAST, good_day(LAST)[9:12], quarantined=1)
+def test_a_missing_day_and_a_source_that_no_use_case_reads_are_warnings(
+    warehouse: Settings,
+) -> None:
+    day = LAST - timedelta(days=1)
+    land(warehouse, {day: good_day(day)})
+    with landing(warehouse) as land_rows:
+        payments = [(n, day, f"c{n}", f"t{n}", 20.0 + n) for n in range(100)]
+        land_rows("card_transactions", day, [*payments, payments[7]], 0)
+        land_rows("chargebacks", day, [(n, day) for n in (1, 2, 901, 902, 903, 904)], 0)
 
-    assert len(check_landed(warehouse, AS_OF).outcomes) == 7
+    result = check_landed(warehouse, AS_OF)
+
+    assert [
+        (o.landed_date, o.rule, o.examples) for o in result.warnings if o.source != "order_lines"
+    ] == [
+        (day, "key_is_unique", tuple(f"card_transactions/ds={day}/a.csv:{n}" for n in (101, 8))),
+        (day, "payment_is_known", tuple(f"chargebacks/ds={day}/a.csv:{n}" for n in (3, 4, 5, 6))),
+        (
+            day,
+            "payment_is_mostly_known",
+            tuple(f"chargebacks/ds={day}/a.csv:{n}" for n in (3, 4, 5, 6)),
+        ),
+        (LAST, "arrives_when_expected", ()),
+        (LAST, "arrives_when_expected", ()),
+    ]
 
 
 def test_what_lands_at_as_of_or_later_changes_no_verdict(warehouse: Settings) -> None:
-    land_history(warehouse)
-    land(warehouse, LAST, good_day(LAST))
+    land(warehouse, history() | {LAST: good_day(LAST)})
     first = check_landed(warehouse, AS_OF)
 
-    land(warehouse, AS_OF, prices_in_pence(good_day(AS_OF)))
+    land(warehouse, {AS_OF: prices_in_pence(good_day(AS_OF))})
 
     assert check_landed(warehouse, AS_OF) == first
     with pytest.raises(QualityError):
@@ -214,7 +295,68 @@ def test_what_lands_at_as_of_or_later_changes_no_verdict(warehouse: Settings) ->
 
 
 def test_nothing_landed_is_refused(warehouse: Settings) -> None:
-    land(warehouse, LAST, good_day(LAST))
+    land(warehouse, {LAST: good_day(LAST)})
 
     with pytest.raises(RefusedAsOf, match=f"before as_of {LAST}"):
         check_landed(warehouse, LAST)
+
+
+@dataclass(frozen=True)
+class MartRow:
+    """A row of ``marts.fct_order_lines``, as far as its contract looks at it."""
+
+    order_line_id: str
+    customer_id: str | None
+    product_id: str = "85123A"
+    is_product: bool = True
+    is_cancellation: bool = False
+    line_amount: float = 12.0
+
+
+def good_mart(day: date) -> list[MartRow]:
+    return [MartRow(f"{day:%j}:{n}", None if n % 5 == 0 else "17000") for n in range(LINES)]
+
+
+def build_mart(settings: Settings, days: dict[date, list[MartRow]]) -> None:
+    with connect(settings) as connection, connection.cursor() as cursor:
+        cursor.execute(
+            "drop schema if exists marts cascade; create schema marts;"
+            " create table marts.dim_products as select '85123A' as product_id;"
+            " create table marts.fct_order_lines (order_line_id text, customer_id text,"
+            " product_id text, is_product boolean, is_cancellation boolean,"
+            " line_amount numeric(18, 4), landed_date date)"
+        )
+        rows = [(*astuple(row), day) for day, rows in days.items() for row in rows]
+        execute_values(cursor, "insert into marts.fct_order_lines values %s", rows, page_size=1000)
+
+
+def spoiled(rows: list[MartRow], **values: Any) -> list[MartRow]:
+    return [replace(row, **values) for row in rows]
+
+
+def test_marts_made_of_good_days_pass_and_bad_ones_stop_the_night(warehouse: Settings) -> None:
+    land(warehouse, history() | {LAST: good_day(LAST)})
+    good = {day: good_mart(day) for day in [*history(), LAST]}
+    build_mart(warehouse, good)
+    assert check_marts(warehouse, AS_OF).warnings == ()
+    days = [LAST - timedelta(days=n) for n in range(5)]
+    bad = {
+        days[0]: (good[days[0]] * 2, {"rows_are_those_that_landed"}),
+        days[1]: (spoiled(good[days[1]], customer_id=None), {"customer_is_known"}),
+        days[2]: (spoiled(good[days[2]], product_id="?"), {"product_is_known"}),
+        days[3]: (spoiled(good[days[3]], line_amount=1200.0), {"amount_is_usual"}),
+        days[4]: (
+            spoiled(good[days[4]], is_product=False, is_cancellation=True, line_amount=-1e5),
+            {"lines_are_of_products", "lines_are_purchases", "amount_in_range", "amount_is_usual"},
+        ),
+    }
+    build_mart(warehouse, good | {day: rows for day, (rows, _) in bad.items()})
+
+    with pytest.raises(QualityError) as failure:
+        check_marts(warehouse, AS_OF)
+
+    found = {(cause.landed_date, cause.rule) for cause in failure.value.causes}
+    assert found == {(day, rule) for day, (_, rules) in bad.items() for rule in rules}
+    examples = {cause.rule: cause.examples for cause in failure.value.causes}
+    assert len(examples["product_is_known"]) == 5
+    assert set(examples["product_is_known"]) <= {row.order_line_id for row in good[days[2]]}

@@ -356,7 +356,7 @@ def _outcome(batch: _Batch, result: Any) -> Outcome:
         column=check.rule.column,
         expected=check.arguments,
         observed=observed,
-        examples=tuple(dict.fromkeys(str(row[ROW]) for row in rows)),
+        examples=tuple(sorted({str(row[ROW]) for row in rows})),
     )
 
 
