@@ -15,7 +15,7 @@
         file and row. A full refresh reads all copies. An incremental run gives the rows that the
         strategy `first_landed` puts in the place of the changed days: the copies landed on these
         days, unless a copy is kept that landed earlier; and, for a kept copy that is there no more,
-        the next one.
+        the next one, on whatever day it landed.
 
         copies: relation with landed_date, file_id, row_number.
         event_column: of `lookup`; raw holds it as landed, so that it can be compared cheaply. -#}
@@ -53,15 +53,21 @@
             where earlier.is_kept is null
         ),
 
+        -- what was kept of the changed days and has no equal there any more that landed by then
         lost as (
-            select {{ identity }} from {{ this }}
-            where landed_date = any({{ days }})
-            except
-            select {{ identity }} from first_arrived
+            select {{ identity }} from {{ this }} as kept
+            where
+                kept.landed_date = any({{ days }})
+                and not exists (
+                    select 1 from first_arrived
+                    where
+                        {{ same_identity("first_arrived", "kept", lookup, nullable) }}
+                        and first_arrived.landed_date <= kept.landed_date
+                )
         ),
 
-        landed_next as (
-            select distinct on ({{ identity }}) copies.*
+        landed_elsewhere as (
+            select copies.*
             from (
                 select * from {{ copies }}
                 where
@@ -73,12 +79,15 @@
                     and (select max({{ event_column }}) from lost)
             ) as copies
             inner join lost on {{ same_identity("copies", "lost", lookup, nullable) }}
-            order by {{ identity }}, landed_date, file_id, row_number
         )
 
-        select * from first_ever
-        union all
-        select * from landed_next
+        select distinct on ({{ identity }}) *
+        from (
+            select * from first_ever
+            union all
+            select * from landed_elsewhere
+        ) as candidates
+        order by {{ identity }}, landed_date, file_id, row_number
     {%- endif -%}
 {% endmacro %}
 

@@ -1,4 +1,4 @@
-"""Build staging, intermediate and marts with one ``dbt build``, from the landed days that changed."""
+"""Build staging, intermediate and marts with one ``dbt build``, by the landed days that changed."""
 
 import json
 import logging
