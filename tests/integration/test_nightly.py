@@ -607,10 +607,12 @@ def test_what_lands_later_changes_no_earlier_night(night: Night, warehouses: War
     # the guard can fail: had the same lines landed in time, other predictions would follow
     execute(
         settings.warehouse_url,
-        "with late as (update ops.landing_files set landed_date = %s"
-        " where path like '%%late.csv.gz' returning file_id)"
-        " update raw.order_lines set _landed_date = %s from late where _file_id = file_id",
-        AS_OF - timedelta(days=1),
+        "with late as (update ops.landing_files set landed_date = %s where path like"
+        " '%%late.csv.gz' returning file_id, landed_date, old.landed_date as landed_before),"
+        " moved as (update raw.order_lines set _landed_date = late.landed_date from late"
+        " where _file_id = file_id)"
+        " insert into ops.changed_days (source, landed_date, reason) select distinct"
+        " 'order_lines', unnest(array[landed_date, landed_before]), 'moved' from late",
         AS_OF - timedelta(days=1),
     )
     run_night(settings, AS_OF)

@@ -58,7 +58,7 @@ def build(settings: Settings, as_of: date) -> TransformResult:
         project = _project_sha256()
         changes = _changes(settings, project)
         days = {source: [str(day) for day in days] for source, days in changes.days.items()}
-        logger.info("dbt: %s", _scope(changes))
+        logger.info("marts: %s", _scope(changes))
         nodes = _invoke(
             settings,
             "build",
