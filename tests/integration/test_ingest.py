@@ -20,7 +20,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from nightshift.contracts import SourceContract, load_contract
 from nightshift.errors import ContractError, RefusedAsOf, SettingError
+from nightshift.ingest import run as ingest_run
 from nightshift.ingest.run import ingest
 from nightshift.io.warehouse import connect
 from nightshift.settings import PROJECT_ROOT, Settings
@@ -306,6 +308,57 @@ def test_a_late_file_of_an_old_day_marks_that_day(warehouse: Settings) -> None:
     assert query(warehouse, changed) == [
         (date(2024, 1, 1), "loaded order_lines/ds=2024-01-01/late.csv")
     ]
+
+
+def changed(column: str, /, **update: object) -> SourceContract:
+    """The contract of order lines with one column changed."""
+    contract = load_contract("order_lines")
+    columns = [c.model_copy(update=update) if c.name == column else c for c in contract.columns]
+    return contract.model_copy(update={"columns": tuple(columns)})
+
+
+def test_a_table_follows_its_contract_as_far_as_nothing_is_lost(
+    warehouse: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    land(warehouse, "2024-01-01", HEADER + GOOD)
+    ingest(warehouse, AS_OF)
+    contract = changed("country", required=False)
+    colour = contract.columns[-1].model_copy(update={"name": "colour", "landed_name": "Colour"})
+    kept = tuple(column for column in contract.columns if column.name != "description")
+    wider = contract.model_copy(update={"columns": (*kept, colour)})
+    monkeypatch.setattr(ingest_run, "SOURCES", ("order_lines",))
+    monkeypatch.setattr(ingest_run, "load_contract", lambda source: wider)
+    row = GOOD.replace("GLASS BALL,", "").replace("United Kingdom\n", ",red\n")
+    header = HEADER.replace("Description,", "").replace("\n", ",Colour\n")
+    land(warehouse, "2024-01-02", header + row)
+
+    ingest(warehouse, AS_OF)
+
+    rows = "select description, country, colour from raw.order_lines order by _landed_date"
+    assert query(warehouse, rows) == [("GLASS BALL", "United Kingdom", None), (None, None, "red")]
+
+
+@pytest.mark.parametrize(
+    ("contract", "message"),
+    [
+        (changed("price", sql_type="numeric(18,2)"), "price is numeric(14,4); the contract says"),
+        (changed("country", name="land"), "no column land, which the contract requires"),
+    ],
+)
+def test_a_contract_that_the_table_cannot_follow_is_refused(
+    warehouse: Settings, monkeypatch: pytest.MonkeyPatch, contract: SourceContract, message: str
+) -> None:
+    land(warehouse, "2024-01-01", HEADER + GOOD)
+    ingest(warehouse, AS_OF)
+    before = everything(warehouse)
+    monkeypatch.setattr(ingest_run, "SOURCES", ("order_lines",))
+    monkeypatch.setattr(ingest_run, "load_contract", lambda source: contract)
+
+    with pytest.raises(ContractError) as refusal:
+        ingest(warehouse, AS_OF)
+
+    assert message in str(refusal.value)
+    assert everything(warehouse) == before
 
 
 def test_personal_data_are_masked_in_quarantine(warehouse: Settings) -> None:

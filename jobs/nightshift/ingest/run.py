@@ -512,9 +512,57 @@ def _locked(settings: Settings, contract: SourceContract) -> Iterator[adbc.Conne
                 cursor.fetchone()
             for statement in filter(str.strip, contract.ddl().split(";\n")):
                 cursor.execute(statement)
+        _follow_contract(connection, contract)
         # The lock belongs to the session: it outlives this commit and each file's.
         connection.commit()
         yield connection
+
+
+def _follow_contract(connection: adbc.Connection, contract: SourceContract) -> None:
+    """Bring an older raw table to the contract, as far as that loses nothing.
+
+    Raises:
+        ContractError: naming a column that the table cannot take.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "select attname, format_type(atttypid, atttypmod), attnotnull::int from pg_attribute"
+            " where attrelid = to_regclass($1) and attnum > 0 and not attisdropped",
+            (contract.raw_table,),
+        )
+        found = {name: (sql_type, bool(required)) for name, sql_type, required in cursor.fetchall()}
+        for column in contract.columns:
+            if column.name not in found:
+                _log.info("%s: new column %s", contract.raw_table, column.name)
+                if column.required:
+                    cursor.execute(f"select exists (select from {contract.raw_table})::int")
+                    if cursor.fetchone() != (0,):
+                        raise ContractError(
+                            f"{contract.raw_table} has rows, and no column {column.name}, which the"
+                            " contract requires",
+                            "make it optional in the contract, or land every file anew",
+                        )
+                not_null = " not null" if column.required else ""
+                cursor.execute(
+                    f"alter table {contract.raw_table}"
+                    f" add column {column.name} {column.sql_type}{not_null}"
+                )
+                continue
+            sql_type, is_not_null = found[column.name]
+            if sql_type.removesuffix(" without time zone") != column.sql_type:
+                raise ContractError(
+                    f"{contract.raw_table}.{column.name} is {sql_type}; the contract says"
+                    f" {column.sql_type}",
+                    "alter the column as nightshift_writer, or keep its type in the contract",
+                )
+            if is_not_null and not column.required:
+                cursor.execute(
+                    f"alter table {contract.raw_table} alter column {column.name} drop not null"
+                )
+        stamps = {"_landed_date", "_file_id", "_row_number"}
+        for name in found.keys() - {column.name for column in contract.columns} - stamps:
+            if found[name][1]:
+                cursor.execute(f"alter table {contract.raw_table} alter {name} drop not null")
 
 
 @dataclass(frozen=True)
