@@ -116,6 +116,16 @@ class Settings(BaseSettings):
                 )
         return value
 
+    @field_validator("alert_webhook", mode="before")
+    @classmethod
+    def _no_url(cls, value: object) -> object:
+        if "://" in str(value):
+            raise ValueError(
+                "expected true or false; the URL is the password of Airflow's connection"
+                " slack_default"
+            )
+        return value
+
     @property
     def alert_recipients(self) -> tuple[str, ...]:
         """The addresses of ``alert_email``; () switches e-mail off."""
@@ -178,8 +188,9 @@ class Settings(BaseSettings):
 
 
 def _masked(value: object) -> str:
-    """The value as it was given, without the password of a URL."""
-    return re.sub(r"(://[^:/@\s]*):[^@\s]*@", r"\1:***@", repr(value))
+    """The value as it was given, without the password of a URL or the path of a web page's."""
+    shown = re.sub(r"(://[^:/@\s]*):[^@\s]*@", r"\1:***@", repr(value))
+    return re.sub(r"(https?://[^/'\s]+)/[^'\s]+", r"\1/***", shown)
 
 
 def load_settings(**overrides: Any) -> Settings:

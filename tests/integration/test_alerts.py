@@ -15,6 +15,7 @@ import pytest
 from airflow.sdk import DAG
 
 from nightshift import orchestration
+from nightshift.alerts import run
 from nightshift.alerts.failure import Failure, of_error, of_run
 from nightshift.alerts.run import report_failed_run, report_failure, report_success, send_unsent
 from nightshift.errors import Cause, QualityError
@@ -266,6 +267,15 @@ def test_values_of_personal_columns_never_leave(settings: Settings, alert_sinks:
     assert "536365" in alert_sinks.posts[0]["text"]
     stored = rows(settings, "select examples from ops.incidents order by column_name")
     assert stored == [([],), (["invoice 536365"],)]
+
+
+def test_where_a_contract_cannot_be_read_the_alert_goes_out_without_examples(
+    settings: Settings, alert_sinks: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "SOURCES", ("no_such_source",))
+    report_failure(settings, failed())
+    assert PRICES.rule in alert_sinks.posts[0]["text"]
+    assert "536365" not in alert_sinks.posts[0]["text"]
 
 
 def test_switched_off_an_incident_is_recorded_and_nothing_sent(

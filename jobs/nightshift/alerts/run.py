@@ -35,8 +35,7 @@ WEBHOOK_SECONDS = 10
 
 def report_failure(settings: Settings, failure: Failure) -> None:
     """Record what failed, and tell of it unless the same is open and was told already."""
-    personal = {(s, column) for s in SOURCES for column in load_contract(s).pii}
-    failure = replace(failure, causes=without_personal_data(failure.causes, personal))
+    failure = replace(failure, causes=_tellable(failure.causes))
     try:
         _record_failure(settings, failure)
         shutil.rmtree(_told_without_warehouse(settings), ignore_errors=True)
@@ -130,6 +129,15 @@ def _send_one(settings: Settings, message_id: int, channel: str) -> bool:
                 (incident_ids,),
             )
     return error is None
+
+
+def _tellable(causes: tuple[Cause, ...]) -> tuple[Cause, ...]:
+    """The causes without personal data; without any example where no contract says what is."""
+    try:
+        personal = {(s, column) for s in SOURCES for column in load_contract(s).pii}
+    except NightshiftError:  # it may be what failed
+        return tuple(replace(cause, examples=()) for cause in causes)
+    return without_personal_data(causes, personal)
 
 
 def _ensure_tables(settings: Settings) -> None:
