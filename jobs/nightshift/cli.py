@@ -94,9 +94,13 @@ def down() -> None:
 def status() -> None:
     """Show what runs where, with logins."""
     with refusals() as settings:
+        from nightshift.quality.run import newest_report
         from nightshift.services.run import status as look
 
         show_services(look(settings))
+        report = newest_report(settings)
+        if report is not None:
+            console.print(f"newest data quality report: {report}", soft_wrap=True)
 
 
 @app.command()

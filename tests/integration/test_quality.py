@@ -15,7 +15,7 @@ from psycopg2.extras import execute_values
 from nightshift.contracts import SOURCES, load_contract
 from nightshift.errors import QualityError, RefusedAsOf
 from nightshift.io.warehouse import connect
-from nightshift.quality.run import REPORTS_KEPT, check_landed, check_marts
+from nightshift.quality.run import REPORTS_KEPT, check_landed, check_marts, newest_report
 from nightshift.settings import Settings
 
 pytestmark = pytest.mark.integration
@@ -123,6 +123,7 @@ def test_a_good_day_passes_each_outcome_is_kept_and_there_is_a_report(warehouse:
     expected = [*declared, ("arrives_when_expected", "warning")]
     assert sorted(kept) == sorted((*rule, True, "succeeded") for rule in expected)
     ((report,),) = query(warehouse, "select result ->> 'data_docs' from ops.runs")
+    assert newest_report(warehouse) == report
     page = Path(unquote(urlparse(report).path))
     assert page.is_relative_to(warehouse.state_dir / "data-docs")
     assert f"order_lines landed {LAST}" in page.read_text()

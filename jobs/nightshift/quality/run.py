@@ -232,18 +232,26 @@ def _silence_great_expectations() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def _docs_folder(settings: Settings, run: Run) -> Path:
-    """A folder for the run's report; of the older ones, all but the last are removed."""
-    root = settings.state_dir / "data-docs"
-    root.mkdir(parents=True, exist_ok=True)
-    reports = sorted(
-        (f for f in root.iterdir() if f.name.startswith("run=")),
+def newest_report(settings: Settings) -> str | None:
+    """URL of the newest report's first page; None before the first check."""
+    reports = [f for f in _reports(settings) if (f / "index.html").is_file()]
+    return (reports[0] / "index.html").as_uri() if reports else None
+
+
+def _reports(settings: Settings) -> list[Path]:
+    """The folders of the reports that are kept, newest first."""
+    return sorted(
+        (settings.state_dir / "data-docs").glob("run=*"),
         key=lambda folder: folder.stat().st_mtime,
         reverse=True,
     )
-    for folder in reports[REPORTS_KEPT - 1 :]:
+
+
+def _docs_folder(settings: Settings, run: Run) -> Path:
+    """A folder for the run's report; of the older ones, all but the last are removed."""
+    for folder in _reports(settings)[REPORTS_KEPT - 1 :]:
         shutil.rmtree(folder, ignore_errors=True)
-    return root / f"run={run.run_id}"
+    return settings.state_dir / "data-docs" / f"run={run.run_id}"
 
 
 def _validate(
