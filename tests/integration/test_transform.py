@@ -1,5 +1,6 @@
 """dbt builds the marts on the real warehouse, from literal landed rows."""
 
+import json
 import threading
 from datetime import date
 from decimal import Decimal
@@ -122,6 +123,12 @@ def test_marts_hold_each_distinct_line_once(warehouse: Settings) -> None:
     ((result_kept,),) = rows(warehouse, "select result from ops.runs where stage = 'transform'")
     assert result_kept["nodes"]["fct_order_lines"] == "success"
     assert result_kept["is_full_refresh"] is True
+    docs = warehouse.state_dir / "dbt" / "target"
+    assert (docs / "index.html").is_file()
+    documented = json.loads((docs / "catalog.json").read_text())
+    assert "model.nightshift.fct_cancellations" in documented["nodes"]
+    lineage = json.loads((docs / "manifest.json").read_text())["parent_map"]
+    assert "source.nightshift.predictions.churn" in lineage["exposure.nightshift.churn"]
 
     assert rows(
         warehouse,

@@ -25,10 +25,15 @@ summarised as (
                     products.product_id = changed.product_id
                     and products.first_landed_date < changed.since
             ),
-            -- read only when the product was not known before
+            -- read only when the product was not known before; the offset keeps the planner from
+            -- looking for the earliest day of all products
             (
-                select min(lines.landed_date) from {{ ref('fct_order_lines') }} as lines
-                where lines.product_id = changed.product_id
+                select min(lines_of_product.landed_date)
+                from (
+                    select lines.landed_date from {{ ref('fct_order_lines') }} as lines
+                    where lines.product_id = changed.product_id
+                    offset 0
+                ) as lines_of_product
             )
         ) as first_landed_date
     from changed

@@ -47,6 +47,8 @@ def build(settings: Settings, as_of: date) -> TransformResult:
     transaction, and the changes count as built when all marts are, so a build that was killed or
     failed is completed by the next.
 
+    dbt's docs (``index.html``) are then in ``<state dir>/dbt/target``.
+
     The marts are not cut at ``as_of``, so that a backfill does not shrink them: readers cut by
     ``landed_date < as_of``.
 
@@ -66,6 +68,7 @@ def build(settings: Settings, as_of: date) -> TransformResult:
             "--exclude-resource-type", "exposure",
             "--vars", json.dumps({"as_of": as_of.isoformat(), "changed_days": days}),
             *(["--full-refresh"] if changes.is_full else []),
+            documented=True,
         )  # fmt: skip
         result = summarise(nodes, is_full_refresh=changes.is_full)
         run.result.update(
@@ -168,11 +171,13 @@ def _only_build(settings: Settings) -> Iterator[None]:
         yield
 
 
-def _invoke(settings: Settings, command: str, *arguments: str) -> list[NodeResult]:
+def _invoke(
+    settings: Settings, command: str, *arguments: str, documented: bool = False
+) -> list[NodeResult]:
     """Parse the project, as far as it has changed, and run ``command`` on what was parsed.
 
     In one step dbt would parse all anew each night, because the variables differ; none of them
-    decides what is parsed.
+    decides what is parsed. If ``documented``, dbt's docs are written too, unless a node failed.
     """
     from dbt.cli.main import dbtRunner  # 3 s, and only the build needs it
 
@@ -180,11 +185,14 @@ def _invoke(settings: Settings, command: str, *arguments: str) -> list[NodeResul
         with _log_file_closed():
             parsed = dbtRunner().invoke(["parse", *_options(settings)])
         _require_started(settings, "parse", parsed)
+        runner = dbtRunner(manifest=parsed.result, callbacks=[_log])  # type: ignore[arg-type]
         with _log_file_closed():
-            outcome = dbtRunner(manifest=parsed.result, callbacks=[_log]).invoke(  # type: ignore[arg-type]
-                [command, *_options(settings), *arguments]
-            )
-    _require_started(settings, command, outcome)
+            outcome = runner.invoke([command, *_options(settings), *arguments])
+        _require_started(settings, command, outcome)
+        if documented and outcome.success:
+            with _log_file_closed():
+                written = runner.invoke(["docs", "generate", "--no-compile", *_options(settings)])
+            _require_started(settings, "docs generate", written)
     return [_node_result(result) for result in outcome.result.results]  # type: ignore[union-attr]
 
 
