@@ -91,7 +91,7 @@ def parameters(
     ]
     for column in contract.columns_of("recent_values_"):
         name = f"recent_values_{column}"
-        seen = {value for day in days for value in day[name] or ()}
+        seen = {value for day in days for value in day[name] or () if value is not None}
         if seen:
             values[name] = sorted(seen)
     for column in contract.columns_of("recent_median_"):

@@ -258,6 +258,7 @@ def _validate(
     settings: Settings, batches: Sequence[_Batch], as_of: date, docs: Path
 ) -> list[Outcome]:
     import great_expectations as gx
+    from great_expectations.core.run_identifier import RunIdentifier
     from great_expectations.data_context.types.base import ProgressBarsConfig
     from great_expectations.expectations.expectation_configuration import ExpectationConfiguration
     from great_expectations.expectations.metadata_types import FailureSeverity
@@ -332,7 +333,7 @@ def _validate(
                 },
             )
         )
-        run_results = checkpoint.run().run_results
+        run_results = checkpoint.run(run_id=RunIdentifier(run_name=f"as_of {as_of}")).run_results
         context.build_data_docs(resource_identifiers=list(run_results))
     finally:
         engine.dispose()
