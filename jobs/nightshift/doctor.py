@@ -1,5 +1,6 @@
 """Is everything there that a night needs? Each answer that is no comes with a remedy."""
 
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from pathlib import Path
 import psutil
 import psycopg2
 
+from nightshift.alerts.run import connections
 from nightshift.contracts import SOURCES
 from nightshift.errors import NightshiftError, SettingError
 from nightshift.io.landing import landing_zone
@@ -49,6 +51,7 @@ def check(settings: Settings) -> list[Check]:
         ("reader", _reader),
         ("mlflow", _mlflow),
         ("airflow", _airflow),
+        ("alerts", _alerts),
     ]
     answers = []
     for name, question in questions:
@@ -184,3 +187,26 @@ def _airflow(settings: Settings) -> Check:
         remedy = "correct NIGHTSHIFT_AIRFLOW_USERNAME and NIGHTSHIFT_AIRFLOW_PASSWORD"
         return Check("airflow", False, f"{url} refuses the login of {username}", remedy)
     return Check("airflow", True, f"{url}: {', '.join(parts)} healthy")
+
+
+def _alerts(settings: Settings) -> Check:
+    """Whether Airflow has the connections; that they work, only a message shows."""
+    wanted = connections(settings)
+    if not wanted:
+        return Check("alerts", True, "off: NIGHTSHIFT_ALERT_EMAIL, NIGHTSHIFT_ALERT_WEBHOOK")
+    missing = [name for name in wanted if f"AIRFLOW_CONN_{name.upper()}" not in os.environ]
+    if missing:
+        url, username, password = airflow_login(settings)
+        token = airflow.log_in(url, username, password or "") if airflow.health(url) else None
+        missing = [
+            name
+            for name in missing
+            if token is None
+            or airflow.request(url, "GET", f"/api/v2/connections/{name}", None, token)[0] != 200
+        ]
+    remedy = (
+        f"add {' and '.join(missing)} to Airflow's connections:"
+        " docs/runbooks/alerts-not-arriving.md"
+    )
+    found = f"no connection {', '.join(missing)}" if missing else f"by {', '.join(wanted)}"
+    return _check("alerts", not missing, found, remedy)

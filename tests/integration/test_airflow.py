@@ -18,6 +18,7 @@ import psycopg2
 import pytest
 import xgboost as xgb
 
+from nightshift import doctor
 from nightshift.demo_data.run import write_landing
 from nightshift.io import model_store
 from nightshift.services import airflow
@@ -290,3 +291,24 @@ def test_a_param_that_is_no_date_is_refused(stack: Stack, value: str) -> None:
     status, answer = trigger(stack, f"no-date-{value}", conf={"as_of": value})
     assert status == 400
     assert f"Invalid input for param as_of: '{value}'" in answer["detail"]
+
+
+def test_the_doctor_misses_a_connection_that_alerts_need(
+    stack: Stack, running_sinks: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def alerts() -> doctor.Check:
+        return next(c for c in doctor.check(stack.settings) if c.name == "alerts")
+
+    assert alerts().detail == "no connection smtp_default, slack_default"
+    assert "alerts-not-arriving.md" in alerts().remedy
+
+    body = {"connection_id": "slack_default", "conn_type": "slackwebhook", "password": "x"}
+    assert stack.call("POST", "/connections", body)[0] == 201
+    try:
+        assert alerts().detail == "no connection smtp_default"
+    finally:
+        stack.call("DELETE", "/connections/slack_default")
+
+    for name, value in running_sinks.connections().items():
+        monkeypatch.setenv(name, value)
+    assert alerts() == doctor.Check("alerts", True, "by smtp_default, slack_default")

@@ -28,8 +28,7 @@ from nightshift.use_cases import USE_CASES
 
 logger = logging.getLogger(__name__)
 
-SMTP_CONNECTION = "smtp_default"
-WEBHOOK_CONNECTION = "slack_default"
+_CONNECTIONS = {"email": "smtp_default", "webhook": "slack_default"}
 WEBHOOK_SECONDS = 10
 
 
@@ -263,6 +262,11 @@ def _told_without_warehouse(settings: Settings) -> Path:
     return settings.state_dir / "alerts"
 
 
+def connections(settings: Settings) -> list[str]:
+    """Ids of the Airflow connections that the channels which are switched on send by."""
+    return [_CONNECTIONS[channel] for channel in _channels(settings)]
+
+
 def _channels(settings: Settings) -> list[str]:
     return ["email"] * bool(settings.alert_recipients) + ["webhook"] * settings.alert_webhook
 
@@ -283,23 +287,22 @@ def _notify(settings: Settings, channel: str, subject: str, body: str) -> str | 
             to=list(settings.alert_recipients),
             subject=subject,
             html_content=body,
-            smtp_conn_id=SMTP_CONNECTION,
+            smtp_conn_id=_CONNECTIONS[channel],
         )
     else:
         from airflow.providers.slack.notifications.slack_webhook import SlackWebhookNotifier
 
         notifier = SlackWebhookNotifier(
-            text=body, slack_webhook_conn_id=WEBHOOK_CONNECTION, timeout=WEBHOOK_SECONDS
+            text=body, slack_webhook_conn_id=_CONNECTIONS[channel], timeout=WEBHOOK_SECONDS
         )
     try:
         # not notifier(context): that renders the text as a template, and parts of it are data
         notifier.notify({})
     except Exception as error:  # of any library behind the notifier
-        name = SMTP_CONNECTION if channel == "email" else WEBHOOK_CONNECTION
         logger.error(
             "the alert is not sent by %s: %r\n  → correct Airflow's connection %s; it is sent again"
             " when a task fails or a run ends",
-            channel, error, name,
+            channel, error, _CONNECTIONS[channel],
         )  # fmt: skip
         return repr(error)
     logger.info("alert sent by %s: %s", channel, subject)
