@@ -18,6 +18,7 @@ import pytest
 from aiosmtpd.controller import Controller
 
 from nightshift.io import warehouse as warehouse_io
+from nightshift.services import airflow
 from nightshift.services import run as services
 from nightshift.services.postgres import EmbeddedPostgres, free_port
 from nightshift.settings import PREFIX, Settings, load_settings
@@ -164,26 +165,24 @@ class AlertSinks:
         self.mails.append(parser.parsebytes(envelope.content))
         return "250 OK"
 
-    def connections(self) -> dict[str, str]:
-        """Airflow's connections to the two, as its environment variables."""
+    def connections(self) -> dict[str, dict[str, Any]]:
+        """Airflow's connections to the two: fields by id."""
         smtp = {
             "conn_type": "smtp",
             "host": "127.0.0.1",
             "port": self.smtp.port,
-            "extra": {
-                "from_email": "nightshift@example.com",
-                "disable_ssl": True,
-                "disable_tls": True,
-                "timeout": 10,
-            },
-        }
-        url = f"http://127.0.0.1:{self.webhook.server_port}/hook"
-        return {
-            "AIRFLOW_CONN_SMTP_DEFAULT": json.dumps(smtp),
-            "AIRFLOW_CONN_SLACK_DEFAULT": json.dumps(
-                {"conn_type": "slackwebhook", "password": url}
+            "extra": json.dumps(
+                {
+                    "from_email": "nightshift@example.com",
+                    "disable_ssl": True,
+                    "disable_tls": True,
+                    "timeout": 10,
+                }
             ),
         }
+        url = f"http://127.0.0.1:{self.webhook.server_port}/hook"
+        webhook = {"conn_type": "slackwebhook", "password": url}
+        return {"smtp_default": smtp, "slack_default": webhook}
 
 
 @pytest.fixture(scope="session")
@@ -203,8 +202,8 @@ def running_sinks() -> Iterator[AlertSinks]:
 @pytest.fixture
 def alert_sinks(running_sinks: AlertSinks, monkeypatch: pytest.MonkeyPatch) -> AlertSinks:
     """The two, empty, and known to Airflow's connections in this process."""
-    for name, value in running_sinks.connections().items():
-        monkeypatch.setenv(name, value)
+    for name, fields in running_sinks.connections().items():
+        monkeypatch.setenv(f"AIRFLOW_CONN_{name.upper()}", json.dumps(fields))
     running_sinks.mails.clear()
     running_sinks.posts.clear()
     running_sinks.is_refusing = False
@@ -230,10 +229,13 @@ def airflow_stack(running_sinks: AlertSinks) -> Iterator[Settings]:
         alert_webhook=True,
     )
     try:
-        with pytest.MonkeyPatch.context() as patch:
-            for name, value in running_sinks.connections().items():
-                patch.setenv(name, value)
-            services.up(stack)
+        services.up(stack)
+        url, username, password = services.airflow_login(stack)
+        token = airflow.log_in(url, username, password or "")
+        for name, fields in running_sinks.connections().items():
+            body = {"connection_id": name, **fields}
+            status, answer = airflow.request(url, "POST", "/api/v2/connections", body, token or "")
+            assert status == 201, answer
         yield stack
     finally:
         services.down(stack)

@@ -3,6 +3,7 @@
 import csv
 import gzip
 import io
+import json
 import os
 import signal
 import time
@@ -299,16 +300,14 @@ def test_the_doctor_misses_a_connection_that_alerts_need(
     def alerts() -> doctor.Check:
         return next(c for c in doctor.check(stack.settings) if c.name == "alerts")
 
-    assert alerts().detail == "no connection smtp_default, slack_default"
-    assert "alerts-not-arriving.md" in alerts().remedy
-
-    body = {"connection_id": "slack_default", "conn_type": "slackwebhook", "password": "x"}
-    assert stack.call("POST", "/connections", body)[0] == 201
-    try:
-        assert alerts().detail == "no connection smtp_default"
-    finally:
-        stack.call("DELETE", "/connections/slack_default")
-
-    for name, value in running_sinks.connections().items():
-        monkeypatch.setenv(name, value)
     assert alerts() == doctor.Check("alerts", True, "by smtp_default, slack_default")
+
+    fields = running_sinks.connections()["slack_default"]
+    assert stack.call("DELETE", "/connections/slack_default")[0] == 204
+    try:
+        assert alerts().detail == "no connection slack_default"
+        assert "alerts-not-arriving.md" in alerts().remedy
+        monkeypatch.setenv("AIRFLOW_CONN_SLACK_DEFAULT", json.dumps(fields))
+        assert alerts().is_ok
+    finally:
+        stack.call("POST", "/connections", {"connection_id": "slack_default", **fields})

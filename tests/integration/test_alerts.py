@@ -189,9 +189,8 @@ def test_one_channel_that_is_down_does_not_hold_up_the_other(
     assert (len(alert_sinks.mails), len(alert_sinks.posts)) == (0, 1)
     assert incidents(settings)[0][3] is True
 
-    monkeypatch.setenv(
-        "AIRFLOW_CONN_SMTP_DEFAULT", alert_sinks.connections()["AIRFLOW_CONN_SMTP_DEFAULT"]
-    )
+    smtp = json.dumps(alert_sinks.connections()["smtp_default"])
+    monkeypatch.setenv("AIRFLOW_CONN_SMTP_DEFAULT", smtp)
     send_unsent(settings)
     assert (len(alert_sinks.mails), len(alert_sinks.posts)) == (1, 1)
 
@@ -212,8 +211,7 @@ def test_a_kill_between_incident_and_message_loses_neither(
 ) -> None:
     """The process dies while a mail server that has taken the connection keeps it waiting."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        smtp = json.loads(alert_sinks.connections()["AIRFLOW_CONN_SMTP_DEFAULT"])
-        smtp["port"] = silent.getsockname()[1]
+        smtp = {**alert_sinks.connections()["smtp_default"], "port": silent.getsockname()[1]}
         environment = {
             **os.environ,
             "AIRFLOW_CONN_SMTP_DEFAULT": json.dumps(smtp),
