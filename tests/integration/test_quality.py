@@ -1,6 +1,9 @@
 """Both quality boundaries on the real warehouse: good days, and planted bad ones."""
 
+import csv
+import gzip
 import re
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, replace
@@ -14,12 +17,14 @@ from psycopg2.extras import execute_values
 
 from nightshift.contracts import SOURCES, load_contract
 from nightshift.errors import QualityError, RefusedAsOf
+from nightshift.ingest.run import ingest
 from nightshift.io.warehouse import connect
 from nightshift.quality.run import REPORTS_KEPT, check_landed, check_marts, newest_report
-from nightshift.settings import Settings
+from nightshift.settings import PROJECT_ROOT, Settings
 
 pytestmark = pytest.mark.integration
 
+REAL_LANDING = PROJECT_ROOT.parent / "shared" / "data" / "landing"
 FIRST = date(2011, 5, 2)
 DAYS = 35
 LAST = FIRST + timedelta(days=DAYS)
@@ -222,7 +227,7 @@ def test_a_failure_names_rows_and_no_personal_data(warehouse: Settings) -> None:
     told = [str(failure.value), *map(str, failure.value.causes)]
     told += [
         page.read_text()
-        for page in warehouse.state_dir.rglob("data-docs/run=*/validations/**/*.html")
+        for page in warehouse.state_dir.rglob("data-docs/run-*/validations/**/*.html")
     ]
     told += [str(row) for row in query(warehouse, "select q::text from ops.quality_results q")]
     assert len(told) > 5
@@ -251,7 +256,7 @@ def test_a_first_night_of_three_rows_passes_and_the_oldest_report_goes(
     land(warehouse, {LAST: good_day(LAST)[9:12]}, broken=1)
     reports = warehouse.state_dir / "data-docs"
     for number in range(REPORTS_KEPT):
-        (reports / f"run=old-{number}").mkdir(parents=True)
+        (reports / f"run-old-{number}").mkdir(parents=True)
 
     assert check_landed(warehouse, AS_OF).warnings == ()
     assert len(list(reports.iterdir())) == REPORTS_KEPT
@@ -361,3 +366,39 @@ def test_marts_made_of_good_days_pass_and_bad_ones_stop_the_night(warehouse: Set
     examples = {cause.rule: cause.examples for cause in failure.value.causes}
     assert len(examples["product_is_known"]) == 5
     assert set(examples["product_is_known"]) <= {row.order_line_id for row in good[days[2]]}
+
+
+@pytest.mark.skipif(not REAL_LANDING.is_dir(), reason="the real retailer's files are not here")
+def test_real_days_up_to_christmas_hold_and_their_prices_in_pence_do_not(
+    warehouse: Settings,
+) -> None:
+    name = "order_lines.csv.gz"
+    orders = warehouse.landing_folder / "order_lines"
+    for n in range(30):
+        folder = f"ds={date(2010, 12, 23) - timedelta(days=n)}"
+        if (REAL_LANDING / "order_lines" / folder).is_dir():
+            (orders / folder).mkdir(parents=True)
+            shutil.copyfile(REAL_LANDING / "order_lines" / folder / name, orders / folder / name)
+    ingest(warehouse, date(2010, 12, 24))
+
+    result = check_landed(warehouse, date(2010, 12, 24))
+
+    # the last has about a tenth of the usual rows
+    assert {o.landed_date.day for o in result.outcomes} == {19, 20, 21, 22, 23}
+    assert {o.severity for o in result.outcomes if not o.success} <= {"warning"}
+
+    with (
+        gzip.open(REAL_LANDING / "order_lines" / "ds=2010-12-23" / name, "rt") as real,
+        gzip.open(orders / "ds=2010-12-23" / name, "wt", newline="") as bad,
+    ):
+        rows = csv.DictReader(real)
+        writer = csv.DictWriter(bad, rows.fieldnames or ())
+        writer.writeheader()
+        writer.writerows({**row, "Price": 100 * float(row["Price"])} for row in rows)
+    ingest(warehouse, date(2010, 12, 24))
+    with pytest.raises(QualityError) as failure:
+        check_landed(warehouse, date(2010, 12, 24))
+
+    broken = {(cause.landed_date.day, cause.rule) for cause in failure.value.causes}
+    assert (23, "price_is_usual") in broken
+    assert {day for day, _ in broken} == {23}

@@ -241,7 +241,7 @@ def newest_report(settings: Settings) -> str | None:
 def _reports(settings: Settings) -> list[Path]:
     """The folders of the reports that are kept, newest first."""
     return sorted(
-        (settings.state_dir / "data-docs").glob("run=*"),
+        (settings.state_dir / "data-docs").glob("run-*"),
         key=lambda folder: folder.stat().st_mtime,
         reverse=True,
     )
@@ -251,7 +251,7 @@ def _docs_folder(settings: Settings, run: Run) -> Path:
     """A folder for the run's report; of the older ones, all but the last are removed."""
     for folder in _reports(settings)[REPORTS_KEPT - 1 :]:
         shutil.rmtree(folder, ignore_errors=True)
-    return settings.state_dir / "data-docs" / f"run={run.run_id}"
+    return settings.state_dir / "data-docs" / f"run-{run.run_id}"
 
 
 def _validate(
