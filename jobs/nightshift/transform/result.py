@@ -1,5 +1,6 @@
 """What a dbt build did, node by node, and how its failure reads."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -7,6 +8,9 @@ from nightshift.errors import Cause, TransformError
 
 BROKEN = frozenset({"error", "fail", "runtime error", "partial success"})
 """dbt's words for a node that ran and did not end well; a node after it is ``skipped``."""
+
+_ROW = re.compile(r"DETAIL:\s+Failing row contains \(.*?(?=\n\s*compiled code at |\Z)", re.DOTALL)
+"""What Postgres adds to a broken constraint: a whole row, which may hold personal data."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ def failure(nodes: list[NodeResult]) -> TransformError | None:
     for node in broken:
         counted = f" ({node.failures} rows break it)" if node.failures else ""
         sql = f"; its SQL: {node.compiled_path}" if node.compiled_path else ""
-        message = " ".join(node.message.split())
+        message = " ".join(_ROW.sub("", node.message).split())
         lines.append(f"{node.kind} {node.name} failed{counted}: {message}{sql}")
     return TransformError(
         f"dbt build: {'; '.join(lines)}" + (f"; {skipped} nodes were skipped" if skipped else ""),

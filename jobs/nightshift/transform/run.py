@@ -47,7 +47,7 @@ def build(settings: Settings, as_of: date) -> TransformResult:
     transaction, and the changes count as built when all marts are, so a build that was killed or
     failed is completed by the next.
 
-    dbt's docs (``index.html``) are then in ``<state dir>/dbt/target``.
+    dbt's docs are then in ``<state dir>/dbt/target``, as one file ``static_index.html``.
 
     The marts are not cut at ``as_of``, so that a backfill does not shrink them: readers cut by
     ``landed_date < as_of``.
@@ -191,7 +191,9 @@ def _invoke(
         _require_started(settings, command, outcome)
         if documented and outcome.success:
             with _log_file_closed():
-                written = runner.invoke(["docs", "generate", "--no-compile", *_options(settings)])
+                written = runner.invoke(
+                    ["docs", "generate", "--no-compile", "--static", *_options(settings)]
+                )
             _require_started(settings, "docs generate", written)
     return [_node_result(result) for result in outcome.result.results]  # type: ignore[union-attr]
 

@@ -38,3 +38,19 @@ def test_failure_names_the_node_its_message_and_its_sql() -> None:
 
 def test_a_warning_is_no_failure() -> None:
     assert failure([BUILT, WARNED]) is None
+
+
+def test_failure_shows_no_row() -> None:
+    message = (
+        'Database Error\n  null value in column "country" violates not-null constraint\n'
+        "  DETAIL:  Failing row contains (1:1, 17850,\n (2), null).\n  compiled code at fct.sql"
+    )
+    broken = NodeResult("fct_order_lines", "model", "error", 0.1, message, None, None)
+
+    error = failure([broken])
+
+    assert error is not None
+    assert error.what == (
+        'dbt build: model fct_order_lines failed: Database Error null value in column "country"'
+        " violates not-null constraint compiled code at fct.sql"
+    )
