@@ -178,23 +178,22 @@ class _Text(io.RawIOBase):
         """Some bytes of the expanded file, perhaps none; None at its end."""
         if self._gunzip is None:
             return self._landed.read(_READ_BYTES) or None
-        compressed = self._gunzip.unconsumed_tail
-        if not compressed:
-            if self._gunzip.eof:  # gzip members may follow one another, with zeros between
-                compressed = self._gunzip.unused_data.lstrip(b"\0")
-                while not compressed and (more := self._landed.read(_READ_BYTES)):
-                    compressed = more.lstrip(b"\0")
-                if not compressed:
-                    return None
-                self._gunzip = zlib.decompressobj(wbits=31)
-            else:
-                compressed = self._landed.read(_READ_BYTES)
-                if not compressed and self._landed.tell() == 0:
-                    return None
-                if not compressed:
-                    raise ContractError(
-                        f"{self.path}: the gzip is truncated or damaged (it ends too early)", _AGAIN
-                    )
+        if self._gunzip.eof:  # gzip members may follow one another, with zeros between
+            # Here unconsumed_tail may be a copy of unused_data.
+            compressed = self._gunzip.unused_data.lstrip(b"\0")
+            while not compressed and (more := self._landed.read(_READ_BYTES)):
+                compressed = more.lstrip(b"\0")
+            if not compressed:
+                return None
+            self._gunzip = zlib.decompressobj(wbits=31)
+        else:
+            compressed = self._gunzip.unconsumed_tail or self._landed.read(_READ_BYTES)
+            if not compressed and self._landed.tell() == 0:
+                return None
+            if not compressed:
+                raise ContractError(
+                    f"{self.path}: the gzip is truncated or damaged (it ends too early)", _AGAIN
+                )
         try:
             return self._gunzip.decompress(compressed, _READ_BYTES)
         except zlib.error as error:
@@ -460,8 +459,9 @@ def _read_parquet(
             page_checksum_verification=True,
             coerce_int96_timestamp_unit="us",  # nanoseconds would wrap around
         ) as parquet:
-            groups = (parquet.metadata.row_group(i) for i in range(parquet.metadata.num_row_groups))
-            _require_expansion(path, sum(group.total_byte_size for group in groups), limit)
+            said = parquet.metadata
+            groups = (said.row_group(i).total_byte_size for i in range(said.num_row_groups))
+            _require_expansion(path, max(sum(groups), said.num_rows * len(names)), limit)
             for batch in parquet.iter_batches(BATCH_ROWS, columns=names):
                 batch.validate(full=True)
                 sizes = np.sum([_text_sizes(batch.column(name)) for name in names], axis=0)
@@ -477,10 +477,9 @@ def _read_parquet(
                     rows = pa.table([_as_text(piece.column(name)) for name in names], names=names)
                     yield TextBatch(rows, _numbers(number, number + piece.num_rows, []))
                     number += piece.num_rows
-            if number - 1 != parquet.metadata.num_rows:
+            if number - 1 != said.num_rows:
                 raise ContractError(
-                    f"{path}: it holds {number - 1} rows and says that it holds"
-                    f" {parquet.metadata.num_rows}",
+                    f"{path}: it holds {number - 1} rows and says that it holds {said.num_rows}",
                     _AGAIN,
                 )
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:

@@ -301,7 +301,7 @@ def test_json_lines() -> None:
         (json.dumps({**ROW, "Quantity": True}), "Quantity", "text or a number, found true or"),
         (json.dumps({**ROW, "Quantity": 1e30}), "Quantity", "a whole number"),
         (json.dumps({**ROW, "Price": float("nan")}), "Price", "text or a number, found NaN"),
-        (json.dumps({**ROW, "Description": float("inf")}), "Description", "text or a number, found"),
+        (json.dumps({**ROW, "Country": float("inf")}), "Country", "text or a number, found Inf"),
         (json.dumps({**ROW, "Country": "\ud800"}), "Country", "text of whole characters"),
         ("\ufeff" + json.dumps(ROW), None, "a JSON object (Unexpected UTF-8 BOM"),
         (json.dumps({**ROW, "Price": None}), "Price", "a value (it is required)"),
