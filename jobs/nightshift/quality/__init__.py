@@ -1,1 +1,1 @@
-"""Whether what landed last is fit to be built on."""
+"""Whether what landed, and what features are made of, is fit to be built on."""

@@ -3,7 +3,7 @@
 import logging
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -13,7 +13,7 @@ import sqlalchemy
 from psycopg2.extensions import connection as Connection
 from psycopg2.extras import Json, execute_values
 
-from nightshift.contracts import SOURCES, load_contract
+from nightshift.contracts import SOURCES, ArrivalCalendar, load_contract
 from nightshift.contracts.quality import MARTS, QualityContract, load_mart
 from nightshift.errors import RefusedAsOf
 from nightshift.io.warehouse import Run, connect, recorded_run
@@ -66,8 +66,9 @@ def check_landed(settings: Settings, as_of: date) -> QualityResult:
         QualityError: naming each broken rule of severity error, its source, landed date and
             column, what was observed and expected, and rows that break it.
     """
-    contracts = [load_contract(source).quality for source in SOURCES]
-    return _check(settings, as_of, "quality", contracts)
+    contracts = {source: load_contract(source) for source in SOURCES}
+    calendars = {source: contract.arrival for source, contract in contracts.items()}
+    return _check(settings, as_of, "quality", [c.quality for c in contracts.values()], calendars)
 
 
 def check_marts(settings: Settings, as_of: date) -> QualityResult:
@@ -77,11 +78,15 @@ def check_marts(settings: Settings, as_of: date) -> QualityResult:
         RefusedAsOf: when nothing of a mart's source landed before ``as_of``.
         QualityError: as of ``check_landed``.
     """
-    return _check(settings, as_of, "quality_marts", [load_mart(mart) for mart in MARTS])
+    return _check(settings, as_of, "quality_marts", [load_mart(mart) for mart in MARTS], {})
 
 
 def _check(
-    settings: Settings, as_of: date, stage: str, contracts: Sequence[QualityContract]
+    settings: Settings,
+    as_of: date,
+    stage: str,
+    contracts: Sequence[QualityContract],
+    calendars: Mapping[str, ArrivalCalendar],
 ) -> QualityResult:
     _silence_great_expectations()
     needed = {use_case.source.name for use_case in USE_CASES}
@@ -98,13 +103,9 @@ def _check(
                 landed_dates[contract.name] = folders[0].landed_date
                 found = _batches(connection, contract, folders, contract.source in needed)
                 batches += found
-                if stage == "quality":
-                    outcomes += arrivals(
-                        contract.source,
-                        load_contract(contract.source).arrival,
-                        [batch.landed_date for batch in found],
-                        as_of,
-                    )
+                if contract.name in calendars:
+                    days = [batch.landed_date for batch in found]
+                    outcomes += arrivals(contract.source, calendars[contract.name], days, as_of)
         docs = _docs_folder(settings, run)
         outcomes = _validate(settings, batches, as_of, docs) + outcomes
         with connect(settings) as connection:
@@ -117,7 +118,8 @@ def _check(
             warnings=_names(outcomes, "warning"),
             data_docs=report,
         )
-        logger.info("%s:\n%s\nData Docs: %s", stage, summary(outcomes), report)
+        level = logging.INFO if all(o.success for o in outcomes) else logging.WARNING
+        logger.log(level, "%s:\n%s\nData Docs: %s", stage, summary(outcomes), report)
         error = failure(outcomes, report)
         if error is not None:
             raise error
