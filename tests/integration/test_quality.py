@@ -207,12 +207,13 @@ def test_each_of_five_planted_bad_days_fails_by_its_rule(
 
     found = {(cause.landed_date, cause.rule) for cause in failure.value.causes}
     assert found == {(bad_days[spoil], rule) for spoil, rules in planted.items() for rule in rules}
-    kept = query(
-        warehouse,
-        "select landed_date, rule from ops.quality_results"
-        " where not success and severity = 'error'",
-    )
-    assert set(kept) == found
+    broken = "select landed_date, rule from ops.quality_results where not success and severity = %s"
+    assert set(query(warehouse, broken, "error")) == found
+    warned = {rule for _, rule in query(warehouse, broken, "warning")}
+    assert warned == {
+        "rows_are_near_usual",
+        "customer_is_mostly_known" if all_customers_lost in planted else "country_is_mostly_known",
+    }
 
 
 def test_a_failure_names_rows_and_no_personal_data(warehouse: Settings) -> None:
@@ -289,6 +290,49 @@ def test_a_missing_day_and_a_source_that_no_use_case_reads_are_warnings(
     ]
 
 
+def test_each_planted_bad_day_of_payments_and_reports_is_named(warehouse: Settings) -> None:
+    def payments(day: date, **spoil: Any) -> list[tuple[Any, ...]]:
+        row = {"customer": "c{n}", "terminal": "t{n}", "amount": 20.0, "rows": 120} | spoil
+        return [
+            (
+                day.toordinal() * 1000 + n,
+                day,
+                row["customer"].format(n=n),
+                row["terminal"].format(n=n),
+                row["amount"] + n % 7 if row["amount"] else 0,
+            )
+            for n in range(row["rows"])
+        ]
+
+    planted: list[tuple[dict[str, Any], set[str]]] = [
+        ({"amount": 2000.0}, {"amount_in_range", "amount_is_usual"}),
+        ({"amount": 0.0}, {"amount_is_not_zero", "amount_is_usual"}),
+        ({"terminal": "t"}, {"terminals_vary"}),
+        ({"customer": "c"}, {"payments_of_a_customer"}),
+        ({"rows": 50}, {"rows_are_usual", "rows_are_near_usual"}),
+    ]
+    bad = {LAST - timedelta(days=n): case for n, case in enumerate(reversed(planted))}
+    land(warehouse, {LAST: good_day(LAST)})
+    with landing(warehouse) as land_rows:
+        for day in [*history(min(bad)), *bad]:
+            rows = payments(day, **(bad[day][0] if day in bad else {}))
+            land_rows("card_transactions", day, rows, 0)
+            reported = [] if day == LAST else [(row[0], day) for row in rows[:50]]
+            land_rows("chargebacks", day, reported, 0)
+
+    found = {
+        (o.source, o.landed_date, o.rule)
+        for o in check_landed(warehouse, AS_OF).warnings
+        if o.source != "order_lines"
+    }
+
+    assert found == {
+        *(("card_transactions", day, rule) for day, (_, rules) in bad.items() for rule in rules),
+        ("chargebacks", LAST, "not_empty"),
+        ("chargebacks", LAST, "rows_are_usual"),
+    }
+
+
 def test_what_lands_at_as_of_or_later_changes_no_verdict(warehouse: Settings) -> None:
     land(warehouse, history() | {LAST: good_day(LAST)})
     first = check_landed(warehouse, AS_OF)
@@ -352,7 +396,7 @@ def test_marts_made_of_good_days_pass_and_bad_ones_stop_the_night(warehouse: Set
         days[2]: (spoiled(good[days[2]], product_id="?"), {"product_is_known"}),
         days[3]: (spoiled(good[days[3]], line_amount=1200.0), {"amount_is_usual"}),
         days[4]: (
-            spoiled(good[days[4]], is_product=False, is_cancellation=True, line_amount=-1e5),
+            spoiled(good[days[4]][:170], is_product=False, is_cancellation=True, line_amount=-1e5),
             {"lines_are_of_products", "lines_are_purchases", "amount_in_range", "amount_is_usual"},
         ),
     }
@@ -364,6 +408,11 @@ def test_marts_made_of_good_days_pass_and_bad_ones_stop_the_night(warehouse: Set
     found = {(cause.landed_date, cause.rule) for cause in failure.value.causes}
     assert found == {(day, rule) for day, (_, rules) in bad.items() for rule in rules}
     examples = {cause.rule: cause.examples for cause in failure.value.causes}
+    assert query(
+        warehouse,
+        "select landed_date, rule from ops.quality_results"
+        " where not success and severity = 'warning'",
+    ) == [(days[4], "few_copies_are_removed")]
     assert len(examples["product_is_known"]) == 5
     assert set(examples["product_is_known"]) <= {row.order_line_id for row in good[days[2]]}
 
