@@ -62,3 +62,19 @@ def test_migrating_again_changes_nothing(warehouse: Settings) -> None:
     with connect(warehouse) as connection, connection.cursor() as cursor:
         cursor.execute("select count(*) from ops.runs")
         assert cursor.fetchone() == (0,)
+
+
+def test_a_migration_that_is_done_waits_for_nobody(warehouse: Settings) -> None:
+    with closing(psycopg2.connect(warehouse.warehouse_url)) as other:
+        other.cursor().execute("lock table ops.runs in access exclusive mode")
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(migrate, warehouse).result(timeout=60)
+
+
+def test_another_schema_is_applied(warehouse: Settings) -> None:
+    with connect(warehouse) as connection, connection.cursor() as cursor:
+        cursor.execute("drop table ops.changed_days; comment on schema ops is 'schema.sql of old'")
+    migrate(warehouse)
+    with connect(warehouse) as connection, connection.cursor() as cursor:
+        cursor.execute("select count(*) from ops.changed_days")
+        assert cursor.fetchone() == (0,)

@@ -1,5 +1,6 @@
 """Connections to the warehouse, its fixed schema, locks, and the record of runs."""
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -41,10 +42,22 @@ def connect(settings: Settings) -> Iterator[Connection]:
 
 
 def migrate(settings: Settings) -> None:
-    """Create what is missing of the fixed tables (schema.sql); safe at any time, and at once."""
+    """Create what is missing of the fixed tables (schema.sql); safe at any time, and at once.
+
+    Where this schema.sql was applied last, nothing is done, and so no lock of a table is waited for.
+    """
+    statements = files("nightshift.io").joinpath("schema.sql").read_text()
+    mark = f"schema.sql {hashlib.sha256(statements.encode()).hexdigest()}"
     with connect(settings) as connection, connection.cursor() as cursor:
+        applied = "select obj_description(to_regnamespace('ops'), 'pg_namespace')"
+        cursor.execute(applied)
+        if cursor.fetchone() == (mark,):
+            return
         cursor.execute("select pg_advisory_xact_lock(hashtext('nightshift.migrate'))")
-        cursor.execute(files("nightshift.io").joinpath("schema.sql").read_text())
+        cursor.execute(applied)
+        if cursor.fetchone() != (mark,):
+            cursor.execute(statements)
+            cursor.execute(f"comment on schema ops is '{mark}'")
 
 
 def lock(connection: Connection, name: str) -> None:
