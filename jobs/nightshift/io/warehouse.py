@@ -44,7 +44,7 @@ def connect(settings: Settings) -> Iterator[Connection]:
 def migrate(settings: Settings) -> None:
     """Create what is missing of the fixed tables (schema.sql); safe at any time, and at once.
 
-    Where this schema.sql was applied last, nothing is done, and so no lock of a table is waited for.
+    Where this very schema.sql was applied last, nothing is done, and no lock is waited for.
     """
     statements = files("nightshift.io").joinpath("schema.sql").read_text()
     mark = f"schema.sql {hashlib.sha256(statements.encode()).hexdigest()}"
