@@ -72,7 +72,7 @@ class Settings(BaseSettings):
     @field_validator("landing", mode="before")
     @classmethod
     def _folder_or_bucket(cls, value: object) -> object:
-        if isinstance(value, str) and "://" in value:
+        if isinstance(value, str) and ("://" in value or value.lower().startswith("s3:")):
             if not re.match(r"^s3://[a-z0-9][a-z0-9.-]+(/|$)", value):
                 raise ValueError("expected a folder, or s3://bucket/prefix")
             return value.rstrip("/")

@@ -669,7 +669,7 @@ BY_HAND: tuple[Callable[[], Iterator[Entry]], ...] = (
 )  # fmt: skip
 SOME_GOOD = {
     "order_lines": {
-        f"ds=2024-01-04/{i}.csv": (HEADER + in_csv(Invoice=f"7{i}") * 9).encode() for i in range(3)
+        f"ds=2024-01-07/{i}.csv": (HEADER + in_csv(Invoice=f"7{i}") * 9).encode() for i in range(3)
     }
     | {f"ds={DAY}/{i} good.csv": (HEADER + in_csv(Country=i)).encode() for i in "0hmtz"}
     | {"ds=2024-01-06/a.jsonl": in_json(Invoice="91").encode()}
@@ -772,7 +772,7 @@ def test_malformed_files_lose_nothing_and_harm_no_other(warehouse: Settings) -> 
     # What is left is the good files, whole.
     assert {path: (row[1], row[4], row[5]) for path, row in ledger.items()} == {
         f"{source}/{path}".removeprefix(f"order_lines/ds={DAY}/"): (
-            "loaded", 9 if "01-04" in path else 1, 0,
+            "loaded", 9 if "01-07" in path else 1, 0,
         )
         for source, files in SOME_GOOD.items()
         for path in files

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nightshift.contracts import SOURCES, SourceContract, load_contract
-from nightshift.errors import Cause, ContractError, NightshiftError, RefusedAsOf, SettingError
+from nightshift.errors import Cause, ContractError, RefusedAsOf, SettingError
 from nightshift.ingest import formats
 from nightshift.ingest.folders import LandedFile, discover
 from nightshift.ingest.rows import BROKEN_SCHEMA, CheckedRows, check, good_schema
@@ -319,11 +319,9 @@ def _ingest_file(
                 tally.warn(f"{file.path}: the same content as {twin}, which is loaded; left out")
                 return
             done = _load(connection, contract, file, sha256, local, ledger, tally.warn)
-    except NightshiftError as refusal:
-        if not isinstance(refusal, ContractError):
-            refusal = ContractError(refusal.what, refusal.remedy)
+    except ContractError as refusal:
         ledger.record_refusal(file, sha256, refusal.what)
-        raise refusal from None
+        raise
     tally.files_loaded += 1
     tally.rows_loaded += done.rows_loaded
     tally.rows_quarantined += done.rows_quarantined

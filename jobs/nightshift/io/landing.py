@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from nightshift.errors import NightshiftError, SettingError
+from nightshift.errors import ContractError, SettingError
 from nightshift.settings import Settings
 
 if TYPE_CHECKING:
@@ -90,15 +90,15 @@ class LocalLandingZone:
         """The file itself.
 
         Raises:
-            NightshiftError: when it is a link that leads out of the landing zone, no regular file,
+            ContractError: when it is a link that leads out of the landing zone, no regular file,
                 gone, or closed to this account.
         """
         file = self._root / path
         # Opening a pipe would wait for ever for somebody to write.
         if not file.is_file() or not os.access(file, os.R_OK):
-            raise NightshiftError(f"{path}: not a file that can be read", "remove it, or land it")
+            raise ContractError(f"{path}: not a file that can be read", "remove it, or land it")
         if not file.resolve().is_relative_to(self._root.resolve()):
-            raise NightshiftError(f"{path}: a link that leads out of the landing zone", "remove it")
+            raise ContractError(f"{path}: a link that leads out of the landing zone", "remove it")
         yield file
 
 
@@ -116,7 +116,8 @@ class S3LandingZone:
         if self._client is None:
             import boto3  # half a second, and only for a landing zone on S3
 
-            self._client = boto3.client("s3")
+            # a session of its own: boto3's default one is not for several threads
+            self._client = boto3.Session().client("s3")
         return self._client
 
     def entries(self, path: str) -> list[Entry]:
@@ -138,24 +139,32 @@ class S3LandingZone:
 
     @contextmanager
     def fetched(self, path: str) -> Iterator[Path]:
-        """A temporary copy, downloaded in parts, each of them tried again when it breaks off."""
+        """A temporary copy, downloaded in parts, each of them tried again when it breaks off.
+
+        Raises:
+            ContractError: when there is no such object any more.
+            SettingError: when the zone does not answer.
+        """
         from boto3.s3.transfer import TransferConfig
+        from botocore.exceptions import ClientError
 
         folder = Path(tempfile.mkdtemp(prefix="nightshift-landing-"))
         try:
             file = folder / "object"
+            config = TransferConfig(
+                multipart_threshold=_PART_BYTES,
+                multipart_chunksize=_PART_BYTES,
+                max_concurrency=4,
+                num_download_attempts=6,
+            )
+            key = self._prefix + path
             with self._explained(), file.open("wb") as target:
-                self._s3().download_fileobj(
-                    self._bucket,
-                    self._prefix + path,
-                    target,
-                    Config=TransferConfig(
-                        multipart_threshold=_PART_BYTES,
-                        multipart_chunksize=_PART_BYTES,
-                        max_concurrency=4,
-                        num_download_attempts=6,
-                    ),
-                )
+                try:
+                    self._s3().download_fileobj(self._bucket, key, target, Config=config)
+                except ClientError as error:
+                    if error.response["Error"]["Code"] not in ("404", "NoSuchKey"):
+                        raise
+                    raise ContractError(f"{path}: it is gone", "have it landed again") from None
             yield file
         finally:
             shutil.rmtree(folder)
