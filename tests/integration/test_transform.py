@@ -282,14 +282,37 @@ def test_a_source_that_has_long_not_landed_fails_the_build(warehouse: Settings) 
         build(warehouse, date(2011, 1, 25))
 
 
-def test_dbt_unit_tests_pass(warehouse: Settings) -> None:
+def test_dbt_unit_tests_pass_and_models_are_described_and_keyed(warehouse: Settings) -> None:
     land(warehouse, SOLD)
     build(warehouse, AS_OF)
 
     result = unit_test(warehouse)
 
     assert set(result.nodes.values()) == {"pass"}
-    assert len(result.nodes) >= 8
+    assert len(result.nodes) == 19
+    manifest = json.loads((warehouse.state_dir / "dbt" / "target" / "manifest.json").read_text())
+    nodes = manifest["nodes"].values()
+    tested = {
+        parent
+        for node in nodes
+        if node["resource_type"] == "test" and "landed_row_is_unique" in node["name"]
+        for parent in node["depends_on"]["nodes"]
+    }
+    models = [node for node in nodes if node["resource_type"] == "model"]
+    assert len(models) == 14
+    for model in models:
+        assert model["description"], model["name"]
+        assert model["columns"], model["name"]
+        assert all(column["description"] for column in model["columns"].values()), model["name"]
+        constraints = list(model["constraints"])
+        for column in model["columns"].values():
+            constraints += column["constraints"]
+        is_keyed = "primary_key" in {constraint["type"] for constraint in constraints}
+        if model["schema"] == "marts":
+            assert model["contract"]["enforced"], model["name"]
+            assert is_keyed, model["name"]
+        elif model["name"] != "int_changed_rows":  # a note, in which a row may be repeated
+            assert model["unique_id"] in tested, model["name"]
 
 
 def test_a_second_build_waits_for_the_first(warehouse: Settings) -> None:
