@@ -247,6 +247,10 @@ def texts() -> Iterator[Entry]:
     yield of_text("commas only", HEADER + GOOD + ",,,,,,,\n", loaded=1,
                   broken=((2, "Invoice", REQUIRED),))  # fmt: skip
     stray = GOOD.replace("BALL", '"BALL')
+    yield of_text("two stray quotes", HEADER + GOOD + stray + GOOD * 3 + stray + GOOD, loaded=2,
+                  broken=((2, "Description", "no rows within a value"),))  # fmt: skip
+    yield of_text("value of lines and commas", HEADER + in_csv(Description="a, b\nc, d"), loaded=1,
+                  kept=("description", "a, b\nc, d"))  # fmt: skip
     for label, text, reason in (
         ("empty", "", "empty, without even a header"),
         ("line ends only", "\n\r\n\n", "empty, without even a header"),

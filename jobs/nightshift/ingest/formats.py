@@ -260,7 +260,10 @@ def _read_csv(
                     last += 1
                 del unread[: len(passed)]
                 numbers = _numbers(first, last, [row.number for row in passed])
-                yield TextBatch(pa.Table.from_batches([batch]), numbers, tuple(passed))
+                yield _without_swallowed(
+                    TextBatch(pa.Table.from_batches([batch]), numbers, tuple(passed)),
+                    commas=len(header) - 1,
+                )
                 first = last
     except pa.ArrowException as error:
         if "straddling object" in str(error):
@@ -277,6 +280,28 @@ def _read_csv(
     if unread:
         none = pa.table({name: pa.array([], _TEXT) for name in contract.landed_names})
         yield TextBatch(none, pa.array([], pa.int64()), tuple(unread))
+
+
+def _without_swallowed(batch: TextBatch, commas: int) -> TextBatch:
+    """Set apart each row with a value that holds whole rows: a stray quote, up to the next one."""
+    unread = list(batch.unread)
+    is_kept = np.ones(batch.rows.num_rows, bool)
+    for name in batch.rows.column_names:
+        column = batch.rows.column(name)
+        has_line_end = pc.match_substring(column, "\n")
+        if not pc.any(has_line_end).as_py():
+            continue
+        found = pc.count_substring(column, ",").to_numpy()
+        holds_rows = has_line_end.to_numpy() & (found >= commas) & (found % commas == 0) & is_kept
+        is_kept &= ~holds_rows
+        for index in np.flatnonzero(holds_rows).tolist():
+            row = [str(value) for value in batch.rows.slice(index, 1).to_pylist()[0].values()]
+            rule = "no rows within a value: a quote that opens it may be a stray one"
+            unread.append(UnreadRow(batch.numbers[index].as_py(), name, rule, ",".join(row)))
+    if is_kept.all():
+        return batch
+    kept = pa.array(is_kept)
+    return TextBatch(batch.rows.filter(kept), batch.numbers.filter(kept), tuple(unread))
 
 
 def _numbers(first: int, last: int, skipped: list[int]) -> pa.Array:
