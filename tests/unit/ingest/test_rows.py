@@ -407,3 +407,37 @@ def test_values_of_a_closed_set() -> None:
     rows = checked(HEADER + GOOD + GOOD.replace("United Kingdom", "EIRE"), contract=closed)
 
     assert broken(rows) == [(1, "Country", "one of EIRE, France", "United Kingdom")]
+
+
+@pytest.mark.parametrize("path", ["f.parquet", "f.jsonl"])
+def test_a_batch_is_at_most_a_block_of_text(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    monkeypatch.setattr(formats, "BLOCK_BYTES", 1000)
+    texts = ["x" * (number % 7 * 100) for number in range(100)]
+    rows = [{**ROW, "Description": text} for text in texts]
+    landed = lines_of(rows).encode()
+    if path == "f.parquet":
+        columns = {name: pa.array([row[name] for row in rows]) for name in ROW}
+        landed = parquet(**columns)
+    seen = []
+
+    with tempfile.NamedTemporaryFile() as file:
+        Path(file.name).write_bytes(landed)
+        for batch in formats.read(CONTRACT, path, Path(file.name), print):
+            assert batch.rows.nbytes < 4000
+            seen += zip(
+                batch.numbers.to_pylist(), batch.rows["Description"].to_pylist(), strict=True
+            )
+
+    assert seen == list(enumerate(texts, start=1))
+
+
+def test_swallowed_rows_are_set_apart_with_their_column() -> None:
+    stray = GOOD.replace("GLASS", '"GLASS')
+
+    rows = checked(HEADER + GOOD + stray + GOOD + stray + GOOD)
+
+    (found,) = rows.broken.to_pylist()
+    assert (found["_row_number"], found["column_name"]) == (2, "Description")
+    assert found["rule"].startswith("no rows within a value")
+    assert "13085" not in found["row_as_landed"]
+    assert rows.good["_row_number"].to_pylist() == [1, 3]
