@@ -4,6 +4,7 @@ import email.policy
 import json
 import os
 import shutil
+import sys
 import tempfile
 import threading
 import uuid
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 from aiosmtpd.controller import Controller
+from xdist.scheduler import LoadScopeScheduling
 
 from nightshift.io import warehouse as warehouse_io
 from nightshift.services import airflow
@@ -26,17 +28,36 @@ from nightshift.settings import PREFIX, Settings, load_settings
 WRITER, READER, PASSWORD = "nightshift_writer", "nightshift_reader", "only-for-tests"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs services, and keep together what shares costly ones.
+LONGEST = ("test_nightly.py", "test_airflow.py", "test_services.py")
+"""Files that take minutes: begun first, so that no worker is left with one of them at the end."""
+ON_AIRFLOW = ("test_airflow.py", "test_services.py")
+"""Files whose tests use the running Airflow, which takes half a minute to start."""
 
-    ``-m "not integration"`` leaves out what lies in tests/integration. With several workers (see
-    ``make test``) a file's tests stay in one, and so do all that use the running Airflow.
-    """
+# A worker of xdist has no main module of its own, which PySpark, as Great Expectations imports it,
+# takes for a run of its doctests, and exits.
+if not hasattr(sys.modules["__main__"], "__file__"):
+    sys.modules["__main__"].__file__ = __file__
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """``-m "not integration"`` leaves out what lies in tests/integration."""
     for item in items:
         if "integration" in item.path.relative_to(Path(__file__).parent).parts:
             item.add_marker(pytest.mark.integration)
-        uses_airflow = "airflow_stack" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("airflow" if uses_airflow else item.path.stem))
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
+class _ByFile(LoadScopeScheduling):
+    """A file's tests stay in one worker, and so do all that use the running Airflow."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = Path(nodeid.split("::")[0]).name
+        return "airflow" if file in ON_AIRFLOW else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    """For ``make test``, which runs two workers."""
+    return _ByFile(config, log)
 
 
 def worker_port(port: int) -> int:

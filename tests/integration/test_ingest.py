@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import date, datetime
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import psycopg2
@@ -21,6 +22,7 @@ import pytest
 
 from nightshift.contracts import SourceContract, load_contract
 from nightshift.errors import ContractError, RefusedAsOf, SettingError
+from nightshift.ingest import formats
 from nightshift.ingest import run as ingest_run
 from nightshift.ingest.run import ingest
 from nightshift.io.warehouse import connect
@@ -281,6 +283,34 @@ def test_the_same_content_under_another_name_is_loaded_once(warehouse: Settings)
     before = everything(warehouse)
     assert ingest(warehouse, AS_OF).files_loaded == 0
     assert everything(warehouse) == before
+
+
+def test_a_file_that_changes_while_it_is_read_is_not_loaded(
+    warehouse: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = land(warehouse, "2024-01-01", HEADER + GOOD)
+    read = formats.read
+
+    def overtaken(*arguments: Any) -> Iterator[formats.TextBatch]:
+        yield from read(*arguments)
+        file.write_text(HEADER + GOOD + GOOD)
+
+    with monkeypatch.context() as patched, pytest.raises(ContractError, match="while it was read"):
+        patched.setattr(formats, "read", overtaken)
+        ingest(warehouse, AS_OF)
+    assert query(warehouse, "select count(*) from raw.order_lines") == [(0,)]
+
+    assert ingest(warehouse, AS_OF).rows_loaded == 2
+
+
+def test_a_content_that_was_replaced_may_land_again(warehouse: Settings) -> None:
+    land(warehouse, "2024-01-01", HEADER + GOOD)
+    ingest(warehouse, AS_OF)
+    first = HEADER + GOOD.replace("489434", "489401")
+    land(warehouse, "2024-01-01", HEADER + GOOD + GOOD)
+    land(warehouse, "2024-01-02", first.encode())
+
+    assert ingest(warehouse, AS_OF).files_loaded == 2
 
 
 def test_a_file_that_was_only_touched_is_not_loaded_again(warehouse: Settings) -> None:

@@ -11,6 +11,10 @@ from nightshift.io.landing import Entry, LandingZone
 _FOLDER = re.compile(r"ds=([0-9]{4}-[0-9]{2}-[0-9]{2})")
 
 
+class NothingLanded(SettingError):
+    """The landing zone has no folder of the source."""
+
+
 @dataclass(frozen=True)
 class LandedFile:
     """A file in the landing zone.
@@ -43,12 +47,12 @@ def discover(zone: LandingZone, source: str, as_of: date) -> Found:
     Names that begin with ``.`` or ``_`` are ignored, so that a sender can write and then rename.
 
     Raises:
-        SettingError: when the landing zone has no folder of the source.
+        NothingLanded: when the landing zone has no folder of the source.
         RefusedAsOf: when the source has folders, but none is dated before ``as_of``.
     """
     entries = zone.entries(source)
     if not entries and source not in {entry.name for entry in zone.entries("")}:
-        raise SettingError(
+        raise NothingLanded(
             f"the landing zone has no folder {zone.url}/{source}",
             f"set NIGHTSHIFT_LANDING to the folder that holds {source}/ds=YYYY-MM-DD/,"
             " or write demo data with `nightshift demo-data`",

@@ -107,9 +107,10 @@ def _typed(
     for column in contract.columns:
         chunked = rows.column(column.landed_name)
         text = pa.concat_arrays(chunked.chunks) if chunked.num_chunks else pa.array([], pa.string())
+        # No copy of a column is made that need not be: most have no gap and no fault.
         text = pc.fill_null(text, "")
-        is_empty = pc.equal(pc.utf8_trim_whitespace(text), "")
-        filled = pc.if_else(is_empty, pa.scalar(None, pa.string()), text)
+        is_empty = pc.or_(pc.equal(text, ""), pc.utf8_is_space(text))
+        filled = _null_where(is_empty, text)
         faults = [("a value (it is required)", is_empty)] if column.required else []
         faults.append(("no NUL character", pc.match_substring(text, "\0")))
         values = filled if column.kind == "string" else _cast(column, filled)
@@ -188,7 +189,13 @@ def _instants(text: pa.Array) -> list[pa.Array]:
 
 
 def _where(text: pa.Array, pattern: str) -> pa.Array:
-    return pc.if_else(pc.match_substring_regex(text, pattern), text, pa.scalar(None, pa.string()))
+    return _null_where(pc.invert(pc.match_substring_regex(text, pattern)), text)
+
+
+def _null_where(is_null: pa.Array, text: pa.Array) -> pa.Array:
+    if not pc.any(is_null).as_py():
+        return text
+    return pc.if_else(is_null, pa.scalar(None, pa.string()), text)
 
 
 def _described(

@@ -6,6 +6,7 @@ file loaded whole or not at all. Rerunning loads only what is not loaded yet.
 
 import hashlib
 import logging
+import os
 import queue
 import threading
 import time
@@ -23,9 +24,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nightshift.contracts import SOURCES, SourceContract, load_contract
-from nightshift.errors import Cause, ContractError, RefusedAsOf, SettingError
+from nightshift.errors import Cause, ContractError, RefusedAsOf
 from nightshift.ingest import formats
-from nightshift.ingest.folders import LandedFile, discover
+from nightshift.ingest.folders import LandedFile, NothingLanded, discover
 from nightshift.ingest.rows import BROKEN_SCHEMA, CheckedRows, check, good_schema
 from nightshift.io.landing import LandingZone, landing_zone
 from nightshift.io.warehouse import recorded_run
@@ -252,7 +253,7 @@ def _ingest_source(
     with _locked(settings, contract) as connection:
         try:
             found = discover(zone, contract.source, as_of)
-        except (SettingError, RefusedAsOf):
+        except (NothingLanded, RefusedAsOf):
             if is_needed:
                 raise
             _log.info("%s: nothing landed before %s; no use case needs it", contract.source, as_of)
@@ -309,6 +310,7 @@ def _ingest_file(
     sha256 = ""
     try:
         with zone.fetched(file.path) as local:
+            before = local.stat()
             with local.open("rb") as landed:
                 sha256 = hashlib.file_digest(landed, "sha256").hexdigest()
             if ledger.is_touched_only(file, sha256):
@@ -318,7 +320,7 @@ def _ingest_file(
                 ledger.record_twin(file, sha256, twin)
                 tally.warn(f"{file.path}: the same content as {twin}, which is loaded; left out")
                 return
-            done = _load(connection, contract, file, sha256, local, ledger, tally.warn)
+            done = _load(connection, contract, file, sha256, local, before, ledger, tally.warn)
     except ContractError as refusal:
         ledger.record_refusal(file, sha256, refusal.what)
         raise
@@ -341,6 +343,7 @@ def _load(
     file: LandedFile,
     sha256: str,
     local: Path,
+    before: os.stat_result,
     ledger: "_Ledger",
     warn: Callable[[str], None],
 ) -> _Loaded:
@@ -374,6 +377,12 @@ def _load(
                 )
                 _copy(connection, contract.quarantine_table, schema, batches)
                 broken.describe(file)
+        now = local.stat()
+        if (now.st_size, now.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+            raise ContractError(
+                f"{file.path}: it was changed while it was read",
+                "have its sender write under a name that begins with _ and rename; then run again",
+            )
         ledger.close(file, file_id, loaded, broken.rows)
         connection.commit()
     except BaseException:
@@ -684,6 +693,9 @@ class _Ledger:
             file.landed_date,
             f"{'replaced' if file.path in self._loaded else 'loaded'} {file.path}",
         )
+        earlier = self._loaded.get(file.path)
+        if earlier is not None:
+            self._contents.pop(earlier.sha256, None)
         known = _Known(file_id, file.path, file.landed_date, self._opened, file.version)
         self._remember(known, loaded + quarantined)
 
