@@ -45,7 +45,7 @@ mlflow: setup ## MLflow's web UI on the tracking store, until Ctrl-C
 
 .PHONY: test
 test: setup ## All tests, on services of their own
-	@$(RUN)/python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
+	@$(RUN)/python -m pytest -n 2 --no-loadscope-reorder $(PYTEST_ARGS)
 
 .PHONY: test-unit
 test-unit: setup ## The tests that need no service
