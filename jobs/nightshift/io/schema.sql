@@ -194,11 +194,41 @@ create table if not exists monitoring.matured_quality (
     primary key (use_case, as_of, model_version, scorer, metric)
 );
 
+-- The key under which personal data are pseudonymised on their way into staging, as the two padded
+-- keys of HMAC (RFC 2104); migrate() makes it once. Only its owner, nightshift_writer, may read it.
+create table if not exists ops.pseudonym_keys (
+    is_the_only boolean primary key default true check (is_the_only),
+    inner_key bytea not null,
+    outer_key bytea not null
+);
+
+-- The pseudonym of a value: the first 128 bits of its HMAC-SHA-256, as 32 hex digits. Spaces around
+-- it do not count; nothing has no pseudonym. Each parameter is used once, so that the planner puts
+-- the expression in the place of the call, and a query looks the key up once, not once a row.
+create or replace function ops.pseudonym(value text, inner_key bytea, outer_key bytea)
+returns text
+language sql stable parallel safe
+return left(
+    encode(
+        sha256(outer_key || sha256(inner_key || convert_to(nullif(trim(value), ''), 'UTF8'))), 'hex'
+    ),
+    32
+);
+
+-- The same for readers, who know their own ids and not the key.
+create or replace function predictions.pseudonym(value text)
+returns text
+language sql stable strict parallel safe
+security definer set search_path = pg_catalog, pg_temp
+return (select ops.pseudonym(value, inner_key, outer_key) from ops.pseudonym_keys);
+revoke execute on function predictions.pseudonym(text) from public;
+
 -- Before the first publication a reader shall hear that there is no such table, not that it may not
 -- look. In a Postgres of the user's own the role may not be there yet.
 do $$
 begin
     if exists (select from pg_roles where rolname = 'nightshift_reader') then
         grant usage on schema predictions to nightshift_reader;
+        grant execute on function predictions.pseudonym(text) to nightshift_reader;
     end if;
 end $$;

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import date
@@ -16,6 +17,7 @@ from nightshift.errors import NightshiftError, SettingError
 from nightshift.settings import Settings
 
 CONNECT_SECONDS = 10
+_HMAC_BLOCK_BYTES = 64
 
 
 @contextmanager
@@ -42,9 +44,10 @@ def connect(settings: Settings) -> Iterator[Connection]:
 
 
 def migrate(settings: Settings) -> None:
-    """Create what is missing of the fixed tables (schema.sql); safe at any time, and at once.
+    """Create what is missing of the fixed tables (schema.sql) and the key of the pseudonyms.
 
-    Where this very schema.sql was applied last, nothing is done, and no lock is waited for.
+    Safe at any time, and at once. Where this very schema.sql was applied last, nothing is done, and
+    no lock is waited for.
     """
     statements = files("nightshift.io").joinpath("schema.sql").read_text()
     mark = f"schema.sql {hashlib.sha256(statements.encode()).hexdigest()}"
@@ -57,7 +60,18 @@ def migrate(settings: Settings) -> None:
         cursor.execute(applied)
         if cursor.fetchone() != (mark,):
             cursor.execute(statements)
+            _make_pseudonym_key(cursor)
             cursor.execute(f"comment on schema ops is '{mark}'")
+
+
+def _make_pseudonym_key(cursor: Any) -> None:
+    key = secrets.token_bytes(32).ljust(_HMAC_BLOCK_BYTES, b"\0")
+    inner_key, outer_key = (bytes(byte ^ pad for byte in key) for pad in (0x36, 0x5C))
+    cursor.execute(
+        "insert into ops.pseudonym_keys (inner_key, outer_key) values (%s, %s)"
+        " on conflict do nothing",
+        (inner_key, outer_key),
+    )
 
 
 def lock(connection: Connection, name: str) -> None:

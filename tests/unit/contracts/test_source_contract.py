@@ -48,21 +48,31 @@ def test_classes_keys_and_calendar() -> None:
     assert (orders.freshness.warn_days, orders.freshness.error_days) == (5, 21)
 
 
-def test_the_generated_dbt_sources_are_those_of_the_contracts() -> None:
-    staging = PROJECT_ROOT / "dbt_project" / "models" / "staging"
+def test_the_generated_dbt_files_are_those_of_the_contracts() -> None:
     for source in SOURCES:
-        generated = dbt_sources.source_file(load_contract(source))
-        assert dbt_sources.path_of(staging, source).read_text() == generated, "run `make contracts`"
+        for path, text in dbt_sources.generated(load_contract(source)).items():
+            assert (PROJECT_ROOT / "dbt_project" / path).read_text() == text, "run `make contracts`"
 
 
 def test_a_generated_file_that_has_drifted_is_written_again(tmp_path: Path) -> None:
-    assert len(dbt_sources.write(tmp_path)) == len(SOURCES)
-    drifted = dbt_sources.path_of(tmp_path, "order_lines")
+    assert len(dbt_sources.write(tmp_path)) == 2 * len(SOURCES)
+    drifted = tmp_path / "models" / "staging" / "order_lines" / "_order_lines__sources.yml"
     drifted.write_text(drifted.read_text().replace("days: 21", "days: 210"))
 
     assert dbt_sources.write(tmp_path) == [drifted]
     assert "days: 210" not in drifted.read_text()
     assert dbt_sources.write(tmp_path) == []
+
+
+def test_a_column_that_is_newly_personal_is_pseudonymised_for_dbt() -> None:
+    contract = load_contract("order_lines")
+    assert "        country,\n" in dbt_sources.landed_macro(contract)
+
+    columns = tuple(c.model_copy(update={"is_pii": True}) for c in contract.columns)
+    after = dbt_sources.landed_macro(contract.model_copy(update={"columns": columns}))
+
+    assert "        country,\n" not in after
+    assert '{{ pseudonym("country") }} as country,' in after
 
 
 def test_ddl_is_derived() -> None:

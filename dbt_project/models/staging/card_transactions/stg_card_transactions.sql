@@ -1,5 +1,5 @@
 with card_transactions as (
-    select * from {{ source('raw', 'card_transactions') }}
+    {{ landed_card_transactions() }}
 ),
 
 renamed as (
@@ -9,7 +9,7 @@ renamed as (
         _landed_date as landed_date,
         transaction_id,
         transaction_at,
-        trim(customer_id) as customer_id,
+        customer_id,
         trim(terminal_id) as terminal_id,
         amount
     from card_transactions

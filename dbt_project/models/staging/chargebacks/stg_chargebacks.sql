@@ -1,5 +1,5 @@
 with chargebacks as (
-    select * from {{ source('raw', 'chargebacks') }}
+    {{ landed_chargebacks() }}
 ),
 
 renamed as (

@@ -1,5 +1,5 @@
 with order_lines as (
-    select * from {{ source('raw', 'order_lines') }}
+    {{ landed_order_lines() }}
 ),
 
 renamed as (
@@ -13,7 +13,7 @@ renamed as (
         quantity,
         price as unit_price,
         invoice_date as invoiced_at,
-        nullif(trim(customer_id), '') as customer_id,
+        customer_id,
         trim(country) as country
     from order_lines
 )
