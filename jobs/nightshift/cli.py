@@ -21,6 +21,7 @@ from nightshift.settings import Settings, load_settings
 from nightshift.use_cases import USE_CASES, find_use_case
 
 if TYPE_CHECKING:
+    from nightshift.erasure.run import Certificate
     from nightshift.gates.rules import GateResult
     from nightshift.monitoring.run import MaturedQuality
     from nightshift.services.run import ServiceStatus
@@ -290,6 +291,32 @@ def evaluate(use_case: UseCaseName, as_of: AsOf) -> None:
 
 
 @app.command()
+def erase(
+    subject: Annotated[
+        str, typer.Option(prompt=True, help="The person's id, as it lands; asked for if not given.")
+    ],
+    as_of: Annotated[
+        datetime | None,
+        typer.Option(formats=["%Y-%m-%d"], help="Default: the newest night's."),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Remove a person from landing, warehouse, lake, models' artifacts and logs, for good."""
+    with refusals() as settings:
+        from nightshift import pipeline
+
+        if not yes:
+            typer.confirm(
+                f"Remove {subject} from {settings.landing}, the warehouse, the lake and all that"
+                " was made of them? There is no way back",
+                abort=True,
+            )
+        show_certificate(
+            pipeline.erase(settings, USE_CASES, subject, as_of.date() if as_of else None)
+        )
+
+
+@app.command()
 def demo(
     landing: Annotated[
         Path | None, typer.Option(help="Your own landing zone; default: generated data.")
@@ -334,6 +361,21 @@ def show_quality(quality: "MaturedQuality") -> None:
     for scorer, auc in quality.auc.items():
         table.add_row(scorer, f"{auc.value:.3f}", f"{auc.low:.3f} … {auc.high:.3f}")
     console.print(table)
+
+
+def show_certificate(certificate: "Certificate") -> None:
+    """What an erasure removed, what it cannot reach, and which models cannot forget."""
+    title = f"Erasure {certificate.erasure_id}, completed {certificate.completed_at:%Y-%m-%d %H:%M}"
+    table = Table("place", "removed", title=title, min_width=len(title))
+    for place, rows in certificate.removed.items():
+        table.add_row(place, f"{rows:,}")
+    console.print(table)
+    if not any(certificate.removed.values()):
+        console.print("found nothing: the person is in none of these places")
+    for model in certificate.models_to_retrain:
+        console.print(f"trained before, cannot forget: {model}; retrain", soft_wrap=True)
+    for place in certificate.not_reached:
+        console.print(f"not reached: {place}", soft_wrap=True)
 
 
 def show_top(settings: Settings, use_case_name: str, limit: int = 10) -> None:

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date, timedelta
 
+from nightshift.erasure import run as erasure
+from nightshift.errors import NightshiftError
 from nightshift.features import run as features
 from nightshift.gates import run as gates
 from nightshift.ingest import run as ingest
@@ -80,3 +82,36 @@ def evaluate(settings: Settings, use_case: UseCase, as_of: date) -> monitoring.M
         features.build_labels(settings, use_case, as_of)
     with stage("evaluation"):
         return monitoring.measure_matured(settings, use_case, as_of)
+
+
+def erase(
+    settings: Settings, use_cases: Sequence[UseCase], subject: str, as_of: date | None = None
+) -> erasure.Certificate:
+    """Remove a person from everything that Nightshift holds. Running it again completes it.
+
+    Args:
+        subject: the person's id, as it lands in the columns that contracts classify as personal.
+        as_of: to which the marts are brought; None for that of their newest build.
+
+    Raises:
+        NightshiftError: when the marts cannot be rebuilt. What was erased before stays erased.
+    """
+    opened = erasure.begin(settings, subject)
+    as_of = as_of or erasure.last_as_of(settings)
+    with stage("erase_landed"):
+        erasure.erase_landed(settings, opened)
+    if as_of is not None:
+        with stage("ingest"):
+            try:
+                ingest.ingest(settings, as_of)
+            except NightshiftError as refusal:
+                # a damaged file of somebody else is no reason to keep this person's rows
+                log.warning("%s", refusal)
+    with stage("erase_loaded"):
+        erasure.erase_loaded(settings, opened)
+    if as_of is not None:
+        with stage("transform"):
+            transform.build(settings, as_of)
+    with stage("erase_derived"):
+        erasure.erase_derived(settings, use_cases, opened)
+    return erasure.complete(settings, use_cases, opened)

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "jobs" / "nightshift"
 STAGES = (
     *("ingest", "quality", "transform", "features"),
-    *("training", "gates", "scoring", "publishing", "monitoring", "alerts"),
+    *("training", "gates", "scoring", "publishing", "monitoring", "alerts", "erasure"),
 )
 IMPURE = {"psycopg2", "adbc_driver_postgresql", "mlflow", "subprocess", "nightshift.io.warehouse"}
 LINT_IMPORTS = Path(sys.executable).parent / "lint-imports"

@@ -1,6 +1,5 @@
 """Extracts marts to the lake, and computes features and training sets in one Spark job."""
 
-import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -275,10 +274,7 @@ def _first_landing(settings: Settings, use_case: UseCase) -> date:
     return first
 
 
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _folder_sha256(folder: Path, pattern: str) -> str:
-    return lake.digest({str(p.relative_to(folder)): _file_sha256(p) for p in folder.rglob(pattern)})
+    return lake.digest(
+        {str(p.relative_to(folder)): lake.file_sha256(p) for p in folder.rglob(pattern)}
+    )

@@ -42,6 +42,12 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def rows_sha256(parts: Sequence[Path]) -> str:
     """SHA-256 of the rows of Parquet files, in whatever order and whichever file they lie.
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 S3_SCHEME = "s3://"
+REPLACING = ".replacing"
 _PART_BYTES = 16 << 20
 
 
@@ -53,6 +54,12 @@ class LandingZone(Protocol):
 
     def fetched(self, path: str) -> Any:
         """Context manager: a local copy of the file, or the file itself, as a Path."""
+
+    def replace(self, path: str, content: Path) -> None:
+        """Put ``content`` in the place of the file ``path``, at once."""
+
+    def remove(self, path: str) -> None:
+        """Remove the file ``path``."""
 
 
 class LocalLandingZone:
@@ -100,6 +107,23 @@ class LocalLandingZone:
         if not file.resolve().is_relative_to(self._root.resolve()):
             raise ContractError(f"{path}: a link that leads out of the landing zone", "remove it")
         yield file
+
+    def replace(self, path: str, content: Path) -> None:
+        """Put ``content`` in the place of the file ``path``, at once.
+
+        A kill leaves at most a hidden ``.<name>.replacing``, which the next call takes over.
+        """
+        file = self._root / path
+        temporary = file.with_name(f".{file.name}{REPLACING}")
+        shutil.copyfile(content, temporary)
+        shutil.copymode(file, temporary)
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.replace(file)
+
+    def remove(self, path: str) -> None:
+        """Remove the file ``path``."""
+        (self._root / path).unlink(missing_ok=True)
 
 
 class S3LandingZone:
@@ -168,6 +192,16 @@ class S3LandingZone:
             yield file
         finally:
             shutil.rmtree(folder)
+
+    def replace(self, path: str, content: Path) -> None:
+        """Put ``content`` in the place of the object ``path``, at once."""
+        with self._explained():
+            self._s3().upload_file(str(content), self._bucket, self._prefix + path)
+
+    def remove(self, path: str) -> None:
+        """Remove the object ``path``; a bucket with versions keeps its versions."""
+        with self._explained():
+            self._s3().delete_object(Bucket=self._bucket, Key=self._prefix + path)
 
     @contextmanager
     def _explained(self) -> Iterator[None]:

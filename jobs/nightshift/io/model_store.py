@@ -7,6 +7,7 @@ version's files are ``model/model.ubj`` and ``model/signature.json`` of its run'
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,6 +148,52 @@ def fetch(settings: Settings, run_id: str, path: str) -> Path:
             "train again with `nightshift train`, or restore MLflow's artifact folder",
         ) from error
     return found
+
+
+def run_ids(settings: Settings, use_case_name: str) -> list[str]:
+    """Every training run of the use case, deleted ones included."""
+    from mlflow.entities import ViewType
+
+    mlflow = client(settings)
+    experiment = mlflow.get_experiment_by_name(use_case_name)
+    if experiment is None:
+        return []
+    found: list[str] = []
+    token = None
+    while True:
+        page = mlflow.search_runs(
+            [experiment.experiment_id], run_view_type=ViewType.ALL, page_token=token
+        )
+        found += [run.info.run_id for run in page]
+        token = page.token
+        if not token:
+            return found
+
+
+def versions(settings: Settings, use_case_name: str) -> list[str]:
+    """Every registered version of the use case, oldest first."""
+    found = client(settings).search_model_versions(f"name = '{use_case_name}'")
+    return sorted((str(version.version) for version in found), key=int)
+
+
+def has_artifact(settings: Settings, run_id: str, path: str) -> bool:
+    """Whether the run has the artifact ``path``."""
+    listed = client(settings).list_artifacts(run_id, path.rpartition("/")[0] or None)
+    return path in {artifact.path for artifact in listed}
+
+
+def replace_artifact(settings: Settings, run_id: str, path: str, content: Path) -> None:
+    """Put ``content`` in the place of the run's file ``path``: at once, also in a local folder."""
+    from mlflow.utils.file_utils import local_file_uri_to_path
+
+    uri = f"{client(settings).get_run(run_id).info.artifact_uri}/{path}"
+    if urlparse(uri).scheme not in ("", "file"):
+        client(settings).log_artifact(run_id, str(content), path.rpartition("/")[0] or None)
+        return
+    file = Path(local_file_uri_to_path(uri))
+    temporary = file.with_name(f".{file.name}.replacing")
+    shutil.copyfile(content, temporary)
+    temporary.replace(file)
 
 
 def load_model(settings: Settings, version: ModelVersion) -> tuple[xgb.Booster, Signature]:

@@ -223,6 +223,17 @@ security definer set search_path = pg_catalog, pg_temp
 return (select ops.pseudonym(value, inner_key, outer_key) from ops.pseudonym_keys);
 revoke execute on function predictions.pseudonym(text) from public;
 
+-- One row an erasure of a person: its certificate. It names neither the person nor the pseudonym.
+-- What a killed erasure had removed is counted in its own row, which is never completed.
+create table if not exists ops.erasures (
+    erasure_id bigint generated always as identity primary key,
+    requested_at timestamptz not null default clock_timestamp(),
+    completed_at timestamptz,
+    removed jsonb not null default '{}',
+    not_reached text[] not null default '{}',
+    models_to_retrain text[] not null default '{}'
+);
+
 -- Before the first publication a reader shall hear that there is no such table, not that it may not
 -- look. In a Postgres of the user's own the role may not be there yet.
 do $$

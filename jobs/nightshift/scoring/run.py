@@ -1,6 +1,5 @@
 """Score one night's population with the champion: features in, probabilities and reasons out."""
 
-import hashlib
 import logging
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -84,7 +83,7 @@ def score(settings: Settings, use_case: UseCase, as_of: date) -> ScoreResult:
                     population_rows=int(features_manifest["rows"]),
                     features_sha256=features_sha256,
                     scored_at=datetime.now(UTC),
-                    sha256=_sha256(target / PART),
+                    sha256=lake.file_sha256(target / PART),
                 )
                 lake.write_manifest(target, manifest.model_dump(mode="json"))
         log.info(
@@ -104,18 +103,13 @@ def score(settings: Settings, use_case: UseCase, as_of: date) -> ScoreResult:
         return ScoreResult(use_case.name, as_of, champion.version, identity, rows, is_new)
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _rows_already_there(folder: Path, identity: str) -> int | None:
     """The rows of the existing scores, when they are whole and the same publication."""
     manifest = lake.read_manifest(folder)
     if manifest is None or manifest.get("publication_id") != identity:
         return None
     part = folder / PART
-    if not part.exists() or _sha256(part) != manifest.get("sha256"):
+    if not part.exists() or lake.file_sha256(part) != manifest.get("sha256"):
         return None
     return int(manifest["rows"])
 

@@ -1,0 +1,1 @@
+"""Erasure of one person from everything that Nightshift holds."""
