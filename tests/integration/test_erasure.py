@@ -46,8 +46,12 @@ def land(settings: Settings) -> dict[str, bytes]:
             [HEADER, *(line(1000 + n, c, "2011-06-07") for n, c in enumerate(OTHERS)), ""]
         ),
         "ds=2011-06-08/a.csv.gz": "\n".join(
-            [HEADER, *(line(1100 + n, c, "2011-06-08") for n, c in enumerate(OTHERS))]
-            + [line(1200, f" {CANARY} ", "2011-06-08"), ""]
+            [
+                HEADER,
+                *(line(1100 + n, c, "2011-06-08") for n, c in enumerate(OTHERS)),
+                line(1200, f" {CANARY} ", "2011-06-08"),
+                "",
+            ]
         ),
         f"ds={DAY}/b.csv": "\r\n".join(
             [
