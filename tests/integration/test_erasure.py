@@ -215,6 +215,7 @@ def test_a_canary_is_erased_from_everywhere_and_nobody_else_is_harmed(
     pipeline.nightly(settings, USE_CASES, AS_OF)
     plant_what_a_night_does_not_make(settings, pseudonym)
 
+    require_lookup_by_index(settings)
     before = places(settings, CANARY, pseudonym)
     assert {
         *("raw.order_lines", "raw.card_transactions", "quarantine.order_lines", "ops.runs"),
@@ -267,6 +268,18 @@ def test_a_canary_is_erased_from_everywhere_and_nobody_else_is_harmed(
     assert not any(again.removed.values())
     assert again.models_to_retrain == ()
     assert of_others(settings, pseudonym) == others
+
+
+def require_lookup_by_index(settings: Settings) -> None:
+    """By an id a row is looked up as by its key: the pseudonym is computed once a scan."""
+    with connect(settings) as connection, connection.cursor() as cursor:
+        cursor.execute("set local enable_seqscan = off")  # there are few rows
+        cursor.execute(
+            "explain select * from predictions.churn_latest"
+            " where customer_id = predictions.pseudonym('17850')"
+        )
+        plan = "\n".join(text for (text,) in cursor.fetchall())
+    assert "Index Cond: (customer_id = predictions.pseudonym('17850'::text))" in plan
 
 
 def plant_what_a_night_does_not_make(settings: Settings, pseudonym: str) -> None:

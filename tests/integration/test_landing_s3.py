@@ -22,6 +22,7 @@ from moto.s3.models import s3_backends
 from moto.server import ThreadedMotoServer
 
 from nightshift import doctor
+from nightshift.erasure.run import begin, erase_landed
 from nightshift.errors import ContractError, SettingError
 from nightshift.ingest.run import ingest
 from nightshift.io.landing import Entry, S3LandingZone, zone_at
@@ -37,6 +38,7 @@ BUCKET, URL = "landing", "s3://landing/shop/files"
 FOLDER = "shop/files/order_lines"
 HEADER = "Invoice,StockCode,Description,Quantity,InvoiceDate,Price,Customer ID,Country\n"
 AS_OF = date(2024, 1, 10)
+ERASED = "9,85048,BALL,12,2024-01-01 07:45:00,6.95,777,EIRE\n"
 
 
 def line(invoice: int, day: str = "01") -> str:
@@ -313,3 +315,24 @@ def test_what_is_no_bucket_is_refused_by_the_setting(landing: str) -> None:
 def test_a_bucket_as_setting() -> None:
     assert load_settings(_env_file=None, landing="s3://bucket/a/b/").landing == "s3://bucket/a/b"
     assert load_settings(_env_file=None, landing="s3://bucket").landing == "s3://bucket"
+
+
+def test_a_person_is_erased_from_the_bucket(warehouse: Settings, s3: "S3Client") -> None:
+    """Objects are replaced whole; one that holds nobody else is removed."""
+    in_bucket = warehouse.model_copy(update={"landing": URL})
+    put = s3.put_object
+    put(Bucket=BUCKET, Key=f"{FOLDER}/ds=2024-01-01/a.csv", Body=HEADER + line(1) + ERASED)
+    put(Bucket=BUCKET, Key=f"{FOLDER}/ds=2024-01-02/a.csv", Body=HEADER + line(2, "02"))
+    put(Bucket=BUCKET, Key=f"{FOLDER}/ds=2024-01-02/b.jsonl", Body='{"Customer ID": "777"}\n')
+    untouched = s3.head_object(Bucket=BUCKET, Key=f"{FOLDER}/ds=2024-01-02/a.csv")["LastModified"]
+
+    erasure = begin(in_bucket, "777")
+    erase_landed(in_bucket, erasure)
+
+    assert erasure.removed["landing order_lines"] == 2
+    body = s3.get_object(Bucket=BUCKET, Key=f"{FOLDER}/ds=2024-01-01/a.csv")["Body"].read()
+    assert body.decode() == HEADER + line(1)
+    keys = [item["Key"] for item in s3.list_objects_v2(Bucket=BUCKET)["Contents"]]
+    assert keys == [f"{FOLDER}/ds=2024-01-01/a.csv", f"{FOLDER}/ds=2024-01-02/a.csv"]
+    head = s3.head_object(Bucket=BUCKET, Key=f"{FOLDER}/ds=2024-01-02/a.csv")
+    assert head["LastModified"] == untouched

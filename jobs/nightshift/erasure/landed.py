@@ -168,7 +168,8 @@ def _records(lines: Iterator[str]) -> Iterator[tuple[str, list[str] | None]]:
             consumed.append(line)
             yield line
 
-    reader = csv.reader(feed())
+    # strict, so that a quote that is never closed is an error and no long field
+    reader = csv.reader(feed(), strict=True)
     while True:
         fields: list[str] | None
         try:

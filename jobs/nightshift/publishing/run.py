@@ -260,6 +260,9 @@ def _grant(connection: Connection, view: str) -> None:
         if cursor.fetchone() != (True, True):
             cursor.execute(f"grant usage on schema {sql.SCHEMA} to {sql.READER}")
             cursor.execute(f"grant select on {qualified} to {sql.READER}")
+            cursor.execute(
+                f"grant execute on function {sql.SCHEMA}.pseudonym(text) to {sql.READER}"
+            )
 
 
 def _drop_left_behind(connection: Connection, scores: _Scores) -> None:
