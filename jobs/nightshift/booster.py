@@ -36,6 +36,15 @@ def to_matrix(table: pa.Table, feature_names: Sequence[str]) -> Matrix:
     return matrix
 
 
+def row_order(feature_names: Sequence[str], key: str) -> list[tuple[str, str]]:
+    """The order of labelled rows, for ``pa.Table.sort_by``: by snapshot, then by content.
+
+    Keys come last, since pseudonyms are others in each warehouse: the same rows are then in the
+    same order, and train the same model, under any key.
+    """
+    return [(name, "ascending") for name in ("snapshot", *feature_names, "label", key)]
+
+
 def predict(booster: xgb.Booster, matrix: Matrix) -> Vector:
     """Probabilities of class 1, (rows,) float64 in [0, 1].
 

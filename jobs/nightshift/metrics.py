@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 Array = npt.NDArray[Any]
 Vector = npt.NDArray[np.float64]
@@ -66,7 +67,7 @@ def measure(
         resamples: how many.
     """
     y = np.asarray(labels, dtype=np.float64)
-    codes = np.unique(np.asarray(entities), return_inverse=True)[1]
+    codes = pd.factorize(np.asarray(entities))[0]  # by appearance, whatever the keys are called
     statistics: dict[tuple[str, str], Statistic] = {("", "base_rate"): _mean_of(y)}
     for name, score in scores.items():
         statistics[name, "auc"] = auc_statistic(y, score)

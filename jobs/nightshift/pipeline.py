@@ -96,7 +96,7 @@ def erase(
     Raises:
         NightshiftError: when the marts cannot be rebuilt. What was erased before stays erased.
     """
-    opened = erasure.begin(settings, subject)
+    opened = erasure.begin(settings, use_cases, subject)
     as_of = as_of or erasure.last_as_of(settings)
     with stage("erase_landed"):
         erasure.erase_landed(settings, opened)

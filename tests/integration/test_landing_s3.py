@@ -326,7 +326,7 @@ def test_a_person_is_erased_from_the_bucket(warehouse: Settings, s3: "S3Client")
     put(Bucket=BUCKET, Key=f"{FOLDER}/ds=2024-01-02/b.jsonl", Body='{"Customer ID": "777"}\n')
     untouched = s3.head_object(Bucket=BUCKET, Key=f"{FOLDER}/ds=2024-01-02/a.csv")["LastModified"]
 
-    erasure = begin(in_bucket, "777")
+    erasure = begin(in_bucket, [], "777")
     erase_landed(in_bucket, erasure)
 
     assert erasure.removed["landing order_lines"] == 2

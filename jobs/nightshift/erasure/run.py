@@ -46,6 +46,7 @@ _NEVER_REACHED = (
     "backups and WAL archives of the warehouse: let them expire",
     "older versions of objects, in a bucket that keeps versions",
     "what readers of predictions have copied, and alerts that were sent",
+    "logs that are kept elsewhere: of an Airflow or a Postgres of your own",
     "files that senders still write, under names that begin with . or _",
 )
 
@@ -55,6 +56,8 @@ class Erasure:
     """An erasure that is under way. Its ``repr`` does not show whom it is about.
 
     Attributes:
+        held: raw table, or schema after raw → the person's rows there at the beginning; most of
+            them go when ingest and dbt follow the landed files.
         removed: place → rows removed there by this run.
         not_reached: what may still hold the person, and why.
     """
@@ -62,6 +65,7 @@ class Erasure:
     erasure_id: int
     subject: str = field(repr=False)
     pseudonym: str = field(repr=False)
+    held: dict[str, int] = field(default_factory=dict)
     removed: dict[str, int] = field(default_factory=dict)
     not_reached: list[str] = field(default_factory=list)
 
@@ -84,8 +88,8 @@ class Certificate:
     models_to_retrain: tuple[str, ...]
 
 
-def begin(settings: Settings, subject: str) -> Erasure:
-    """Open the certificate.
+def begin(settings: Settings, use_cases: Sequence[UseCase], subject: str) -> Erasure:
+    """Open the certificate, and count what there is of the person in the warehouse.
 
     Raises:
         NightshiftError: when there is nothing in ``subject``.
@@ -99,7 +103,53 @@ def begin(settings: Settings, subject: str) -> Erasure:
         (erasure_id,) = cursor.fetchone()
         cursor.execute("select predictions.pseudonym(%s)", (subject,))
         (pseudonym,) = cursor.fetchone()
-    return Erasure(erasure_id, subject, pseudonym)
+        erasure = Erasure(erasure_id, subject, pseudonym)
+        for contract in _with_personal_data():
+            cursor.execute("select to_regclass(%s)", (contract.raw_table,))
+            if cursor.fetchone() != (None,):
+                cursor.execute(
+                    f"select count(*) from {contract.raw_table} where {_is_subject(contract)}",
+                    {"id": subject},
+                )
+                (erasure.held[contract.raw_table],) = cursor.fetchone()
+        for schema, table, columns in _tables_after_raw(cursor, _keys(use_cases)):
+            cursor.execute(
+                sql.SQL("select count(*) from {} where {}").format(
+                    sql.Identifier(schema, table), _is_person(columns)
+                ),
+                {"values": list(erasure.values)},
+            )
+            (rows,) = cursor.fetchone()
+            erasure.held[schema] = erasure.held.get(schema, 0) + rows
+    return erasure
+
+
+def _keys(use_cases: Sequence[UseCase]) -> list[str]:
+    """Names of the columns that hold a person's id or pseudonym."""
+    return sorted({u.key for u in use_cases} | {c for s in _with_personal_data() for c in s.pii})
+
+
+def _is_subject(contract: SourceContract) -> str:
+    return " or ".join(f"trim({column}::text) = %(id)s" for column in contract.pii)
+
+
+def _is_person(columns: Sequence[str]) -> sql.Composed:
+    return sql.SQL(" or ").join(
+        sql.SQL("{} = any(%(values)s)").format(sql.Identifier(name)) for name in columns
+    )
+
+
+def _tables_after_raw(cursor: Any, keys: Sequence[str]) -> list[tuple[str, str, list[str]]]:
+    """Schema, table, and which of ``keys`` it has; partitions each by itself."""
+    cursor.execute(
+        "select n.nspname, c.relname, array_agg(a.attname::text)"
+        " from pg_class c join pg_namespace n on n.oid = c.relnamespace"
+        " join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped"
+        " where c.relkind = 'r' and a.attname = any(%s) and a.atttypid = 'text'::regtype"
+        " and n.nspname not in ('raw', 'quarantine', 'ops') group by 1, 2 order by 1, 2",
+        (list(keys),),
+    )
+    return list(cursor.fetchall())
 
 
 def last_as_of(settings: Settings) -> date | None:
@@ -170,10 +220,10 @@ def erase_loaded(settings: Settings, erasure: Erasure) -> None:
             connect(settings) as connection,
             connection.cursor() as cursor,
         ):
-            is_subject = " or ".join(f"trim({column}::text) = %(id)s" for column in contract.pii)
-            loaded = _delete_loaded(cursor, contract.raw_table, is_subject, erasure)
+            loaded = _delete_loaded(cursor, contract.raw_table, _is_subject(contract), erasure)
             names_subject = (
                 "%(id)s = any(regexp_split_to_array(row_as_landed, '[,;|\"\\s]+'))"
+                " or %(id)s = any(regexp_split_to_array(row_as_landed, '\\s*[,;|\"]\\s*'))"
                 " or trim(value) = %(id)s"
             )
             broken = _delete_loaded(cursor, contract.quarantine_table, names_subject, erasure)
@@ -191,7 +241,13 @@ def erase_loaded(settings: Settings, erasure: Erasure) -> None:
                         " values (%s, %s, %s)",
                         (source, landed_date, f"erased, erasure {erasure.erasure_id}"),
                     )
-        _count(settings, erasure, contract.raw_table, sum(loaded.values()))
+        left = sum(loaded.values())
+        _count(
+            settings,
+            erasure,
+            contract.raw_table,
+            max(left, erasure.held.get(contract.raw_table, 0)),
+        )
         _count(settings, erasure, contract.quarantine_table, sum(broken.values()))
 
 
@@ -213,7 +269,7 @@ def erase_derived(settings: Settings, use_cases: Sequence[UseCase], erasure: Era
 
     The marts are rebuilt before: what they sum up over persons is then without this one.
     """
-    keys = sorted({u.key for u in use_cases} | {c for s in _with_personal_data() for c in s.pii})
+    keys = _keys(use_cases)
     _erase_lake(settings, keys, erasure)
     _erase_tables(settings, use_cases, keys, erasure)
     _erase_mlflow(settings, use_cases, keys, erasure)
@@ -232,7 +288,11 @@ def _erase_lake(settings: Settings, keys: Sequence[str], erasure: Erasure) -> No
         }
         for owner, dataset in sorted(names):
             folder = root / owner / dataset
-            wanted = f"lake:{owner}" if kind == "events" else f"{kind}:{owner}:{dataset[6:]}"
+            wanted = (
+                f"lake:{owner}"
+                if kind == "events"
+                else f"{kind}:{owner}:{dataset.removeprefix('as_of=')}"
+            )
             with holding(settings, exclusive=[wanted]):
                 for left in folder.parent.glob(f".{dataset}.*"):
                     shutil.rmtree(left, ignore_errors=True)
@@ -287,25 +347,19 @@ def _erase_tables(
     """Delete from every table after raw that has a column of the person's, and vacuum it."""
     with connect(settings) as connection, connection.cursor() as cursor:
         cursor.execute("select use_case, as_of from ops.publications")
-        locks = {f"publish:{use_case}:{as_of}" for use_case, as_of in cursor.fetchall()}
-        cursor.execute(
-            "select n.nspname, c.relname, array_agg(a.attname::text)"
-            " from pg_class c join pg_namespace n on n.oid = c.relnamespace"
-            " join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped"
-            " where c.relkind = 'r' and a.attname = any(%s) and a.atttypid = 'text'::regtype"
-            " and n.nspname not in ('raw', 'quarantine', 'ops') group by 1, 2 order by 1, 2",
-            (list(keys),),
-        )
-        tables = cursor.fetchall()
+        publications = {(use_case, str(as_of)) for use_case, as_of in cursor.fetchall()}
+        # and those that are on their way
+        for folder in (settings.lake_dir / "scores").glob("*/as_of=*"):
+            publications.add((folder.parent.name, folder.name.removeprefix("as_of=")))
+        tables = _tables_after_raw(cursor, keys)
     removed: dict[str, int] = {}
-    with holding(settings, exclusive=locks):
+    with holding(settings, exclusive=[f"publish:{name}:{as_of}" for name, as_of in publications]):
         for schema, table, columns in tables:
             with connect(settings) as connection, connection.cursor() as cursor:
-                where = sql.SQL(" or ").join(
-                    sql.SQL("{} = any(%(values)s)").format(sql.Identifier(name)) for name in columns
-                )
                 cursor.execute(
-                    sql.SQL("delete from {} where {}").format(sql.Identifier(schema, table), where),
+                    sql.SQL("delete from {} where {}").format(
+                        sql.Identifier(schema, table), _is_person(columns)
+                    ),
                     {"values": list(erasure.values)},
                 )
                 gone = cursor.rowcount
@@ -316,7 +370,7 @@ def _erase_tables(
                         (gone, table.rpartition("_p_")[2]),
                     )
     for schema, rows in removed.items():
-        _count(settings, erasure, schema, rows)
+        _count(settings, erasure, schema, max(rows, erasure.held.get(schema, 0)))
     _vacuum(settings, ["raw", "quarantine", *{schema for schema, _, _ in tables}, "ops"])
 
 

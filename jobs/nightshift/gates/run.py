@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from nightshift.booster import predict, to_matrix
+from nightshift.booster import predict, row_order, to_matrix
 from nightshift.errors import Cause, GateError, NightshiftError
 from nightshift.gates.rules import Evidence, GateResult, Reign, Sample, judge_gate
 from nightshift.io import model_store
@@ -165,8 +165,7 @@ def _measure_champion(
         raise NightshiftError(f"the training dataset in {folder} is gone", remedy)
     rows = pa.concat_tables(parts)
     mask = pc.is_in(rows.column("snapshot"), pa.array(snapshots, pa.date32()))
-    order = [("snapshot", "ascending"), (use_case.key, "ascending")]
-    rows = rows.filter(mask).sort_by(order)
+    rows = rows.filter(mask).sort_by(row_order(use_case.feature_names, use_case.key))
     matrix = to_matrix(rows, use_case.feature_names)
     scored = predictions.column("score_model").to_numpy()
     if rows.column(use_case.key).to_pylist() != predictions.column(

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import xgboost as xgb
 
 from nightshift.baselines import LINEAR, fit_linear, heuristic_scores, linear_scores
-from nightshift.booster import Matrix, Vector, predict, to_matrix
+from nightshift.booster import Matrix, Vector, predict, row_order, to_matrix
 from nightshift.errors import NightshiftError
 from nightshift.io import model_store
 from nightshift.io.lake import dataset_dir, digest, read_manifest
@@ -158,7 +158,7 @@ def _read_dataset(settings: Settings, use_case: UseCase, as_of: date) -> _Datase
             f"{manifest['rows']}",
             "build the training dataset again",
         )
-    table = table.sort_by([("snapshot", "ascending"), (use_case.key, "ascending")])
+    table = table.sort_by(row_order(use_case.feature_names, use_case.key))
     newest = table.column("snapshot").combine_chunks()
     latest = newest[-1].as_py() if len(newest) else as_of
     matures = latest + timedelta(days=use_case.label.maturity_days)
