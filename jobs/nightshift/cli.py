@@ -384,7 +384,11 @@ def show_top(settings: Settings, use_case_name: str, limit: int = 10) -> None:
 
     use_case = find_use_case(use_case_name)
     rows = top_rows(settings, use_case, limit)
-    table = Table(title=f"{use_case.table}_latest")
+    is_personal = any(use_case.key in load_contract(source).pii for source in SOURCES)
+    table = Table(
+        title=f"{use_case.table}_latest",
+        caption="of an id: select predictions.pseudonym('<id>')" if is_personal else None,
+    )
     for name in (use_case.key, "as_of", use_case.score_column, "band", "reasons"):
         table.add_column(name, overflow="fold", no_wrap=name in (use_case.key, "as_of", "band"))
     for row in rows:
