@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
@@ -18,6 +19,8 @@ import pytest
 import xgboost as xgb
 
 from nightshift import pipeline
+from nightshift.erasure import run as erasure
+from nightshift.errors import NightshiftError
 from nightshift.io import lake, model_store
 from nightshift.io.warehouse import connect
 from nightshift.settings import PROJECT_ROOT, Settings
@@ -312,3 +315,45 @@ def plant_what_a_night_does_not_make(settings: Settings, pseudonym: str) -> None
             "update ops.landing_files set rows_in = rows_in + 1, rows_quarantined = 1"
             " where status = 'loaded' and path like '%a.csv'"
         )
+
+
+def test_an_erasure_waits_for_a_running_ingest(warehouse: Settings) -> None:
+    folder = Path(str(warehouse.landing)) / "order_lines" / f"ds={DAY}"
+    folder.mkdir(parents=True)
+    landed = "\n".join([HEADER, line(1, CANARY), line(2, "17850"), ""])
+    (folder / "a.csv").write_text(landed)
+    opened = erasure.begin(warehouse, USE_CASES, CANARY)
+    with connect(warehouse) as connection, connection.cursor() as cursor:
+        cursor.execute(
+            "select pg_advisory_lock(hashtextextended('nightshift.ingest.order_lines', 0))"
+        )
+        connection.commit()
+        thread = threading.Thread(target=erasure.erase_landed, args=(warehouse, opened))
+        thread.start()
+        waiting: list[tuple[Any, ...]] = []
+        while not waiting:
+            cursor.execute("select 1 from pg_locks where locktype = 'advisory' and not granted")
+            waiting = cursor.fetchall()
+            connection.commit()
+        assert (folder / "a.csv").read_text() == landed
+    thread.join()
+
+    assert (folder / "a.csv").read_text() == "\n".join([HEADER, line(2, "17850"), ""])
+    assert opened.removed["landing order_lines"] == 1
+
+
+def test_a_damaged_file_is_named_on_the_certificate(tracked_warehouse: Settings) -> None:
+    folder = Path(str(tracked_warehouse.landing)) / "order_lines" / f"ds={DAY}"
+    folder.mkdir(parents=True)
+    content = gzip.compress("\n".join([HEADER, line(1, CANARY)]).encode())
+    (folder / "a.csv.gz").write_bytes(content[:-9])
+
+    done = pipeline.erase(tracked_warehouse, USE_CASES, CANARY)
+
+    assert done.not_reached[0] == f"order_lines/ds={DAY}/a.csv.gz, which is damaged: remove it"
+    assert fetched(tracked_warehouse, "select not_reached[1] from ops.erasures") == [
+        (done.not_reached[0],)
+    ]
+    assert CANARY not in repr(erasure.begin(tracked_warehouse, USE_CASES, CANARY))
+    with pytest.raises(NightshiftError, match="the subject is empty"):
+        pipeline.erase(tracked_warehouse, USE_CASES, "  ")
