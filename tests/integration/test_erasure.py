@@ -322,6 +322,8 @@ def test_an_erasure_waits_for_a_running_ingest(warehouse: Settings) -> None:
     folder.mkdir(parents=True)
     landed = "\n".join([HEADER, line(1, CANARY), line(2, "17850"), ""])
     (folder / "a.csv").write_text(landed)
+    with connect(warehouse) as connection, connection.cursor() as cursor:
+        cursor.execute(f"create table public.theirs as select '{CANARY}'::text as customer_id")
     opened = erasure.begin(warehouse, USE_CASES, CANARY)
     with connect(warehouse) as connection, connection.cursor() as cursor:
         cursor.execute(
@@ -340,6 +342,8 @@ def test_an_erasure_waits_for_a_running_ingest(warehouse: Settings) -> None:
 
     assert (folder / "a.csv").read_text() == "\n".join([HEADER, line(2, "17850"), ""])
     assert opened.removed["landing order_lines"] == 1
+    # a table in a schema that is not ours is somebody else's
+    assert "public" not in opened.held
 
 
 def test_a_damaged_file_is_named_on_the_certificate(tracked_warehouse: Settings) -> None:

@@ -35,6 +35,8 @@ _MASK = "x"
 _TEST_PREDICTIONS = "evaluation/test_predictions.parquet"
 _OWN_FOLDERS = frozenset({"postgres", "lake", "landing", "jdk", "zones", "mlflow-artifacts"})
 """Of the state folder: what other steps erase from, and what holds no text of ours."""
+_AFTER_RAW = ("staging", "intermediate", "marts", "predictions", "monitoring")
+"""Schemas of ours; the database may have others, of somebody else."""
 _TEXTS = {
     "ops.runs": ("error", "result"),
     "ops.landing_files": ("reason",),
@@ -146,8 +148,8 @@ def _tables_after_raw(cursor: Any, keys: Sequence[str]) -> list[tuple[str, str, 
         " from pg_class c join pg_namespace n on n.oid = c.relnamespace"
         " join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped"
         " where c.relkind = 'r' and a.attname = any(%s) and a.atttypid = 'text'::regtype"
-        " and n.nspname not in ('raw', 'quarantine', 'ops') group by 1, 2 order by 1, 2",
-        (list(keys),),
+        " and n.nspname = any(%s) group by 1, 2 order by 1, 2",
+        (list(keys), list(_AFTER_RAW)),
     )
     return list(cursor.fetchall())
 
@@ -371,7 +373,7 @@ def _erase_tables(
                     )
     for schema, rows in removed.items():
         _count(settings, erasure, schema, max(rows, erasure.held.get(schema, 0)))
-    _vacuum(settings, ["raw", "quarantine", *{schema for schema, _, _ in tables}, "ops"])
+    _vacuum(settings, ["raw", "quarantine", *_AFTER_RAW, "ops"])
 
 
 def _vacuum(settings: Settings, schemas: Sequence[str]) -> None:
