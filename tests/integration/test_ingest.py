@@ -313,6 +313,25 @@ def test_a_content_that_was_replaced_may_land_again(warehouse: Settings) -> None
     assert ingest(warehouse, AS_OF).files_loaded == 2
 
 
+def test_a_file_that_becomes_the_same_as_another_loses_its_rows(warehouse: Settings) -> None:
+    land(warehouse, "2024-01-01", HEADER + GOOD)
+    file = land(warehouse, "2024-01-02", HEADER + GOOD + GOOD)
+    ingest(warehouse, AS_OF)
+    file.write_text((HEADER + GOOD).replace("489434", "489401"))
+
+    ingest(warehouse, AS_OF)
+
+    assert query(warehouse, "select _landed_date::text from raw.order_lines") == [("2024-01-01",)]
+    assert query(warehouse, "select status from ops.landing_files order by file_id") == [
+        ("loaded",), ("replaced",), ("duplicate",),
+    ]  # fmt: skip
+    days = "select landed_date::text from ops.changed_days order by change_id"
+    assert query(warehouse, days) == [("2024-01-01",), ("2024-01-02",), ("2024-01-02",)]
+    before = everything(warehouse)
+    ingest(warehouse, AS_OF)
+    assert everything(warehouse) == before
+
+
 def test_a_file_that_was_only_touched_is_not_loaded_again(warehouse: Settings) -> None:
     file = land(warehouse, "2024-01-01", HEADER + GOOD)
     ingest(warehouse, AS_OF)

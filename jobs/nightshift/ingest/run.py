@@ -317,7 +317,7 @@ def _ingest_file(
                 return
             twin = ledger.twin_of(file, sha256)
             if twin is not None:
-                ledger.record_twin(file, sha256, twin)
+                ledger.record_twin(contract, file, sha256, twin)
                 tally.warn(f"{file.path}: the same content as {twin}, which is loaded; left out")
                 return
             done = _load(connection, contract, file, sha256, local, before, ledger, tally.warn)
@@ -643,8 +643,15 @@ class _Ledger:
         twin = self._contents.get(sha256)
         return twin if twin != file.path else None
 
-    def record_twin(self, file: LandedFile, sha256: str, twin: str) -> None:
-        """Keep that the file was left out."""
+    def record_twin(
+        self, contract: SourceContract, file: LandedFile, sha256: str, twin: str
+    ) -> None:
+        """Keep that the file was left out; rows of an earlier version of it go."""
+        if file.path in self._loaded:
+            self.replace_earlier(contract, file, sha256)
+            self._mark_changed(file)
+            earlier = self._loaded.pop(file.path)
+            self._contents.pop(earlier.sha256, None)
         self._insert(file, sha256, "duplicate", f"the same content as {twin}")
         self._connection.commit()
 
@@ -687,17 +694,20 @@ class _Ledger:
             quarantined,
             file_id,
         )
+        self._mark_changed(file)
+        earlier = self._loaded.get(file.path)
+        if earlier is not None:
+            self._contents.pop(earlier.sha256, None)
+        known = _Known(file_id, file.path, file.landed_date, self._opened, file.version)
+        self._remember(known, loaded + quarantined)
+
+    def _mark_changed(self, file: LandedFile) -> None:
         self._execute(
             "insert into ops.changed_days (source, landed_date, reason) values ($1, $2, $3)",
             self._source,
             file.landed_date,
             f"{'replaced' if file.path in self._loaded else 'loaded'} {file.path}",
         )
-        earlier = self._loaded.get(file.path)
-        if earlier is not None:
-            self._contents.pop(earlier.sha256, None)
-        known = _Known(file_id, file.path, file.landed_date, self._opened, file.version)
-        self._remember(known, loaded + quarantined)
 
     def _insert(self, file: LandedFile, sha256: str, status: str, reason: str) -> int:
         ((file_id,),) = self._execute(
