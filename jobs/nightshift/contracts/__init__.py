@@ -153,6 +153,11 @@ class SourceContract(BaseModel):
         return f"quarantine.{self.source}"
 
     @property
+    def lock(self) -> str:
+        """Name of the advisory lock of whoever changes the source's raw table or landed files."""
+        return f"nightshift.ingest.{self.source}"
+
+    @property
     def landed_names(self) -> tuple[str, ...]:
         """The header that a file must have, in any order."""
         return tuple(column.landed_name for column in self.columns)

@@ -169,7 +169,7 @@ def erase_landed(settings: Settings, erasure: Erasure) -> None:
     """Rewrite every landed file that holds the person, each at once, under its source's lock."""
     zone = landing_zone(settings)
     for contract in _with_personal_data():
-        with holding(settings, exclusive=[f"nightshift.ingest.{contract.source}"]):
+        with holding(settings, exclusive=[contract.lock]):
             rows = files = 0
             for path in _landed(zone, contract.source):
                 removed = _rewrite(zone, contract, path, erasure)
@@ -218,7 +218,7 @@ def erase_loaded(settings: Settings, erasure: Erasure) -> None:
     """Take out of raw and quarantine what ingest has not replaced: rows of files that are gone."""
     for contract in _with_personal_data():
         with (
-            holding(settings, exclusive=[f"nightshift.ingest.{contract.source}"]),
+            holding(settings, exclusive=[contract.lock]),
             connect(settings) as connection,
             connection.cursor() as cursor,
         ):

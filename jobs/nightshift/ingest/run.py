@@ -510,7 +510,7 @@ def _stamped(rows: pa.Table, file: LandedFile, file_id: int) -> pa.Table:
 def _locked(settings: Settings, contract: SourceContract) -> Iterator[adbc.Connection]:
     """A connection that holds the source's lock until it closes, with the source's tables there."""
     with closing(adbc.connect(settings.warehouse_url)) as connection:
-        name = f"nightshift.ingest.{contract.source}"
+        name = contract.lock
         with connection.cursor() as cursor:
             cursor.execute("select pg_try_advisory_lock(hashtextextended($1, 0))", (name,))
             if not cursor.fetchone()[0]:
