@@ -23,7 +23,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import adbc_driver_postgresql.dbapi as adbc
+import numpy as np
 import pandas as pd
 import psycopg2
 import pyarrow as pa
@@ -34,6 +34,7 @@ from nightshift.contracts import load_contract
 from nightshift.demo_data.run import write_landing
 from nightshift.ingest.rows import good_schema
 from nightshift.ingest.run import ingest
+from nightshift.io.copy import copy_batches
 from nightshift.io.warehouse import migrate
 from nightshift.services.postgres import EmbeddedPostgres, free_port
 from nightshift.settings import Settings, load_settings
@@ -110,7 +111,7 @@ def copy_binary(settings: Settings, prepared: Path, direction: str) -> None:
 
 
 def load_unchecked(settings: Settings, file: Path) -> None:
-    """The file's rows through Arrow's own types, without a rule, by the same driver."""
+    """The file's rows through Arrow's own types, without a rule, by the same COPY."""
     schema = good_schema(CONTRACT)
     names = {c.landed_name: c.name for c in CONTRACT.columns}
     types = {c.landed_name: schema.field(c.name).type for c in CONTRACT.columns}
@@ -133,7 +134,7 @@ def load_unchecked(settings: Settings, file: Path) -> None:
             table = pa.Table.from_batches([batch]).rename_columns(
                 [names[name] for name in batch.schema.names]
             )
-            numbers = pa.array(range(first, first + batch.num_rows), pa.int64())
+            numbers = pa.array(np.arange(first, first + batch.num_rows))
             table = table.append_column("_row_number", numbers)
             for name, value in stamps:
                 table = table.append_column(name, pa.repeat(value, batch.num_rows))
@@ -141,14 +142,8 @@ def load_unchecked(settings: Settings, file: Path) -> None:
             yield from table.to_batches()
 
     full = pa.schema([*schema, ("_landed_date", pa.date32()), ("_file_id", pa.int64())])
-    with adbc.connect(settings.warehouse_url) as connection, connection.cursor() as cursor:
-        cursor.adbc_ingest(
-            TABLE.split(".")[1],
-            pa.RecordBatchReader.from_batches(full, batches()),
-            mode="append",
-            db_schema_name=TABLE.split(".")[0],
-        )
-        connection.commit()
+    with psycopg2.connect(settings.warehouse_url) as connection:
+        copy_batches(connection, TABLE, full, batches())
 
 
 def in_a_process_of_its_own(settings: Settings) -> tuple[float, float]:
@@ -248,7 +243,7 @@ def main(customers: int, lines: int, runs: int) -> None:
                         "python": platform.python_version(),
                         "postgres": "18",
                         "pyarrow": version("pyarrow"),
-                        "adbc": version("adbc-driver-postgresql"),
+                        "pgpq": version("pgpq"),
                     },
                 }
             )

@@ -7,11 +7,9 @@ file loaded whole or not at all. Rerunning loads only what is not loaded yet.
 import hashlib
 import logging
 import os
-import queue
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from pathlib import Path
@@ -19,23 +17,23 @@ from tempfile import TemporaryFile
 from typing import IO, Any
 from zoneinfo import ZoneInfo
 
-import adbc_driver_postgresql.dbapi as adbc
 import pyarrow as pa
 import pyarrow.compute as pc
+from psycopg2.extensions import connection as Connection
 
 from nightshift.contracts import SOURCES, SourceContract, load_contract
 from nightshift.errors import Cause, ContractError, RefusedAsOf
 from nightshift.ingest import formats
 from nightshift.ingest.folders import LandedFile, NothingLanded, discover
 from nightshift.ingest.rows import BROKEN_SCHEMA, CheckedRows, check, good_schema
+from nightshift.io.copy import copy_batches
 from nightshift.io.landing import LandingZone, landing_zone
-from nightshift.io.warehouse import recorded_run
+from nightshift.io.warehouse import recorded_run, session
 from nightshift.settings import Settings
 from nightshift.use_cases import USE_CASES
 
 _log = logging.getLogger(__name__)
 _PROGRESS_SECONDS = 2.0
-_BATCHES_AHEAD = 4
 _STAMPS = pa.schema({"_landed_date": pa.date32(), "_file_id": pa.int64()})
 
 
@@ -156,14 +154,14 @@ def replay(settings: Settings, source: str, path: str | None = None) -> list[Rep
 
 
 def _quarantined_files(
-    connection: adbc.Connection, contract: SourceContract, path: str | None
+    connection: Connection, contract: SourceContract, path: str | None
 ) -> list[tuple[LandedFile, int, str]]:
     with connection.cursor() as cursor:
         cursor.execute(
             "select landed_date, path, bytes, version, file_id, sha256 from ops.landing_files"
-            " where source = $1 and status = 'loaded' and rows_quarantined > 0"
-            " and path = coalesce(nullif($2, ''), path) order by file_id",
-            (contract.source, path or ""),
+            " where source = %s and status = 'loaded' and rows_quarantined > 0"
+            " and path = coalesce(%s, path) order by file_id",
+            (contract.source, path),
         )
         rows = cursor.fetchall()
     connection.commit()
@@ -176,7 +174,7 @@ def _quarantined_files(
 
 
 def _replay_file(
-    connection: adbc.Connection,
+    connection: Connection,
     zone: LandingZone,
     contract: SourceContract,
     file: LandedFile,
@@ -184,7 +182,7 @@ def _replay_file(
     sha256: str,
 ) -> ReplayedFile:
     with connection.cursor() as cursor:
-        where = f"from {contract.quarantine_table} where _landed_date = $1 and _file_id = $2"
+        where = f"from {contract.quarantine_table} where _landed_date = %s and _file_id = %s"
         cursor.execute(f"select _row_number {where}", (file.landed_date, file_id))
         wanted = pa.array([number for (number,) in cursor.fetchall()], pa.int64())
     try:
@@ -199,21 +197,21 @@ def _replay_file(
         if good.num_rows:
             schema = pa.schema([*good.schema, *_STAMPS])
             batches = iter(_stamped(good, file, file_id).to_batches())
-            _copy(connection, contract.raw_table, schema, batches)
+            copy_batches(connection, contract.raw_table, schema, batches)
             numbers = good["_row_number"].to_pylist()
             with connection.cursor() as cursor:
                 cursor.execute(
-                    f"delete {where} and _row_number = any(string_to_array($3, ',')::bigint[])",
-                    (file.landed_date, file_id, ",".join(map(str, numbers))),
+                    f"delete {where} and _row_number = any(%s)",
+                    (file.landed_date, file_id, numbers),
                 )
                 cursor.execute(
-                    "update ops.landing_files set rows_loaded = rows_loaded + $1,"
-                    " rows_quarantined = rows_quarantined - $1 where file_id = $2",
-                    (good.num_rows, file_id),
+                    "update ops.landing_files set rows_loaded = rows_loaded + %s,"
+                    " rows_quarantined = rows_quarantined - %s where file_id = %s",
+                    (good.num_rows, good.num_rows, file_id),
                 )
                 cursor.execute(
                     "insert into ops.changed_days (source, landed_date, reason)"
-                    " values ($1, $2, $3)",
+                    " values (%s, %s, %s)",
                     (file.source, file.landed_date, f"replayed {file.path}"),
                 )
         connection.commit()
@@ -300,7 +298,7 @@ def _cause(file: LandedFile, refusal: ContractError) -> Cause:
 
 
 def _ingest_file(
-    connection: adbc.Connection,
+    connection: Connection,
     zone: LandingZone,
     contract: SourceContract,
     file: LandedFile,
@@ -338,7 +336,7 @@ class _Loaded:
 
 
 def _load(
-    connection: adbc.Connection,
+    connection: Connection,
     contract: SourceContract,
     file: LandedFile,
     sha256: str,
@@ -361,13 +359,13 @@ def _load(
                     check(contract, batch, file.landed_date)
                     for batch in formats.read(contract, file.path, local, warn)
                 )
-                for rows in _ahead(checked):
+                for rows in checked:
                     loaded += rows.good.num_rows
                     broken.add(rows)
                     yield from _stamped(rows.good, file, file_id).to_batches()
 
             schema = pa.schema([*good_schema(contract), *_STAMPS])
-            _copy(connection, contract.raw_table, schema, stamped())
+            copy_batches(connection, contract.raw_table, schema, stamped())
             if broken.rows:
                 schema = pa.schema([*BROKEN_SCHEMA, *_STAMPS])
                 batches = (
@@ -375,7 +373,7 @@ def _load(
                     for table in broken.read()
                     for batch in _stamped(table, file, file_id).to_batches()
                 )
-                _copy(connection, contract.quarantine_table, schema, batches)
+                copy_batches(connection, contract.quarantine_table, schema, batches)
                 broken.describe(file)
         now = local.stat()
         if (now.st_size, now.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
@@ -389,72 +387,6 @@ def _load(
         connection.rollback()
         raise
     return _Loaded(loaded, broken.rows)
-
-
-def _copy(
-    connection: adbc.Connection, table: str, schema: pa.Schema, batches: Iterator[pa.RecordBatch]
-) -> None:
-    """Binary COPY of the batches, as they come."""
-    fault: list[BaseException] = []
-
-    def kept() -> Iterator[pa.RecordBatch]:
-        # the driver would wrap an error of ours in one of its own
-        try:
-            yield from batches
-        except BaseException as error:
-            fault.append(error)
-            raise
-
-    db_schema, name = table.split(".")
-    with connection.cursor() as cursor:
-        try:
-            cursor.adbc_ingest(
-                name,
-                pa.RecordBatchReader.from_batches(schema, kept()),
-                mode="append",
-                db_schema_name=db_schema,
-            )
-        except Exception:
-            if fault:
-                raise fault[0] from None
-            raise
-
-
-def _ahead[T](items: Iterator[T]) -> Iterator[T]:
-    """The same items, made by a thread that works ahead while the server takes what it was sent."""
-    done = threading.Event()
-    made: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(_BATCHES_AHEAD)
-
-    def put(item: tuple[T | None, BaseException | None]) -> None:
-        while not done.is_set():
-            try:
-                return made.put(item, timeout=0.1)
-            except queue.Full:
-                continue
-
-    def work() -> None:
-        try:
-            for item in items:
-                put((item, None))
-                if done.is_set():
-                    return
-            put((None, None))
-        except BaseException as error:
-            put((None, error))
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    try:
-        while True:
-            item, error = made.get()
-            if error is not None:
-                raise error
-            if item is None:
-                return
-            yield item
-    finally:
-        done.set()
-        thread.join()
 
 
 class _Spool:
@@ -507,25 +439,23 @@ def _stamped(rows: pa.Table, file: LandedFile, file_id: int) -> pa.Table:
 
 
 @contextmanager
-def _locked(settings: Settings, contract: SourceContract) -> Iterator[adbc.Connection]:
+def _locked(settings: Settings, contract: SourceContract) -> Iterator[Connection]:
     """A connection that holds the source's lock until it closes, with the source's tables there."""
-    with closing(adbc.connect(settings.warehouse_url)) as connection:
+    with session(settings) as connection:
         name = contract.lock
         with connection.cursor() as cursor:
-            cursor.execute("select pg_try_advisory_lock(hashtextextended($1, 0))", (name,))
+            cursor.execute("select pg_try_advisory_lock(hashtextextended(%s, 0))", (name,))
             if not cursor.fetchone()[0]:
                 _log.info("another ingest of %s is running; waiting for it", contract.source)
-                cursor.execute("select pg_advisory_lock(hashtextextended($1, 0))::text", (name,))
-                cursor.fetchone()
-            for statement in filter(str.strip, contract.ddl().split(";\n")):
-                cursor.execute(statement)
+                cursor.execute("select pg_advisory_lock(hashtextextended(%s, 0))", (name,))
+            cursor.execute(contract.ddl())
         _follow_contract(connection, contract)
         # The lock belongs to the session: it outlives this commit and each file's.
         connection.commit()
         yield connection
 
 
-def _follow_contract(connection: adbc.Connection, contract: SourceContract) -> None:
+def _follow_contract(connection: Connection, contract: SourceContract) -> None:
     """Bring an older raw table to the contract, as far as that loses nothing.
 
     Raises:
@@ -533,17 +463,17 @@ def _follow_contract(connection: adbc.Connection, contract: SourceContract) -> N
     """
     with connection.cursor() as cursor:
         cursor.execute(
-            "select attname, format_type(atttypid, atttypmod), attnotnull::int from pg_attribute"
-            " where attrelid = to_regclass($1) and attnum > 0 and not attisdropped",
+            "select attname, format_type(atttypid, atttypmod), attnotnull from pg_attribute"
+            " where attrelid = to_regclass(%s) and attnum > 0 and not attisdropped",
             (contract.raw_table,),
         )
-        found = {name: (sql_type, bool(required)) for name, sql_type, required in cursor.fetchall()}
+        found = {name: (sql_type, required) for name, sql_type, required in cursor.fetchall()}
         for column in contract.columns:
             if column.name not in found:
                 _log.info("%s: new column %s", contract.raw_table, column.name)
                 if column.required:
-                    cursor.execute(f"select exists (select from {contract.raw_table})::int")
-                    if cursor.fetchone() != (0,):
+                    cursor.execute(f"select exists (select from {contract.raw_table})")
+                    if cursor.fetchone() == (True,):
                         raise ContractError(
                             f"{contract.raw_table} has rows, and no column {column.name}, which the"
                             " contract requires",
@@ -586,12 +516,12 @@ class _Known:
 class _Ledger:
     """The source's rows of ``ops.landing_files``."""
 
-    def __init__(self, connection: adbc.Connection, source: str) -> None:
+    def __init__(self, connection: Connection, source: str) -> None:
         self._connection = connection
         self._source = source
         rows = self._execute(
             "select file_id, path, landed_date, sha256, version, status, reason, rows_in"
-            " from ops.landing_files where source = $1 and status <> 'replaced' order by file_id",
+            " from ops.landing_files where source = %s and status <> 'replaced' order by file_id",
             source,
         )
         connection.commit()
@@ -631,7 +561,7 @@ class _Ledger:
         if known is None or known.sha256 != sha256:
             return False
         self._execute(
-            "update ops.landing_files set version = $1 where file_id = $2",
+            "update ops.landing_files set version = %s where file_id = %s",
             file.version,
             known.file_id,
         )
@@ -669,12 +599,12 @@ class _Ledger:
         _log.warning("%s: its content has changed; its rows are replaced", file.path)
         for table in (contract.raw_table, contract.quarantine_table):
             self._execute(
-                f"delete from {table} where _landed_date = $1 and _file_id = $2",
+                f"delete from {table} where _landed_date = %s and _file_id = %s",
                 known.landed_date,
                 known.file_id,
             )
         self._execute(
-            "update ops.landing_files set status = 'replaced', reason = $1 where file_id = $2",
+            "update ops.landing_files set status = 'replaced', reason = %s where file_id = %s",
             f"its content has changed to SHA-256 {sha256[:12]}…",
             known.file_id,
         )
@@ -682,13 +612,13 @@ class _Ledger:
     def open(self, file: LandedFile, sha256: str) -> int:
         """The file's row, in the open transaction; its id."""
         self._opened = sha256
-        return self._insert(file, sha256, "loaded", "")
+        return self._insert(file, sha256, "loaded", None)
 
     def close(self, file: LandedFile, file_id: int, loaded: int, quarantined: int) -> None:
         """Count the file's rows, and mark its day as changed, in the open transaction."""
         self._execute(
-            "update ops.landing_files set rows_in = $1, rows_loaded = $2, rows_quarantined = $3"
-            " where file_id = $4",
+            "update ops.landing_files set rows_in = %s, rows_loaded = %s, rows_quarantined = %s"
+            " where file_id = %s",
             loaded + quarantined,
             loaded,
             quarantined,
@@ -703,17 +633,17 @@ class _Ledger:
 
     def _mark_changed(self, file: LandedFile) -> None:
         self._execute(
-            "insert into ops.changed_days (source, landed_date, reason) values ($1, $2, $3)",
+            "insert into ops.changed_days (source, landed_date, reason) values (%s, %s, %s)",
             self._source,
             file.landed_date,
             f"{'replaced' if file.path in self._loaded else 'loaded'} {file.path}",
         )
 
-    def _insert(self, file: LandedFile, sha256: str, status: str, reason: str) -> int:
+    def _insert(self, file: LandedFile, sha256: str, status: str, reason: str | None) -> int:
         ((file_id,),) = self._execute(
             "insert into ops.landing_files (source, landed_date, path, sha256, bytes, version,"
             " status, reason, rows_in, rows_loaded, rows_quarantined)"
-            " values ($1, $2, $3, $4, $5, $6, $7, nullif($8, ''), 0, 0, 0) returning file_id",
+            " values (%s, %s, %s, %s, %s, %s, %s, %s, 0, 0, 0) returning file_id",
             file.source,
             file.landed_date,
             file.path,

@@ -21,8 +21,8 @@ _HMAC_BLOCK_BYTES = 64
 
 
 @contextmanager
-def connect(settings: Settings) -> Iterator[Connection]:
-    """One transaction on the warehouse as ``nightshift_writer``: commit at the end, or roll back.
+def session(settings: Settings) -> Iterator[Connection]:
+    """A connection to the warehouse as ``nightshift_writer``; the caller commits.
 
     Raises:
         SettingError: when no server answers at the URL.
@@ -37,10 +37,20 @@ def connect(settings: Settings) -> Iterator[Connection]:
             "run `make up`, or correct NIGHTSHIFT_DATABASE_URL",
         ) from error
     try:
-        with connection:
-            yield connection
+        yield connection
     finally:
         connection.close()
+
+
+@contextmanager
+def connect(settings: Settings) -> Iterator[Connection]:
+    """One transaction on the warehouse: commit at the end, or roll back.
+
+    Raises:
+        SettingError: when no server answers at the URL.
+    """
+    with session(settings) as connection, connection:
+        yield connection
 
 
 def migrate(settings: Settings) -> None:
