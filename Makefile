@@ -55,6 +55,10 @@ test-unit: setup ## The tests that need no service
 bench-ingest: setup ## Load 10 M order lines, against a prepared binary COPY; BENCH_ARGS=…
 	@$(RUN)/python tests/benchmarks/bench_ingest.py $(BENCH_ARGS)
 
+.PHONY: bench-night
+bench-night: setup ## A day's lines on 10 M of history, file to checked marts; BENCH_ARGS=…
+	@$(RUN)/python tests/benchmarks/bench_night.py $(BENCH_ARGS)
+
 .PHONY: lint
 lint: setup ## Style, types, import layers
 	@$(RUN)/ruff check .
