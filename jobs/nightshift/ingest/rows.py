@@ -6,11 +6,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from nightshift.contracts import Column, SourceContract
-from nightshift.ingest.formats import TextBatch
+from nightshift.ingest.formats import TextBatch, may_hold
 
 MASK = "•••"
 """What stands in the quarantine for a value that may be personal data."""
@@ -30,6 +31,9 @@ _INTEGERS = {
 _INSTANT = (
     r"^([1-9][0-9]{3}|0[1-9][0-9]{2}|00[1-9][0-9]|000[1-9])"
     r"-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}:[0-9]{2}$"
+)
+_EARLIEST, _LATEST = (
+    np.frombuffer(text, np.uint8) for text in (b"1000-00-00 00:00:00", b"9999-99-99 99:99:99")
 )
 BROKEN_SCHEMA = pa.schema(
     {
@@ -112,7 +116,8 @@ def _typed(
         is_empty = pc.or_(pc.equal(text, ""), pc.utf8_is_space(text))
         filled = _null_where(is_empty, text)
         faults = [("a value (it is required)", is_empty)] if column.required else []
-        faults.append(("no NUL character", pc.match_substring(text, "\0")))
+        if may_hold(chunked, b"\0"):
+            faults.append(("no NUL character", pc.match_substring(text, "\0")))
         values = filled if column.kind == "string" else _cast(column, filled)
         if column.kind == "string":
             faults += _text_faults(column, filled)
@@ -135,7 +140,7 @@ def _text_faults(column: Column, text: pa.Array) -> list[tuple[str, pa.Array]]:
     if column.pattern:
         matches = pc.match_substring_regex(text, column.pattern)
         faults.append((f"text like {column.pattern}", pc.invert(matches)))
-    if column.max_length:
+    if column.max_length and _longest(text) > column.max_length:
         longer = pc.greater(pc.utf8_length(text), column.max_length)
         faults.append((f"at most {column.max_length} characters", longer))
     if column.values:
@@ -170,8 +175,24 @@ def _cast(column: Column, text: pa.Array) -> pa.Array:
         precision, scale = column.precision_and_scale
         pattern = rf"^-?[0-9]{{1,{precision - scale}}}(\.[0-9]{{1,{scale}}})?$"
         return _where(text, pattern).cast(_arrow_type(column))
-    shaped = _where(text, _INSTANT)
+    shaped = text if _are_instants(text) else _where(text, _INSTANT)
     return pa.concat_arrays(_instants(shaped))
+
+
+def _longest(text: pa.Array) -> int:
+    """Bytes, so at least the characters, of the longest value."""
+    return pc.max(pc.binary_length(text)).as_py() or 0
+
+
+def _are_instants(text: pa.Array) -> bool:
+    """Whether each value has the shape of ``_INSTANT``: a quick yes for what most columns hold."""
+    length = len(_EARLIEST)
+    if text.null_count or not pc.all(pc.equal(pc.binary_length(text), length)).as_py():
+        return False
+    _, offsets, data = text.buffers()
+    first = int(np.frombuffer(offsets, np.int32)[text.offset])
+    characters = np.frombuffer(data, np.uint8, length * len(text), first).reshape(-1, length)
+    return bool(((characters >= _EARLIEST) & (characters <= _LATEST)).all())
 
 
 def _instants(text: pa.Array) -> list[pa.Array]:

@@ -104,6 +104,16 @@ def test_columns_are_found_by_name() -> None:
         ),
         (
             "2009-12-01 07",
+            "2009-12-01T07",
+            ("InvoiceDate", "a date and time YYYY-MM-DD HH:MM:SS", "2009-12-01T07:45:00"),
+        ),
+        (
+            "2009-12-01 07",
+            "0000-12-01 07",
+            ("InvoiceDate", "a date and time YYYY-MM-DD HH:MM:SS", "0000-12-01 07:45:00"),
+        ),
+        (
+            "2009-12-01 07",
             "2009-12-02 00",
             ("InvoiceDate", "not after the day it landed, 2009-12-01", "2009-12-02 00:45:00"),
         ),
