@@ -25,6 +25,7 @@ from nightshift.orchestration import (
     RUN_ALERTS,
     TASK_ALERTS,
     WaitForLandings,
+    linked,
     run_stage,
 )
 from nightshift.settings import settings
@@ -72,7 +73,7 @@ with DAG(
 
             run_stage(lambda as_of: check_landed(settings(), as_of))
 
-        check_landed()
+        linked(check_landed(), "quality")
 
     @task_group
     def transform() -> None:
@@ -88,7 +89,7 @@ with DAG(
 
             run_stage(lambda as_of: check_marts(settings(), as_of))
 
-        build_marts() >> check_marts()
+        build_marts() >> linked(check_marts(), "quality_marts")
 
     @task_group
     def features() -> None:

@@ -19,7 +19,7 @@ from datetime import timedelta
 
 from airflow.sdk import DAG, CronTriggerTimetable, task
 
-from nightshift.orchestration import AS_OF_PARAM, RUN_ALERTS, TASK_ALERTS, run_stage
+from nightshift.orchestration import AS_OF_PARAM, RUN_ALERTS, TASK_ALERTS, linked, run_stage
 from nightshift.settings import settings
 from nightshift.spec import UseCase
 from nightshift.use_cases import USE_CASES, find_use_case
@@ -100,9 +100,9 @@ def build_dag(use_case: UseCase) -> DAG:
 
         (
             load_raw()
-            >> check_landed()
+            >> linked(check_landed(), "quality")
             >> build_marts()
-            >> check_marts()
+            >> linked(check_marts(), "quality_marts")
             >> extract_events()
             >> build_training_set()
             >> train_model()

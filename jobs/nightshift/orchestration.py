@@ -8,10 +8,11 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import date, datetime, timedelta
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 from zoneinfo import ZoneInfo
 
-from airflow.sdk import BaseSensorOperator, Param, get_current_context
+import attrs
+from airflow.sdk import BaseOperatorLink, BaseSensorOperator, Param, get_current_context
 from airflow.sdk.configuration import conf
 from airflow.sdk.exceptions import AirflowFailException
 from airflow.triggers.base import BaseTrigger, TriggerEvent
@@ -20,6 +21,8 @@ from nightshift.errors import NightshiftError, RefusedAsOf
 from nightshift.settings import settings
 
 POLL_SECONDS = 30.0
+QUALITY_PAGES = "/quality"
+"""Where the plugin ``quality_pages`` is mounted, below Airflow's own address."""
 
 AS_OF_PARAM = Param(
     None,
@@ -85,6 +88,10 @@ def run_stage[T](function: Callable[[date], T]) -> T:
         return function(run_as_of(get_current_context()))
 
 
+def _base_url() -> str:
+    return str(conf.get("api", "base_url", fallback="")).rstrip("/")
+
+
 def _as_of_or_none(context: Mapping[str, Any]) -> date | None:
     """None where Airflow tells too little of the run, or where its param is what was refused."""
     try:
@@ -117,14 +124,13 @@ def alert_failed_run(context: Mapping[str, Any]) -> None:
 
     ti = context.get("ti")
     dag_id, run_id = context["dag"].dag_id, context["run_id"]
-    base_url = str(conf.get("api", "base_url", fallback="")).rstrip("/")
     failure = Failure(
         **vars(of_run(str(context.get("reason")))),
         dag_id=dag_id,
         run_id=run_id,
         task_id=ti and ti.task_id,
         as_of=_as_of_or_none(context),
-        log_url=ti.log_url if ti else f"{base_url}/dags/{dag_id}/runs/{quote(run_id)}",
+        log_url=ti.log_url if ti else f"{_base_url()}/dags/{dag_id}/runs/{quote(run_id)}",
     )
     report_failed_run(settings(), failure)
 
@@ -143,6 +149,39 @@ RUN_ALERTS: dict[str, Any] = {
     "on_success_callback": alert_succeeded_run,
 }
 """For a DAG itself."""
+
+
+@attrs.define
+class QualityLink(BaseOperatorLink):
+    """A button on a task's page that leads to a page of the plugin ``quality_pages``.
+
+    Attributes:
+        stage: the check's, as in ``ops.runs``.
+        page: of the plugin.
+    """
+
+    name: str
+    stage: str
+    page: str
+
+    @property
+    def xcom_key(self) -> str:
+        """Where Airflow keeps the URL once the task has ended."""
+        return f"_link_{self.page}"
+
+    def get_link(self, operator: Any, *, ti_key: Any) -> str:
+        """URL of the newest run for the task's ``as_of``; Airflow passes the task instance."""
+        query = urlencode({"stage": self.stage, "as_of": run_as_of(ti_key.get_template_context())})
+        return f"{_base_url()}{QUALITY_PAGES}/{self.page}?{query}"
+
+
+def linked(task: Any, stage: str) -> Any:
+    """A task, as ``@task`` gives it, with links to the results and Data Docs of its check."""
+    task.operator.operator_extra_links = (
+        QualityLink("Quality results", stage, "results"),
+        QualityLink("Data Docs", stage, "data-docs"),
+    )
+    return task
 
 
 def missing_landings(landing: str, sources: tuple[str, ...], as_of: date) -> list[str]:

@@ -43,6 +43,7 @@ dags = {
                 "retries": task.retries,
                 "pool": task.pool,
                 "on_failure": [call.__name__ for call in task.on_failure_callback],
+                "links": {link.name: link.xcom_key for link in task.operator_extra_links},
                 "trigger_rule": str(getattr(task.trigger_rule, "value", task.trigger_rule)),
             }
             for task in dag.tasks
@@ -201,6 +202,14 @@ def test_every_task_and_every_run_alerts(loaded: dict[str, Any]) -> None:
         assert dag["on_success"] == "alert_succeeded_run", name
         for task_id, task in dag["tasks"].items():
             assert task["on_failure"] == ["alert_failed_task"], (name, task_id)
+
+
+def test_the_tasks_that_check_link_to_their_results(loaded: dict[str, Any]) -> None:
+    links = {"Quality results": "_link_results", "Data Docs": "_link_data-docs"}
+    for name, dag in loaded["dags"].items():
+        for task_id, task in dag["tasks"].items():
+            is_check = task_id.split(".")[-1] in ("check_landed", "check_marts")
+            assert task["links"] == (links if is_check else {}), (name, task_id)
 
 
 def test_spark_jobs_share_the_one_slot_pool(loaded: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from nightshift.errors import QualityError, RefusedAsOf
 from nightshift.orchestration import (
     AS_OF_PARAM,
     LandingsTrigger,
+    QualityLink,
     WaitForLandings,
     as_of_of,
     missing_landings,
@@ -121,6 +122,20 @@ def test_the_first_task_refuses_a_param_in_a_backfill_without_retries() -> None:
     waiting = WaitForLandings(task_id="wait", sources=("order_lines",))
     with pytest.raises(AirflowFailException, match="leave the param empty"):
         waiting.execute(context)
+
+
+def test_a_link_names_the_check_and_its_as_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW__API__BASE_URL", "https://airflow.example/")
+    context = {
+        "params": {},
+        "logical_date": MIDNIGHT,
+        "dag_run": SimpleNamespace(run_after=LATER, run_type="manual"),
+    }
+    link = QualityLink("Quality results", "quality_marts", "results")
+
+    url = link.get_link(None, ti_key=SimpleNamespace(get_template_context=lambda: context))
+
+    assert url == ("https://airflow.example/quality/results?stage=quality_marts&as_of=2025-12-28")
 
 
 def land(landing: Path, source: str, day: str) -> None:

@@ -1,19 +1,26 @@
 """Both quality boundaries on the real warehouse: good days, and planted bad ones."""
 
+import asyncio
 import csv
 import gzip
+import html
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, replace
 from datetime import date, timedelta
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
+import httpx
 import pytest
+from fastapi import HTTPException
 from psycopg2.extras import execute_values
+from starlette.applications import Starlette
+from starlette.routing import Mount
 
 from nightshift.contracts import SOURCES, load_contract
 from nightshift.errors import QualityError, RefusedAsOf
@@ -451,3 +458,73 @@ def test_real_days_up_to_christmas_hold_and_their_prices_in_pence_do_not(
     broken = {(cause.landed_date.day, cause.rule) for cause in failure.value.causes}
     assert (23, "price_is_usual") in broken
     assert {day for day, _ in broken} == {23}
+
+
+def pages(settings: Settings, access: Callable[[], None], *urls: str) -> list[httpx.Response]:
+    """GET each of the plugin's pages, from an app that is mounted as Airflow mounts it."""
+    file = PROJECT_ROOT / "plugins" / "quality_pages.py"
+    spec = spec_from_file_location("quality_pages", file)
+    assert spec is not None and spec.loader is not None
+    plugin = module_from_spec(spec)
+    spec.loader.exec_module(plugin)
+    (mounted,) = plugin.QualityPages.fastapi_apps
+    app = Starlette(routes=[Mount(mounted["url_prefix"], plugin.build_app(settings, access))])
+
+    async def get() -> list[httpx.Response]:
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://airflow") as client:
+            return [await client.get(url, follow_redirects=True) for url in urls]
+
+    return asyncio.run(get())
+
+
+def test_airflow_shows_the_rules_of_a_failed_check_and_its_report(warehouse: Settings) -> None:
+    days = {LAST - timedelta(days=n): good_day(LAST - timedelta(days=n)) for n in range(1, 7)}
+    script = "<script>alert(1)</script>"
+    land(warehouse, days | {LAST: [replace(row, country=script) for row in good_day(LAST)]})
+    with pytest.raises(QualityError, match="country_is_known"):
+        check_landed(warehouse, AS_OF)
+    check = f"stage=quality&as_of={AS_OF}"
+
+    def everybody() -> None:
+        """Passes."""
+
+    results, report, unknown, outside = pages(
+        warehouse,
+        everybody,
+        f"/quality/results?{check}",
+        f"/quality/data-docs?{check}",
+        f"/quality/data-docs?stage=quality_marts&as_of={AS_OF}",
+        "/quality/data-docs/..%2F..%2Flanding",
+    )
+
+    assert "country_is_known" in results.text
+    assert html.escape(script) in results.text
+    assert "<script" not in results.text
+    assert report.url.path.endswith("/index.html")
+    assert f"order_lines landed {LAST}" in report.text
+    assert (unknown.status_code, outside.status_code) == (404, 404)
+    (link,) = re.findall(rf'href="([^"]*{LAST}[^"]*)"', results.text)
+    (day,) = pages(warehouse, everybody, link)
+    assert day.status_code == 200
+    assert "country" in day.text
+    # its scripts do not act as the reader in Airflow
+    assert day.headers["content-security-policy"] == "sandbox allow-scripts"
+
+
+def test_no_page_is_shown_without_access(warehouse: Settings) -> None:
+    land(warehouse, {LAST: good_day(LAST)})
+    check_landed(warehouse, AS_OF)
+    ((run_id,),) = query(warehouse, "select run_id from ops.runs")
+    check = f"stage=quality&as_of={AS_OF}"
+    urls = (
+        f"/quality/results?{check}",
+        f"/quality/data-docs?{check}",
+        f"/quality/data-docs/run-{run_id}/index.html",
+    )
+
+    def nobody() -> None:
+        raise HTTPException(401)
+
+    assert [page.status_code for page in pages(warehouse, nobody, *urls)] == [401, 401, 401]
+    assert [page.status_code for page in pages(warehouse, lambda: None, *urls)] == [200, 200, 200]

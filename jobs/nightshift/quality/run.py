@@ -11,13 +11,14 @@ from typing import Any
 
 import sqlalchemy
 from psycopg2.extensions import connection as Connection
-from psycopg2.extras import Json, execute_values
+from psycopg2.extras import Json, RealDictCursor, execute_values
 
 from nightshift.contracts import SOURCES, ArrivalCalendar, load_contract
 from nightshift.contracts.quality import MARTS, QualityContract, load_mart
 from nightshift.errors import RefusedAsOf
 from nightshift.io.warehouse import Run, connect, recorded_run
 from nightshift.quality.limits import RECENT_FOLDERS, Check, Folder, checks, parameters
+from nightshift.quality.page import CheckedRun
 from nightshift.quality.verdict import (
     MAX_SHOWN,
     Outcome,
@@ -47,7 +48,12 @@ class _Batch:
 
     @property
     def name(self) -> str:
-        return f"{self.contract.name} landed {self.landed_date}"
+        return _batch_name(self.contract.name, self.landed_date)
+
+
+def _batch_name(table: str, landed_date: date) -> str:
+    """Names the suite, and so the folder of its pages in Data Docs."""
+    return f"{table} landed {landed_date}"
 
 
 def check_landed(settings: Settings, as_of: date) -> QualityResult:
@@ -234,6 +240,45 @@ def _silence_great_expectations() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
+def newest_run(settings: Settings, stage: str, as_of: date) -> CheckedRun | None:
+    """The last run of a check (``quality``, ``quality_marts``) for ``as_of``; None before it."""
+    with (
+        connect(settings) as connection,
+        connection.cursor(cursor_factory=RealDictCursor) as cursor,
+    ):
+        cursor.execute(
+            "select run_id, status, started_at from ops.runs where stage = %s and as_of = %s"
+            " order by run_id desc limit 1",
+            (stage, as_of),
+        )
+        found = cursor.fetchone()
+        if found is None:
+            return None
+        cursor.execute(
+            'select checked as "table", source, landed_date, rule, severity, success, expectation,'
+            ' column_name as "column", expected, observed, examples'
+            " from ops.quality_results where run_id = %s",
+            (found["run_id"],),
+        )
+        outcomes = tuple(
+            Outcome(**row | {"examples": tuple(row["examples"])}) for row in cursor.fetchall()
+        )
+    docs = reports_folder(settings)
+    pages = {
+        (o.table, o.landed_date): page.relative_to(docs).as_posix()
+        for o in outcomes
+        for page in (
+            docs / f"run-{found['run_id']}" / "validations" / _batch_name(o.table, o.landed_date)
+        ).rglob("*.html")
+    }
+    return CheckedRun(**found, outcomes=outcomes, pages=pages)
+
+
+def reports_folder(settings: Settings) -> Path:
+    """Where each run has its Great Expectations Data Docs, as ``run-<run_id>``."""
+    return settings.state_dir / "data-docs"
+
+
 def newest_report(settings: Settings) -> str | None:
     """URL of the newest report's first page; None before the first check."""
     reports = [f for f in _reports(settings) if (f / "index.html").is_file()]
@@ -243,7 +288,7 @@ def newest_report(settings: Settings) -> str | None:
 def _reports(settings: Settings) -> list[Path]:
     """The folders of the reports that are kept, newest first."""
     return sorted(
-        (settings.state_dir / "data-docs").glob("run-*"),
+        reports_folder(settings).glob("run-*"),
         key=lambda folder: folder.stat().st_mtime,
         reverse=True,
     )
@@ -253,7 +298,7 @@ def _docs_folder(settings: Settings, run: Run) -> Path:
     """A folder for the run's report; of the older ones, all but the last are removed."""
     for folder in _reports(settings)[REPORTS_KEPT - 1 :]:
         shutil.rmtree(folder, ignore_errors=True)
-    return settings.state_dir / "data-docs" / f"run-{run.run_id}"
+    return reports_folder(settings) / f"run-{run.run_id}"
 
 
 def _validate(
@@ -261,24 +306,30 @@ def _validate(
 ) -> list[Outcome]:
     import great_expectations as gx
     from great_expectations.core.run_identifier import RunIdentifier
-    from great_expectations.data_context.types.base import ProgressBarsConfig
+    from great_expectations.data_context.types.base import (
+        DataContextConfig,
+        InMemoryStoreBackendDefaults,
+        ProgressBarsConfig,
+    )
     from great_expectations.expectations.expectation_configuration import ExpectationConfiguration
     from great_expectations.expectations.metadata_types import FailureSeverity
 
     severities = {"error": FailureSeverity.CRITICAL, "warning": FailureSeverity.WARNING}
-    context = gx.get_context(mode="ephemeral")
-    context.variables.progress_bars = ProgressBarsConfig(globally=False)
-    context.add_data_docs_site(
-        "report",
-        {
-            "class_name": "SiteBuilder",
-            "store_backend": {
-                "class_name": "TupleFilesystemStoreBackend",
-                "base_directory": str(docs),
-            },
-            "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
+    report = {
+        "class_name": "SiteBuilder",
+        "store_backend": {
+            "class_name": "TupleFilesystemStoreBackend",
+            "base_directory": str(docs),
         },
+        "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
+    }
+    # by default a context has a site of its own besides, written to a folder that stays in /tmp
+    config = DataContextConfig(
+        data_docs_sites={"report": report},
+        progress_bars=ProgressBarsConfig(globally=False),
+        store_backend_defaults=InMemoryStoreBackendDefaults(),
     )
+    context = gx.get_context(mode="ephemeral", project_config=config)
     url = sqlalchemy.make_url(settings.warehouse_url).set(drivername="postgresql+psycopg2")
     datasource = context.data_sources.add_postgres(  # type: ignore[call-arg]
         "warehouse",

@@ -95,7 +95,7 @@ def _cause(outcome: Outcome) -> Cause:
         source=outcome.source,
         landed_date=outcome.landed_date,
         column=outcome.column,
-        observed=_compared(outcome, with_values=False),
+        observed=compared(outcome, with_values=False),
         examples=outcome.examples,
     )
 
@@ -105,11 +105,12 @@ def describe(outcome: Outcome) -> str:
     where = f"{outcome.table} landed {outcome.landed_date}"
     if outcome.column:
         where += f", column {outcome.column}"
-    line = f"{where}: {outcome.rule}: {_compared(outcome)}"
+    line = f"{where}: {outcome.rule}: {compared(outcome)}"
     return f"{line}; rows {', '.join(outcome.examples)}" if outcome.examples else line
 
 
-def _compared(outcome: Outcome, with_values: bool = True) -> str:
+def compared(outcome: Outcome, with_values: bool = True) -> str:
+    """What was observed and what was expected; without values, what an alert may say."""
     if outcome.expectation is None:
         return "a folder was expected" + ("" if outcome.success else ", and none has landed")
     return (
