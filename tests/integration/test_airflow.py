@@ -7,6 +7,8 @@ import json
 import os
 import signal
 import time
+import urllib.error
+import urllib.request
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import date
@@ -50,6 +52,16 @@ class Stack:
     def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         status, answer = airflow.request(self.url, method, f"/api/v2{path}", body, self.token)
         return status, answer
+
+    def page(self, url: str, token: str) -> tuple[int, str]:
+        """A page of a plugin."""
+        request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
+        try:
+            with urllib.request.urlopen(request, timeout=30) as response:
+                return response.status, response.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, ""
 
     def published(self) -> dict[str, int]:
         """Rows a date, as the reader's role sees them; {} before the first publication."""
@@ -206,6 +218,13 @@ def test_a_bad_day_stops_the_night_alerts_once_and_recovers(
     )
     assert "expect_column_median_to_be_between" in str(log)
     assert BAD_DAY in str(log)
+    _, answer = stack.call(
+        "GET", "/dags/nightly/dagRuns/bad-day/taskInstances/quality.check_landed/links"
+    )
+    for name, shown in (("Quality results", "price_is_usual"), ("Data Docs", BAD_DAY)):
+        status, page = stack.page(answer["extra_links"][name], stack.token)
+        assert (status, shown in page) == (200, True), name
+        assert stack.page(answer["extra_links"][name], "")[0] == 401, name
     (mail,) = running_sinks.mails
     (post,) = running_sinks.posts
     for text in (mail.get_body(("html",)).get_content(), post["text"]):
