@@ -59,6 +59,10 @@ bench-ingest: setup ## Load 10 M order lines, against a prepared binary COPY; BE
 bench-night: setup ## A day's lines on 10 M of history, file to checked marts; BENCH_ARGS=…
 	@$(RUN)/python tests/benchmarks/bench_night.py $(BENCH_ARGS)
 
+.PHONY: bench-features
+bench-features: setup ## The feature job on 10 M order lines, against DuckDB on the same files; BENCH_ARGS=…
+	@$(RUN)/python tests/benchmarks/bench_features.py $(BENCH_ARGS)
+
 .PHONY: lint
 lint: setup ## Style, types, import layers
 	@$(RUN)/ruff check .

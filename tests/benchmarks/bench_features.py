@@ -1,0 +1,327 @@
+"""``make bench-features``: the feature job against SQL in DuckDB on the same Parquet.
+
+The standard workload is 10 million order lines of 200,000 customers over two years, and 73
+features. Every measurement is a process of its own, taken in turn with its yardstick:
+
+``one_night``
+    all features at one ``as_of``, from the extract's Parquet to Parquet, with nothing prepared,
+    over DuckDB (two threads) with plain SQL: one ``group by``, exact distinct counts.
+``one_night_tuned_sql``
+    the same over SQL by someone who knows what ``count(distinct …)`` costs.
+``twelve_snapshots``
+    twelve firsts of a month in one pass, over ``one_night``.
+``featuretools``
+    how many times longer featuretools takes for a customer's line, with cut-off times, on one
+    customer in a hundred.
+
+What ours and DuckDB wrote is compared, all rows of it. The start of Spark, until a trivial job has
+run, is timed apart and left out; the start of its Python workers is not.
+"""
+
+import argparse
+import json
+import logging
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+import duckdb
+import feature_workload as workload
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+from answers import require_same_answers
+
+from nightshift.features import job
+from nightshift.io.spark import spark_session
+from nightshift.settings import load_settings
+
+THREADS = 2
+SAMPLE_OF = 100
+AIMS = {
+    "one_night": 1.0,
+    "one_night_tuned_sql": 1.0,
+    "twelve_snapshots": 2.0,
+    "increment": 0.2,
+    "extract": 1.4,
+    "event_mode": 1.5,
+}
+
+
+class Took(NamedTuple):
+    """One measurement: seconds, seconds of Spark's start before them, and the tree's peak MiB."""
+
+    seconds: float
+    start: float
+    peak_mib: float
+
+
+def snapshots_by_spark(rows: Path, out: Path, snapshots: Sequence[date]) -> tuple[float, float]:
+    """The feature job on a fresh session, from the raw Parquet to a folder of Parquet."""
+    settings = load_settings(
+        _env_file=None, state_dir=out.parent, lake=out.parent, spark_master=f"local[{THREADS}]"
+    )
+    began = time.perf_counter()
+    with spark_session(settings, "bench-features") as spark:
+        spark.range(1).count()
+        started = time.perf_counter()
+        files = sorted(str(path) for path in (rows / "order_lines").glob("month=*/*.parquet"))
+        vectors = job.vectors(
+            spark.read.parquet(*files), workload.STANDARD, snapshots, None, 2 * THREADS
+        )
+        vectors.write.parquet(str(out))
+        ended = time.perf_counter()
+    return ended - started, started - began
+
+
+def one_night(rows: Path, out: Path) -> tuple[float, float]:
+    return snapshots_by_spark(rows, out, [workload.AS_OF])
+
+
+def twelve_snapshots(rows: Path, out: Path) -> tuple[float, float]:
+    return snapshots_by_spark(rows, out, workload.SNAPSHOTS)
+
+
+def by_duckdb(queries: Sequence[str], out: Path) -> tuple[float, float]:
+    """Each query's rows to a Parquet file of its own in ``out``."""
+    out.mkdir()
+    began = time.perf_counter()
+    with duckdb.connect() as connection:
+        connection.execute(f"set threads = {THREADS}")
+        for number, query in enumerate(queries):
+            target = out / f"part-{number:05}.parquet"
+            connection.execute(f"copy ({query}) to '{target}' (format parquet, compression zstd)")
+    return time.perf_counter() - began, 0.0
+
+
+def duckdb_plain(rows: Path, out: Path) -> tuple[float, float]:
+    return by_duckdb([workload.plain_sql(rows / "order_lines", workload.AS_OF)], out)
+
+
+def duckdb_tuned(rows: Path, out: Path) -> tuple[float, float]:
+    return by_duckdb([workload.tuned_sql(rows / "order_lines", workload.AS_OF)], out)
+
+
+def duckdb_twelve(rows: Path, out: Path) -> tuple[float, float]:
+    files = rows / "order_lines"
+    return by_duckdb([workload.tuned_sql(files, as_of) for as_of in workload.SNAPSHOTS], out)
+
+
+def duckdb_events(rows: Path, out: Path) -> tuple[float, float]:
+    return by_duckdb([workload.event_sql(rows)], out)
+
+
+def featuretools_sample(rows: Path, out: Path) -> tuple[float, float]:
+    """The aggregates (no ratios) of one customer in ``SAMPLE_OF``, from a frame in memory."""
+    warnings.simplefilter("ignore")  # of its own use of pandas
+    os.environ["TQDM_DISABLE"] = "1"
+    logging.disable()
+    import featuretools as ft
+    import pandas as pd
+    from featuretools import primitives
+
+    lines = duckdb.sql(workload.sample_sql(rows / "order_lines", SAMPLE_OF)).df()
+    began = time.perf_counter()
+    words = {
+        "count": primitives.Count, "distinct": primitives.NumUnique, "sum": primitives.Sum,
+        "mean": primitives.Mean, "min": primitives.Min, "max": primitives.Max,
+        "days_since_last": primitives.TimeSinceLast, "days_since_first": primitives.TimeSinceFirst,
+    }  # fmt: skip
+    entities = ft.EntitySet("shop")
+    customers = pd.DataFrame({"customer_id": lines["customer_id"].unique()})
+    entities.add_dataframe(customers, "customers", index="customer_id")
+    kinds = dict.fromkeys(("invoice_id", "product_id", "invoiced_date"), "Categorical")
+    measures = {measure.name: measure for measure in workload.STANDARD_ORDERS.measures}
+    frames: dict[str, str] = {}
+    for measure in measures.values():
+        condition = str(measure.where)
+        if condition not in frames:
+            name = frames[condition] = f"lines_{len(frames)}"
+            entities.add_dataframe(
+                lines.query(condition.replace(" and ", " & ")), name, index="line",
+                time_index="invoiced_at", logical_types=kinds,
+            )  # fmt: skip
+            entities.add_relationship("customers", "customer_id", name, "customer_id")
+    at = pd.DataFrame(
+        {"customer_id": customers["customer_id"], "time": pd.Timestamp(workload.AS_OF)}
+    )
+    done = 0
+    for window in dict.fromkeys(f.window for f in workload.STANDARD_ORDERS.features):
+        features = []
+        for feature in workload.STANDARD_ORDERS.features:
+            if feature.window == window:
+                measure = measures[feature.measure]
+                frame = entities[frames[str(measure.where)]]
+                column = "line" if feature.aggregation == "count" else measure.column
+                features.append(
+                    ft.Feature(
+                        frame.ww[column], parent_dataframe_name="customers",
+                        primitive=words[feature.aggregation],
+                    )
+                )  # fmt: skip
+        matrix = ft.calculate_feature_matrix(
+            features, entities, cutoff_time=at, include_cutoff_time=False,
+            training_window=f"{window} days" if window else None,
+        )  # fmt: skip
+        done += matrix.shape[1]
+    if done != len(workload.STANDARD_ORDERS.features):
+        raise SystemExit(f"featuretools made {done} of {len(workload.STANDARD_ORDERS.features)}")
+    seconds = time.perf_counter() - began
+    # per line of everyone's, as ours reads them
+    return seconds * SAMPLE_OF, 0.0
+
+
+MEASUREMENTS: dict[str, Callable[[Path, Path], tuple[float, float]]] = {
+    "one_night": one_night,
+    "duckdb_plain": duckdb_plain,
+    "duckdb_tuned": duckdb_tuned,
+    "twelve_snapshots": twelve_snapshots,
+    "duckdb_twelve": duckdb_twelve,
+    "duckdb_events": duckdb_events,
+    "featuretools": featuretools_sample,
+}
+ONCE = {"duckdb_twelve", "featuretools"}
+"""Measured in the first run only: long, and no ratio's yardstick."""
+OURS = {"one_night", "twelve_snapshots"}
+
+
+def in_a_process_of_its_own(name: str, rows: Path, out: Path) -> Took:
+    """Run a measurement in a fresh interpreter, watching what its tree of processes holds."""
+    child = psutil.Popen(
+        [sys.executable, __file__, "--measure", name, "--rows", str(rows), "--out", str(out)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    peak, ended = 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not ended.wait(0.1):
+            peak = max(peak, _resident_bytes(child))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        output, errors = child.communicate()
+    finally:
+        ended.set()
+        watcher.join()
+        for process in [*_tree(child)]:
+            process.kill()
+    if child.returncode != 0:
+        raise SystemExit(f"{name} failed:\n{errors[-4000:]}")
+    seconds, start = json.loads(output.splitlines()[-1])
+    return Took(seconds, start, peak / 2**20)
+
+
+def _tree(root: psutil.Process) -> list[psutil.Process]:
+    try:
+        return [root, *root.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _resident_bytes(root: psutil.Process) -> int:
+    """What the tree holds; a page that two workers share is counted twice."""
+    total = 0
+    for process in _tree(root):
+        try:
+            total += process.memory_info().rss
+        except psutil.NoSuchProcess:
+            continue
+    return total
+
+
+def answer(folder: Path) -> pa.Table:
+    return pa.concat_tables(
+        [pq.read_table(part, partitioning=None) for part in sorted(folder.glob("*.parquet"))]
+    )
+
+
+COMPARED = (
+    ("one_night", "duckdb_plain"),
+    ("one_night", "duckdb_tuned"),
+    ("twelve_snapshots", "duckdb_twelve"),
+)
+
+
+def main(customers: int, lines: int, payments: int, runs: int) -> None:
+    root = Path(tempfile.mkdtemp(prefix="nightshift-bench-"))
+    try:
+        rows = root / "rows"
+        last_day = workload.write_order_lines(rows / "order_lines", customers, lines)
+        workload.write_cards(rows, payments)
+        print(f"{lines} lines, {last_day} on the last day; {payments} payments", file=sys.stderr)
+        took: dict[str, list[Took]] = {name: [] for name in MEASUREMENTS}
+        for run in range(runs):
+            names = [name for name in MEASUREMENTS if run == 0 or name not in ONCE]
+            for name in names:
+                out = root / name
+                shutil.rmtree(out, ignore_errors=True)
+                took[name].append(in_a_process_of_its_own(name, rows, out))
+                print(f"run {run + 1}: {name} {took[name][-1]}", file=sys.stderr)
+            for ours, theirs in COMPARED:
+                if theirs in names:
+                    compared = require_same_answers(
+                        answer(root / ours), answer(root / theirs),
+                        ("customer_id", "snapshot"), workload.EXACT,
+                    )  # fmt: skip
+                    print(f"run {run + 1}: {ours} = {theirs}, {compared} rows", file=sys.stderr)
+        print(json.dumps(summary(lines, runs, took)))
+    finally:
+        shutil.rmtree(root)
+
+
+def summary(lines: int, runs: int, took: dict[str, list[Took]]) -> dict[str, object]:
+    def ratio(ours: str, theirs: str) -> float:
+        pairs = zip(took[ours], took[theirs], strict=False)
+        return statistics.median(a.seconds / b.seconds for a, b in pairs)
+
+    ratios = {
+        "one_night": ratio("one_night", "duckdb_plain"),
+        "one_night_tuned_sql": ratio("one_night", "duckdb_tuned"),
+        "twelve_snapshots": ratio("twelve_snapshots", "one_night"),
+        "featuretools": ratio("featuretools", "one_night"),
+    }
+    seconds = {name: statistics.median(t.seconds for t in times) for name, times in took.items()}
+    seconds["spark_start"] = statistics.median(t.start for name in OURS for t in took[name])
+    return {
+        "name": "features",
+        "rows": lines,
+        "runs": runs,
+        "ratios": {name: round(value, 3) for name, value in ratios.items()},
+        "aims": {name: AIMS[name] for name in ratios if name in AIMS},
+        "seconds": {name: round(value, 2) for name, value in seconds.items()},
+        "peak_mib": round(max(t.peak_mib for name in OURS for t in took[name])),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("pyspark", "pyarrow", "duckdb", "featuretools")},
+        },
+    }
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--customers", type=int, default=200_000)
+    parser.add_argument("--lines", type=int, default=10_000_000)
+    parser.add_argument("--payments", type=int, default=1_200_000)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--measure", choices=MEASUREMENTS, help=argparse.SUPPRESS)
+    parser.add_argument("--rows", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.measure:
+        print(json.dumps(MEASUREMENTS[given.measure](given.rows, given.out)))
+    else:
+        main(given.customers, given.lines, given.payments, given.runs)
