@@ -4,6 +4,7 @@ from collections.abc import Callable
 from datetime import date
 from functools import cache
 from typing import Any, Literal
+from urllib.parse import quote
 
 from airflow.plugins_manager import AirflowPlugin
 
@@ -42,10 +43,9 @@ def build_app(settings: Settings, access: Callable[..., Any]) -> Any:
         request: Request, stage: Literal["quality", "quality_marts"], as_of: date
     ) -> Response:
         run = newest_run(settings, stage, as_of)
-        if run is None:
-            raise HTTPException(404, f"{stage} has not run for as_of {as_of}")
-        base = f"{request.scope['root_path']}/data-docs"
-        return RedirectResponse(f"{base}/run-{run.run_id}/index.html")
+        if run is None or run.first_page is None:
+            raise HTTPException(404, f"no report of {stage} for as_of {as_of}")
+        return RedirectResponse(f"{request.scope['root_path']}/data-docs/{quote(run.first_page)}")
 
     @app.get("/data-docs/{path:path}")
     async def show_report(request: Request, path: str) -> Response:

@@ -21,6 +21,7 @@ class CheckedRun:
 
     Attributes:
         pages: by table and landed date, its page of Data Docs, as a path below the reports' folder.
+            Their index is of no use to a reader without internet: it is made by scripts from there.
     """
 
     run_id: int
@@ -28,6 +29,15 @@ class CheckedRun:
     started_at: datetime
     outcomes: tuple[Outcome, ...]
     pages: Mapping[tuple[str, date], str]
+
+    @property
+    def first_page(self) -> str | None:
+        """Of the newest landed day with the worst that is broken; None when there is no page."""
+        worst = sorted(
+            (o for o in self.outcomes if (o.table, o.landed_date) in self.pages),
+            key=lambda o: (o.success, o.severity, -o.landed_date.toordinal(), o.table),
+        )
+        return self.pages[worst[0].table, worst[0].landed_date] if worst else None
 
 
 def render(stage: str, as_of: date, run: CheckedRun | None, reports_url: str) -> str:

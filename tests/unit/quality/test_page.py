@@ -34,7 +34,8 @@ def test_what_is_broken_comes_first_and_leads_to_rows_and_report() -> None:
     order = ["landed 2011-06-10", "country_is_known", "a_warning", "a_rule_that_holds"]
     places = [page.index(text) for text in [*order, "landed 2011-06-09"]]
     assert places == sorted(places)
-    assert "1 errors" in page and "1 warnings" in page
+    assert 'errors: <span class="error">1<' in page
+    assert 'warnings: <span class="warning">1<' in page
     assert "0.5000 of the rows breaking it" in page
     assert "order_lines/ds=2011-06-10/a.csv:7" in page
     assert 'href="/q/docs/run-7/validations/order_lines%20landed%202011-06-10/a.html"' in page
@@ -52,3 +53,20 @@ def test_before_the_first_run_the_page_says_so() -> None:
 
     assert "Quality of the marts, as_of 2011-06-11" in page
     assert "No check has run" in page
+
+
+def test_the_first_page_is_of_the_worst_day_then_the_newest() -> None:
+    days = [replace(PASSED, landed_date=date(2011, 6, day)) for day in (7, 8, 9)]
+    pages = {("order_lines", day.landed_date): f"{day.landed_date}.html" for day in days}
+    warned, failed = (
+        replace(days[1], success=False, severity="warning"),
+        replace(days[0], success=False),
+    )
+
+    def first(*outcomes: Outcome) -> str | None:
+        return replace(run(*outcomes), pages=pages).first_page
+
+    assert first(*days) == "2011-06-09.html"
+    assert first(*days, warned) == "2011-06-08.html"
+    assert first(*days, warned, failed) == "2011-06-07.html"
+    assert first() is None
