@@ -91,7 +91,8 @@ def write_parquet_without(
 ) -> tuple[int, int]:
     """Write a Parquet file without the rows where one of ``columns`` is one of ``values``.
 
-    Rows removed and rows left; nothing is written when nothing would be removed.
+    Rows removed and rows left; nothing is written when nothing would be removed. Row groups stay
+    what they are.
 
     Raises:
         OSError, pa.ArrowException: when the file is damaged.
@@ -116,10 +117,18 @@ def write_parquet_without(
             return 0, rows
         codec = parquet.metadata.row_group(0).column(0).compression.lower()
         compression = "none" if codec == "uncompressed" else codec
+        plain = pa.schema([(f.name, _value_type(f.type)) for f in schema])
         with pq.ParquetWriter(target, schema, compression=compression) as writer:
             for group in groups:
-                writer.write_table(parquet.read_row_group(group).filter(kept[group]))
+                table = parquet.read_row_group(group).filter(kept[group])
+                # made anew: a dictionary would keep what no row names any more
+                table = table.cast(plain).cast(schema)
+                writer.write_table(table, row_group_size=max(1, table.num_rows))
     return rows - left, left
+
+
+def _value_type(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
 def _is_in(column: pa.ChunkedArray, values: Sequence[str]) -> pa.ChunkedArray:

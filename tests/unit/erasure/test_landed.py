@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from nightshift.erasure.landed import mentions, write_without
+from nightshift.erasure.landed import mentions, write_parquet_without, write_without
 
 HEADER = b"id,who,note\n"
 
@@ -79,6 +79,17 @@ def test_a_name_that_is_no_ascii_is_found_however_it_is_written(tmp_path: Path) 
     assert rewritten(tmp_path, "a.jsonl", content, "Zoë") == (2, b'{"who": "Zoe"}\n')
     content = HEADER + "1,à,x\n2,Ã,x\n".encode()
     assert rewritten(tmp_path, "a.csv", content, "à") == (1, HEADER + "2,Ã,x\n".encode())
+
+
+def test_a_dictionary_does_not_keep_the_value(tmp_path: Path) -> None:
+    file, target = tmp_path / "a.parquet", tmp_path / "target"
+    who = pa.array(["canary", "somebody", "somebody"]).dictionary_encode()
+    pq.write_table(pa.table({"who": who}), file, compression="none")
+
+    assert write_parquet_without(file, target, ["who"], ["canary"]) == (1, 2)
+
+    assert b"canary" in file.read_bytes()
+    assert b"canary" not in target.read_bytes()
 
 
 @pytest.mark.parametrize(
