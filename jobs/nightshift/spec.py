@@ -9,19 +9,95 @@ dated before D. A window of n days is ``[D − n days, D)``; a label with horizo
 ``[D, D + h days)``.
 """
 
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, model_validator
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=48)]
 Days = Annotated[int, Field(gt=0, le=3660)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Category = Annotated[str, Field(pattern=r"^[^\\]*$", min_length=1)] | StrictBool | StrictInt
 
+ColumnType = Literal["string", "boolean", "integer", "decimal", "double", "timestamp", "date"]
 Aggregation = Literal[
-    "count", "sum", "mean", "min", "max", "distinct", "days_since_last", "days_since_first"
-]
-NUMERIC_AGGREGATIONS = frozenset({"sum", "mean", "min", "max"})
-ALL_TIME = "all"
+    "count", "sum", "mean", "min", "max", "std", "distinct", "last",
+    "days_since_last", "days_since_first", "gap_mean", "gap_std", "gap_last",
+    "share", "entropy", "slope", "rate",
+]  # fmt: skip
+
+_NUMBERS: frozenset[ColumnType] = frozenset({"integer", "decimal", "double"})
+_CATEGORIES: frozenset[ColumnType] = frozenset({"string", "boolean", "integer", "date"})
+_ANY: frozenset[ColumnType] = _NUMBERS | _CATEGORIES | {"timestamp"}
+
+
+@dataclass(frozen=True)
+class AggregationRule:
+    """What an aggregation means.
+
+    Attributes:
+        types: of the measures that it can be taken of.
+        empty: what it is over no events: 0, or None for null.
+        meaning: in words; ``{}`` stands for the measure.
+        null: when else it is null.
+    """
+
+    types: frozenset[ColumnType]
+    empty: Literal[0] | None
+    meaning: str
+    null: str = ""
+
+
+AGGREGATIONS: dict[Aggregation, AggregationRule] = {
+    "count": AggregationRule(_ANY, 0, "number of {}"),
+    "sum": AggregationRule(_NUMBERS, 0, "sum of {}"),
+    "mean": AggregationRule(_NUMBERS, None, "mean of {}"),
+    "min": AggregationRule(_NUMBERS, None, "least {}"),
+    "max": AggregationRule(_NUMBERS, None, "greatest {}"),
+    "std": AggregationRule(
+        _NUMBERS, None, "sample standard deviation (n − 1) of {}", "of fewer than two"
+    ),
+    "distinct": AggregationRule(_ANY - {"double"}, 0, "number of different {}"),
+    "last": AggregationRule(
+        _NUMBERS | {"string", "boolean"}, None,
+        "last {}; of several at one instant the last landed, then the greatest",
+    ),
+    "days_since_last": AggregationRule(_ANY, None, "days since the last {}"),
+    "days_since_first": AggregationRule(_ANY, None, "days since the first {}"),
+    "gap_mean": AggregationRule(
+        _ANY, None, "mean days between consecutive days with {}", "with fewer than two such days"
+    ),
+    "gap_std": AggregationRule(
+        _ANY, None, "sample standard deviation of the days between consecutive days with {}",
+        "with fewer than three such days",
+    ),
+    "gap_last": AggregationRule(
+        _ANY, None, "days between the last two days with {}", "with fewer than two such days"
+    ),
+    "share": AggregationRule(_CATEGORIES, None, "share of {category} in {}"),
+    "entropy": AggregationRule(_CATEGORIES, None, "entropy (natural logarithm) of {}"),
+    "slope": AggregationRule(
+        _NUMBERS, 0, "slope a day (least squares) of the daily totals of {}, 0 on days without"
+    ),
+    "rate": AggregationRule(frozenset({"boolean"}), None, "share of true in {}"),
+}  # fmt: skip
+"""Every aggregation: an event counts where the measure's ``where`` holds and its value is known,
+which is neither null nor, of a double, NaN."""
+
+_SQL_WORDS = """
+    and or not is null in between like rlike escape case when then else end true false cast as
+    date timestamp interval bigint int double decimal string boolean distinct from div
+    year years month months day days hour hours minute minutes
+"""
+
+
+def _columns_read(sql: str) -> set[str]:
+    """The names in a condition or expression that can only be columns."""
+    bare = re.sub(r"'(?:[^']|'')*'", "''", sql)
+    found = re.findall(r"(?<![\w.'])[A-Za-z_]\w*(?!\w|\s*\()", bare)
+    return {name for name in found if name.lower() not in _SQL_WORDS.split()}
 
 
 class _Declaration(BaseModel):
@@ -32,15 +108,18 @@ class Source(_Declaration):
     """A mart that events are read from.
 
     ``columns`` maps each column that a declaration may use to its type in the lake; a decimal
-    has four places. ``row_id`` names the mart's key, and tells the extract what has changed.
+    has four places. ``row_id`` names the mart's key. ``landed_days`` is the mart's name in
+    ``marts.fct_landed_days``, which tells the extract on which landed days it has changed; without
+    it the whole mart is read for that.
     """
 
     name: Name
     relation: str
+    landed_days: Name | None = None
     row_id: Name
     event_time: Name
     landed_date: Name
-    columns: dict[Name, Literal["string", "boolean", "integer", "decimal", "timestamp", "date"]]
+    columns: dict[Name, ColumnType]
 
     @model_validator(mode="after")
     def _times_are_columns(self) -> Self:
@@ -49,24 +128,106 @@ class Source(_Declaration):
                 raise ValueError(f"source {self.name}: {column!r} is not among its columns")
         return self
 
+    def lacks(self, sql: str | None) -> list[str]:
+        """The names in a condition or expression that are not columns of this source."""
+        return sorted(_columns_read(sql or "") - set(self.columns))
+
+
+class Window(_Declaration):
+    """``[instant − (days + lag), instant − lag)``; ``days`` None is all time up to ``lag`` ago.
+
+    A negative lag would end after the instant, and leak what is to be predicted: it is refused.
+    ``Window.model_construct`` does not check, which is how a test plants a leak.
+    """
+
+    days: Days | None
+    lag: Annotated[int, Field(ge=0, le=3660)] = 0
+
+    @property
+    def suffix(self) -> str:
+        """How names end: ``30d``, ``all``, ``30d_lag7d``."""
+        return ("all" if self.days is None else f"{self.days}d") + (
+            f"_lag{self.lag}d" if self.lag else ""
+        )
+
+    @property
+    def words(self) -> str:
+        """As a description says it."""
+        if self.days is None:
+            return f"up to {self.lag} days before" if self.lag else "over all time"
+        if self.lag:
+            return f"from {self.days + self.lag} to {self.lag} days before"
+        return f"in the {self.days} days before"
+
+
+def season_last_year(days: Days) -> Window:
+    """The ``days`` that follow the same date a year (365 days) ago: what this season brought."""
+    return Window(days=days, lag=365 - days)
+
+
+AnyWindow = Days | Window | None
+"""Days before the instant, all time (None), or a window with a lag."""
+
+
+def _window(window: AnyWindow) -> Window:
+    return window if isinstance(window, Window) else Window(days=window)
+
 
 class Measure(_Declaration):
-    """What is aggregated: a column of the source, over the rows where ``where`` holds.
+    """What is aggregated, over the rows where ``where`` holds and the value is not null.
 
-    ``where`` is a Spark SQL condition over the source's columns; None means every row.
+    Attributes:
+        name: as features are named after it.
+        column: of the source; or
+        expression: Spark SQL over the source's columns, of the stated ``type``.
+        where: a Spark SQL condition over the source's columns; None means every row.
+        known: a date column: a row counts only at requests after that date too (and after it
+            landed), and never where it is null. So a report that comes weeks after its event.
+        category: what a ``share`` is the share of.
+        description: for the catalogue, as ``purchases``; else it is made of the name.
     """
 
     name: Name
-    column: Name
+    column: Name | None = None
+    expression: str | None = None
+    type: ColumnType | None = None
     where: str | None = None
+    known: Name | None = None
+    category: Category | None = None
+    description: str = ""
+
+    @model_validator(mode="after")
+    def _has_one_value(self) -> Self:
+        if (self.column is None) == (self.expression is None):
+            raise ValueError(f"measure {self.name!r}: give either a column or an expression")
+        if (self.expression is None) != (self.type is None):
+            raise ValueError(
+                f"measure {self.name!r}: an expression states its type, a column has its own; "
+                "give `type` with `expression` only"
+            )
+        return self
+
+    @property
+    def value(self) -> str:
+        """The column or expression."""
+        return self.column or self.expression or ""
+
+    @property
+    def category_condition(self) -> str | None:
+        """The SQL condition that the value is the category."""
+        if self.category is None:
+            return None
+        quoted = str(self.category).replace("'", "''")
+        literal = f"'{quoted}'" if isinstance(self.category, str) else str(self.category).lower()
+        return f"({self.value}) = {literal}"
 
 
 class Aggregate(_Declaration):
-    """``measure`` × ``aggregations`` × ``windows`` (days before ``as_of``; None is all time)."""
+    """``measure`` × ``aggregations`` × ``windows``: a feature for each."""
 
     measure: Name
     aggregations: tuple[Aggregation, ...] = Field(min_length=1)
-    windows: tuple[Days | None, ...] = Field(default=(None,), min_length=1)
+    windows: tuple[AnyWindow, ...] = Field(default=(None,), min_length=1)
 
 
 class Ratio(_Declaration):
@@ -75,69 +236,175 @@ class Ratio(_Declaration):
     name: Name
     numerator: Name
     denominator: Name
+    description: str = ""
+
+
+class Trend(_Declaration):
+    """An aggregate over ``window`` divided by the same over ``baseline``.
+
+    Named ``<entity>_<measure>_<aggregation>_trend_<window>_<baseline>``; both aggregates are
+    features of the group.
+    """
+
+    measure: Name
+    aggregation: Aggregation
+    window: AnyWindow
+    baseline: AnyWindow
 
 
 class Feature(_Declaration):
-    """One column of a feature vector, as the compiler sees it.
+    """One aggregated column of a feature vector, as the compiler sees it.
 
-    Null semantics: counts, distincts and sums over no events are 0; every other aggregation over
-    no events is null, and so is a ratio whose parts are null or whose denominator is 0.
+    Attributes:
+        name: ``<entity>_<measure>_<aggregation>_<window>``.
+        measure: by name.
+        aggregation: one of :data:`AGGREGATIONS`.
+        window: days; None is all time.
+        lag: days between the window's end and the instant.
+        type: ``double``, or ``string`` for the last value of text.
+        null: what it is over no events, and when else it is null.
+        description: in words.
     """
 
     name: str
     measure: Name
     aggregation: Aggregation
-    window: Days | None
+    window: int | None
+    lag: int = 0
+    type: Literal["double", "string"] = "double"
+    null: str = ""
+    description: str = ""
+
+
+@dataclass(frozen=True)
+class Described:
+    """A column of the vector for the catalogue: name, type, null semantics, description."""
+
+    name: str
+    type: str
+    null: str
+    description: str
 
 
 class FeatureGroup(_Declaration):
-    """Features of one entity from one source."""
+    """Features of one entity from one source.
+
+    ``key`` is the column that identifies the entity, or several: customer × product.
+    """
 
     name: Name
     source: Source
     entity: Name
-    key: Name
+    key: Name | tuple[Name, ...]
     measures: tuple[Measure, ...]
     aggregates: tuple[Aggregate, ...]
     ratios: tuple[Ratio, ...] = ()
+    trends: tuple[Trend, ...] = ()
 
     @model_validator(mode="after")
     def _refers_to_what_is_there(self) -> Self:
         where = f"feature group {self.name}"
-        if self.key not in self.source.columns:
-            raise ValueError(f"{where}: key {self.key!r} is not a column of {self.source.name}")
-        measures = {measure.name: measure for measure in self.measures}
-        if len(measures) != len(self.measures):
-            raise ValueError(f"{where}: two measures share a name")
+        columns = self.source.columns
+        for key in self.key_columns:
+            if key not in columns:
+                raise ValueError(f"{where}: key {key!r} is not a column of {self.source.name}")
+        if len({measure.name for measure in self.measures}) != len(self.measures):
+            raise ValueError(f"{where}: two measures share a name; rename one")
         for measure in self.measures:
-            if measure.column not in self.source.columns:
-                raise ValueError(
-                    f"{where}: measure {measure.name!r} reads {measure.column!r}, which is not a "
-                    f"column of {self.source.name}; it has {sorted(self.source.columns)}"
-                )
+            self._check_measure(measure)
         for aggregate in self.aggregates:
-            if aggregate.measure not in measures:
-                raise ValueError(
-                    f"{where}: no measure {aggregate.measure!r}; there are {sorted(measures)}"
-                )
-            column = measures[aggregate.measure].column
-            kind = self.source.columns[column]
-            for aggregation in aggregate.aggregations:
-                if aggregation in NUMERIC_AGGREGATIONS and kind not in ("integer", "decimal"):
-                    raise ValueError(
-                        f"{where}: {aggregation} of {aggregate.measure!r} needs a number, "
-                        f"{column!r} is a {kind}"
-                    )
-        names = [feature.name for feature in self.features] + [r.name for r in self.ratios]
+            self._check_aggregate(aggregate)
+        names = [*(feature.name for feature in self.features), *(q.name for q in self.quotients)]
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             raise ValueError(f"{where}: declared twice: {', '.join(repeated)}")
-        known = set(names)
-        for ratio in self.ratios:
+        known = {feature.name for feature in self.features}
+        for ratio in self.quotients:
             for part in (ratio.numerator, ratio.denominator):
                 if part not in known:
-                    raise ValueError(f"{where}: ratio {ratio.name!r}: no feature {part!r}")
+                    raise ValueError(
+                        f"{where}: ratio {ratio.name!r}: no feature {part!r} is declared before "
+                        "it; add its aggregate"
+                    )
+            known.add(ratio.name)
+        used = {aggregate.measure for aggregate in self.aggregates}
+        unused = [measure.name for measure in self.measures if measure.name not in used]
+        if unused:
+            raise ValueError(
+                f"{where}: no aggregate uses the measures {', '.join(unused)}; "
+                "aggregate them or remove them"
+            )
         return self
+
+    def _check_measure(self, measure: Measure) -> None:
+        where = f"feature group {self.name}: measure {measure.name!r}"
+        columns = self.source.columns
+        has = f"a column of {self.source.name}; it has {sorted(columns)}"
+        if measure.column is not None and measure.column not in columns:
+            raise ValueError(f"{where} reads {measure.column!r}, which is not {has}")
+        for sql in (measure.expression, measure.where):
+            for name in self.source.lacks(sql):
+                raise ValueError(f"{where}: {sql!r} reads {name!r}, which is not {has}")
+        if measure.known is not None and columns.get(measure.known) != "date":
+            raise ValueError(f"{where}: known {measure.known!r} is not a date column; {has}")
+
+    def _check_aggregate(self, aggregate: Aggregate) -> None:
+        where = f"feature group {self.name}"
+        measures = {measure.name: measure for measure in self.measures}
+        if aggregate.measure not in measures:
+            raise ValueError(
+                f"{where}: no measure {aggregate.measure!r}; there are {sorted(measures)}"
+            )
+        measure = measures[aggregate.measure]
+        kind = self.type_of(measure)
+        for aggregation in aggregate.aggregations:
+            allowed = AGGREGATIONS[aggregation].types
+            if kind not in allowed:
+                needs = "a number" if allowed == _NUMBERS else f"one of {sorted(allowed)}"
+                raise ValueError(
+                    f"{where}: {aggregation} of {aggregate.measure!r} needs {needs}, "
+                    f"{measure.value!r} is a {kind}"
+                )
+            if (aggregation == "share") != (measure.category is not None):
+                raise ValueError(
+                    f"{where}: {aggregation} of {aggregate.measure!r}: a share, and nothing else, "
+                    "is of a measure with a category; "
+                    + ("give it one" if aggregation == "share" else "declare another measure")
+                )
+            if aggregation == "slope" and any(
+                (_window(w).days or 0) < 2 for w in aggregate.windows
+            ):
+                raise ValueError(
+                    f"{where}: slope of {aggregate.measure!r} needs windows of at least 2 days"
+                )
+
+    @property
+    def key_columns(self) -> tuple[str, ...]:
+        """The columns that identify the entity."""
+        return self.key if isinstance(self.key, tuple) else (self.key,)
+
+    def type_of(self, measure: Measure) -> ColumnType:
+        """The type of a measure's value."""
+        if measure.column is not None:
+            return self.source.columns[measure.column]
+        assert measure.type is not None  # held by Measure
+        return measure.type
+
+    def measure(self, name: str) -> Measure:
+        """The measure of that name."""
+        return next(measure for measure in self.measures if measure.name == name)
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """Each SQL condition that the kernel needs a flag for, once."""
+        found = (c for m in self.measures for c in (m.where, m.category_condition))
+        return tuple(dict.fromkeys(c for c in found if c is not None))
+
+    @property
+    def measured(self) -> dict[str, ColumnType]:
+        """Each column or expression that the kernel reads, with its type."""
+        known: dict[str, ColumnType] = {m.known: "date" for m in self.measures if m.known}
+        return {measure.value: self.type_of(measure) for measure in self.measures} | known
 
     @property
     def features(self) -> tuple[Feature, ...]:
@@ -145,23 +412,66 @@ class FeatureGroup(_Declaration):
 
         Named ``<entity>_<measure>_<aggregation>_<window>``.
         """
-        return tuple(
-            Feature(
-                name=f"{self.entity}_{a.measure}_{aggregation}_"
-                + (f"{window}d" if window else ALL_TIME),
-                measure=a.measure,
-                aggregation=aggregation,
-                window=window,
-            )
-            for a in self.aggregates
-            for aggregation in a.aggregations
-            for window in a.windows
+        return tuple(self._features())
+
+    def _features(self) -> Iterator[Feature]:
+        for aggregate in self.aggregates:
+            measure = self.measure(aggregate.measure)
+            words = measure.description or measure.name.replace("_", " ")
+            is_text = self.type_of(measure) == "string"
+            for aggregation in aggregate.aggregations:
+                rule = AGGREGATIONS[aggregation]
+                over_none = "0 without events" if rule.empty == 0 else "null without events"
+                meaning = rule.meaning.format(words, category=repr(measure.category))
+                for window in map(_window, aggregate.windows):
+                    yield Feature.model_construct(
+                        name=self._name(aggregate.measure, aggregation, window.suffix),
+                        measure=aggregate.measure,
+                        aggregation=aggregation,
+                        window=window.days,
+                        lag=window.lag,
+                        type="string" if aggregation == "last" and is_text else "double",
+                        null=over_none + (f", null {rule.null}" if rule.null else ""),
+                        description=f"{meaning}, {window.words}",
+                    )
+
+    def _name(self, measure: str, aggregation: str, suffix: str) -> str:
+        return f"{self.entity}_{measure}_{aggregation}_{suffix}"
+
+    @property
+    def quotients(self) -> tuple[Ratio, ...]:
+        """The ratios, then the trends as ratios."""
+        return self.ratios + tuple(self._ratio(trend) for trend in self.trends)
+
+    def _ratio(self, trend: Trend) -> Ratio:
+        short, long = _window(trend.window).suffix, _window(trend.baseline).suffix
+        numerator, denominator = (
+            self._name(trend.measure, trend.aggregation, suffix) for suffix in (short, long)
+        )
+        return Ratio.model_construct(
+            name=self._name(trend.measure, trend.aggregation, f"trend_{short}_{long}"),
+            numerator=numerator,
+            denominator=denominator,
+            description="",
         )
 
     @property
     def feature_names(self) -> tuple[str, ...]:
-        """All columns of the group, aggregates first, then ratios."""
-        return tuple(f.name for f in self.features) + tuple(r.name for r in self.ratios)
+        """All columns of the group: aggregates, then ratios, then trends."""
+        return tuple(f.name for f in self.features) + tuple(q.name for q in self.quotients)
+
+    @property
+    def catalogue(self) -> tuple[Described, ...]:
+        """Every column with its type, null semantics and description, in order."""
+        aggregated = (Described(f.name, f.type, f.null, f.description) for f in self.features)
+        divided = (
+            Described(
+                q.name, "double", "null where a part is null or the denominator is 0",
+                q.description or f"{q.numerator} / {q.denominator}",
+            )
+            for q in self.quotients
+        )  # fmt: skip
+        return (*aggregated, *divided)
 
 
 class Population(_Declaration):
@@ -172,9 +482,29 @@ class Population(_Declaration):
     where: str | None = None
     active_days: Days
 
+    @property
+    def group(self) -> FeatureGroup:
+        """The same as one feature, the count of such events, for the kernel."""
+        return _count_of(
+            "population", self.source, self.key, self.where, Window(days=self.active_days)
+        )
 
-class NoEvent(_Declaration):
-    """1 where no event that satisfies ``where`` happens in ``[as_of, as_of + horizon)``, else 0.
+
+def _count_of(
+    name: str, source: Source, key: str, where: str | None, window: Window
+) -> FeatureGroup:
+    return FeatureGroup(
+        name=name,
+        source=source,
+        entity=name,
+        key=key,
+        measures=(Measure(name="event", column=source.event_time, where=where),),
+        aggregates=(Aggregate(measure="event", aggregations=("count",), windows=(window,)),),
+    )
+
+
+class _WindowLabel(_Declaration):
+    """A label over the events in ``[as_of, as_of + horizon)`` where ``where`` holds.
 
     Mature once ``[as_of, as_of + horizon + reporting delay)`` has landed.
     """
@@ -185,10 +515,109 @@ class NoEvent(_Declaration):
     horizon_days: Days
     reporting_delay_days: Annotated[int, Field(ge=0, le=366)] = 0
 
+    @model_validator(mode="after")
+    def _reads_columns(self) -> Self:
+        for name in self.source.lacks(self.where):
+            raise ValueError(
+                f"label: {self.where!r} reads {name!r}, which is not a column of "
+                f"{self.source.name}; it has {sorted(self.source.columns)}"
+            )
+        return self
+
     @property
     def maturity_days(self) -> int:
         """Days after ``as_of`` at which the label is known."""
         return self.horizon_days + self.reporting_delay_days
+
+    @property
+    def _window(self) -> Window:
+        # The one window that lies after its instant.
+        return Window.model_construct(days=self.horizon_days, lag=-self.horizon_days)
+
+    @property
+    def group(self) -> FeatureGroup:
+        """The label as one feature whose window lies after the instant, for the kernel."""
+        return _count_of("label", self.source, self.key, self.where, self._window)
+
+
+class NoEvent(_WindowLabel):
+    """1 where no event that satisfies ``where`` happens in ``[as_of, as_of + horizon)``, else 0."""
+
+    kind: Literal["no_event"] = "no_event"
+
+
+class AnyEvent(_WindowLabel):
+    """1 where an event that satisfies ``where`` happens in ``[as_of, as_of + horizon)``, else 0."""
+
+    kind: Literal["any_event"] = "any_event"
+
+
+class Count(_WindowLabel):
+    """How many events that satisfy ``where`` happen in ``[as_of, as_of + horizon)``."""
+
+    kind: Literal["count"] = "count"
+
+
+class Sum(_WindowLabel):
+    """The sum of ``column`` over the events in ``[as_of, as_of + horizon)``; 0 without events."""
+
+    kind: Literal["sum"] = "sum"
+    column: Name
+
+    @property
+    def group(self) -> FeatureGroup:
+        """The label as one feature whose window lies after the instant, for the kernel."""
+        return FeatureGroup(
+            name="label",
+            source=self.source,
+            entity="label",
+            key=self.key,
+            measures=(Measure(name="event", column=self.column, where=self.where),),
+            aggregates=(
+                Aggregate(measure="event", aggregations=("sum",), windows=(self._window,)),
+            ),
+        )
+
+
+class Reported(_Declaration):
+    """Of each event: 1 where ``where`` holds and was known, by the date column ``known``, else 0.
+
+    Mature ``reporting_delay_days`` after the event's night. An event that is reported later, or
+    whose ``known`` is null, counts as 0 until then.
+    """
+
+    kind: Literal["reported"] = "reported"
+    source: Source
+    key: Name
+    where: str
+    known: Name
+    reporting_delay_days: Annotated[int, Field(ge=0, le=366)]
+
+    @model_validator(mode="after")
+    def _reads_columns(self) -> Self:
+        if self.source.columns.get(self.known) != "date":
+            raise ValueError(
+                f"label: known {self.known!r} is not a date column of {self.source.name}"
+            )
+        for name in self.source.lacks(self.where):
+            raise ValueError(
+                f"label: {self.where!r} reads {name!r}, which is not a column of "
+                f"{self.source.name}; it has {sorted(self.source.columns)}"
+            )
+        return self
+
+    @property
+    def horizon_days(self) -> int:
+        """0: the label is of the event itself, not of what follows."""
+        return 0
+
+    @property
+    def maturity_days(self) -> int:
+        """Days after the event's night at which the label is known."""
+        return self.reporting_delay_days
+
+
+Label = Annotated[NoEvent | AnyEvent | Count | Sum | Reported, Field(discriminator="kind")]
 
 
 class Heuristic(_Declaration):
@@ -284,7 +713,7 @@ class UseCase(_Declaration):
     entity: Name
     key: Name
     population: Population
-    label: NoEvent
+    label: Label
     feature_groups: tuple[FeatureGroup, ...] = Field(min_length=1)
     snapshots: Snapshots
     heuristics: tuple[Heuristic, ...]

@@ -46,7 +46,7 @@ def conditions(use_case: UseCase) -> tuple[str, ...]:
 def measured_columns(use_case: UseCase) -> tuple[str, ...]:
     """Each column that a measure reads, once."""
     return tuple(
-        dict.fromkeys(m.column for group in use_case.feature_groups for m in group.measures)
+        dict.fromkeys(m.value for group in use_case.feature_groups for m in group.measures)
     )
 
 
