@@ -35,7 +35,8 @@ def test_the_rows_are_as_many_as_asked_for_and_of_the_whole_two_years(order_line
     rows = f"read_parquet('{order_lines}/*/*.parquet')"
     found = duckdb.sql(
         f"""select count(*), count(distinct customer_id), min(landed_date) < date '2024-02-01',
-        max(landed_date) between '2025-12-01' and '2025-12-31', bool_or(landed_date > invoiced_date), bool_or(customer_id is null),
+        max(landed_date) between '2025-12-01' and '2025-12-31',
+        bool_or(landed_date > invoiced_date), bool_or(customer_id is null),
         bool_and((quantity < 0) = is_cancellation), bool_and(line_amount = quantity * unit_price)
         from {rows}"""
     ).fetchall()
