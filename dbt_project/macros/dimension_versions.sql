@@ -100,14 +100,19 @@
         where is_new and {{ attribute }}_before is distinct from {{ attribute }}
         {%- if is_incremental() %}
         union all
-        select
-            versions.{{ key }},
-            versions.{{ attribute }},
-            versions.valid_from,
-            versions.landed_date,
-            versions.order_line_id
-        from {{ this }} as versions
-        inner join changed on versions.{{ key }} = changed.{{ key }}
+        select versions.*
+        from changed
+        cross join lateral (
+            select
+                known.{{ key }},
+                known.{{ attribute }},
+                known.valid_from,
+                known.landed_date,
+                known.order_line_id
+            from {{ this }} as known
+            where known.{{ key }} = changed.{{ key }}
+            offset 0
+        ) as versions
         where versions.landed_date < changed.since
         {%- endif %}
     ),

@@ -1,6 +1,7 @@
 {{
     config(
         incremental_strategy='changed_keys',
+        indexes=[{'columns': ['customer_id', 'product_id']}],
         meta={'changed_keys': ['customer_id', 'product_id']},
     )
 }}

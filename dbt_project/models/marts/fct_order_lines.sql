@@ -7,6 +7,7 @@
             {'columns': ['landed_date']},
             {'columns': ['product_id', 'invoiced_at']},
             {'columns': ['customer_id', 'product_id']},
+            {'columns': ['customer_id', 'invoiced_at', 'landed_date']},
         ],
         meta={
             'source': 'order_lines',

@@ -12,10 +12,15 @@
         from {{ model }}
         where
             {{ column_name }} < {{ as_of }}
-            -- the whole table is read only when it is stale
+            -- The whole table is read only when it is stale: otherwise one day after the other, down
+            -- from the newest. A count, for to find one row the planner would search from the start.
             and not exists (
-                select 1 from {{ model }}
-                where {{ column_name }} < {{ as_of }} and {{ column_name }} >= {{ as_of }} - {{ days }}
+                select 1 from generate_series(1, {{ days }}) as ago (days)
+                where
+                    (
+                        select count(*) from {{ model }}
+                        where {{ column_name }} = {{ as_of }} - ago.days
+                    ) > 0
             )
     )
 

@@ -182,9 +182,11 @@ class SourceContract(BaseModel):
             "    _landed_date date not null,\n"
             "    _file_id bigint not null,\n"
             "    _row_number bigint not null\n);\n"
-            # rows of a day lie together, and an index of ranges costs the load nothing
+            # rows of a day lie together, and an index of ranges costs the load nothing; without
+            # autosummarize every scan would read what has landed since the last vacuum, months ago
             f"create index if not exists {self.source}_landed_date"
-            f" on {self.raw_table} using brin (_landed_date);\n"
+            f" on {self.raw_table} using brin (_landed_date) with (autosummarize = on);\n"
+            f"{self._key_index()}"
             f"create table if not exists {self.quarantine_table} (\n"
             "    _file_id bigint not null,\n"
             "    _landed_date date not null,\n"
@@ -196,6 +198,15 @@ class SourceContract(BaseModel):
             "    quarantined_at timestamptz not null default now()\n);\n"
             f"create index if not exists {self.source}_quarantine_landed_date"
             f" on {self.quarantine_table} (_landed_date);\n"
+        )
+
+    def _key_index(self) -> str:
+        """By which other sources' references to the key are looked up."""
+        if not self.key:
+            return ""
+        return (
+            f"create index if not exists {self.source}_key"
+            f" on {self.raw_table} ({', '.join(self.key)});\n"
         )
 
 
