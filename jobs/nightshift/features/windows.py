@@ -340,8 +340,7 @@ class _GridWindows(_Answers):
             sums = self._prefix(column)
             return (sums[end] - sums[start]).astype(np.float64)
         high, low = prefix_sums(values >> 32), prefix_sums(values & 0xFFFFFFFF)
-        above, below = high[end] - high[start], low[end] - low[start]
-        return (above + (below >> 32)) * 2.0**32 + (below & 0xFFFFFFFF)
+        return _joined(high[end] - high[start], low[end] - low[start])
 
     def _run(self, measure: Measure) -> "_Run":
         name = tile_name(measure)
@@ -352,7 +351,12 @@ class _GridWindows(_Answers):
     def _slope(self, asked: _Asked, requests: Requests, start: Ints, end: Ints) -> Floats:
         totals = self.grid.columns[column_name("sum", asked.measure)]
         since, _ = self.windows.edges(requests, asked.feature)
-        return _slopes(asked, self.windows, self.grid.time, since, start, end, totals / asked.scale)
+        return _slopes(asked, self.windows, self.grid.time, since, start, end, totals)
+
+
+def _joined(high: Ints, low: Ints) -> Floats:
+    """The nearest double to ``high · 2^32 + low``."""
+    return (high + (low >> 32)) * 2.0**32 + (low & 0xFFFFFFFF)
 
 
 def _slopes(
@@ -362,7 +366,7 @@ def _slopes(
     since: Ints,
     start: Ints,
     end: Ints,
-    totals: Floats,
+    totals: Array,
 ) -> Floats:
     """Least squares of daily totals on the day; days are counted from the window's start.
 
@@ -375,8 +379,15 @@ def _slopes(
         if not len(rows):
             continue
         day = (time[rows] - since[part][segment]) // (DAY_US // windows.unit)
-        sums = np.add.reduceat((2 * day - (days - 1)) * totals[rows], starts)
-        result[part][segment[starts]] = sums * 6 / (days * (days**2 - 1))
+        weight, values = 2 * day - (days - 1), totals[rows]
+        if values.dtype == np.int64:
+            sums = _joined(
+                np.add.reduceat(weight * (values >> 32), starts),
+                np.add.reduceat(weight * (values & 0xFFFFFFFF), starts),
+            )
+        else:
+            sums = np.add.reduceat(weight * values, starts)
+        result[part][segment[starts]] = sums * 6 / (days * (days**2 - 1)) / asked.scale
     return result
 
 
