@@ -20,15 +20,20 @@ PAGE_HEADERS = {"Content-Security-Policy": "default-src 'none'; style-src 'unsaf
 def build_app(settings: Settings, access: Callable[..., Any]) -> Any:
     """The FastAPI app, every page of which asks ``access``, a dependency, first."""
     from fastapi import Depends, FastAPI, HTTPException, Request
-    from fastapi.responses import HTMLResponse, RedirectResponse, Response
+    from fastapi.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
     from starlette.staticfiles import StaticFiles
 
+    from nightshift.errors import NightshiftError
     from nightshift.quality.page import render
     from nightshift.quality.run import newest_run, reports_folder
 
     app = FastAPI(dependencies=[Depends(access)], docs_url=None, redoc_url=None, openapi_url=None)
     # not mounted: what is mounted does not ask for access
     reports = StaticFiles(directory=reports_folder(settings), check_dir=False)
+
+    @app.exception_handler(NightshiftError)
+    def explain(request: Request, error: NightshiftError) -> Response:
+        return PlainTextResponse(str(error), 503)
 
     @app.get("/results")
     def show_results(

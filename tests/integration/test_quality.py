@@ -528,3 +528,15 @@ def test_no_page_is_shown_without_access(warehouse: Settings) -> None:
 
     assert [page.status_code for page in pages(warehouse, nobody, *urls)] == [401, 401, 401]
     assert [page.status_code for page in pages(warehouse, lambda: None, *urls)] == [200, 200, 200]
+
+
+def test_a_page_says_that_the_warehouse_does_not_answer(warehouse: Settings) -> None:
+    nowhere = warehouse.model_copy(
+        update={"database_url": "postgresql://nobody:secret@127.0.0.1:1/nightshift"}
+    )
+
+    (page,) = pages(nowhere, lambda: None, f"/quality/results?stage=quality&as_of={AS_OF}")
+
+    assert page.status_code == 503
+    assert "the warehouse does not answer" in page.text
+    assert "secret" not in page.text
