@@ -363,7 +363,7 @@ class FeatureGroup(_Declaration):
                 needs = "a number" if allowed == _NUMBERS else f"one of {sorted(allowed)}"
                 raise ValueError(
                     f"{where}: {aggregation} of {aggregate.measure!r} needs {needs}, "
-                    f"{measure.value!r} is a {kind}"
+                    f"{measure.value!r} is of type {kind}"
                 )
             if (aggregation == "share") != (measure.category is not None):
                 raise ValueError(
@@ -564,6 +564,11 @@ class Sum(_WindowLabel):
     kind: Literal["sum"] = "sum"
     column: Name
 
+    @model_validator(mode="after")
+    def _sums_a_number(self) -> Self:
+        _ = self.group  # refuses what cannot be summed
+        return self
+
     @property
     def group(self) -> FeatureGroup:
         """The label as one feature whose window lies after the instant, for the kernel."""
@@ -728,6 +733,12 @@ class UseCase(_Declaration):
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             raise ValueError(f"use case {self.name}: two groups declare {', '.join(repeated)}")
+        for feature in (f for group in self.feature_groups for f in group.features):
+            if feature.type == "string":
+                raise ValueError(
+                    f"use case {self.name}: {feature.name} is text, and models take numbers; "
+                    "take a share, a distinct count or the entropy of it"
+                )
         for heuristic in self.heuristics:
             if heuristic.feature not in names:
                 raise ValueError(

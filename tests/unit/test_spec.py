@@ -7,15 +7,24 @@ from pydantic import ValidationError
 
 from nightshift.feature_groups.order_lines import CUSTOMER_ORDERS, ORDER_LINES
 from nightshift.spec import (
+    AGGREGATIONS,
     Aggregate,
+    AnyEvent,
     AtLeast,
     Band,
     BeatsBaseline,
     FeatureGroup,
     Heuristic,
     Measure,
+    NoEvent,
     Ratio,
+    Reported,
+    Source,
+    Sum,
+    Trend,
     UseCase,
+    Window,
+    season_last_year,
 )
 from nightshift.use_cases import CHURN, USE_CASES, find_use_case
 
@@ -44,6 +53,96 @@ def test_features_are_named_by_one_rule() -> None:
     )
 
 
+def test_lagged_windows_seasons_and_trends_are_named_by_the_same_rule() -> None:
+    made = group(
+        key=("customer_id", "product_id"),
+        measures=(Measure(name="order_amount", column="line_amount"),),
+        aggregates=(
+            Aggregate(
+                measure="order_amount",
+                aggregations=("sum",),
+                windows=(30, 90, Window(days=30, lag=7), season_last_year(30)),
+            ),
+        ),
+        ratios=(),
+        trends=(Trend(measure="order_amount", aggregation="sum", window=30, baseline=90),),
+    )
+    assert made.feature_names == (
+        "customer_order_amount_sum_30d",
+        "customer_order_amount_sum_90d",
+        "customer_order_amount_sum_30d_lag7d",
+        "customer_order_amount_sum_30d_lag335d",
+        "customer_order_amount_sum_trend_30d_90d",
+    )
+    assert made.key_columns == ("customer_id", "product_id")
+
+
+def test_every_column_says_what_it_is() -> None:
+    made = group(
+        measures=(
+            Measure(name="order_amount", column="line_amount", description="amounts ordered"),
+            Measure(name="last_country", column="country"),
+            Measure(name="france", column="country", category="France"),
+        ),
+        aggregates=(
+            Aggregate(measure="order_amount", aggregations=("std",), windows=(30,)),
+            Aggregate(measure="last_country", aggregations=("last",)),
+            Aggregate(measure="france", aggregations=("share",), windows=(Window(days=9, lag=2),)),
+        ),
+        ratios=(),
+    )
+    assert [(d.name, d.type, d.null, d.description) for d in made.catalogue] == [
+        (
+            "customer_order_amount_std_30d",
+            "double",
+            "null without events, null of fewer than two",
+            "sample standard deviation (n − 1) of amounts ordered, in the 30 days before",
+        ),
+        (
+            "customer_last_country_last_all",
+            "string",
+            "null without events",
+            "last last country; of several at one instant the last landed, then the greatest, "
+            "over all time",
+        ),
+        (
+            "customer_france_share_9d_lag2d",
+            "double",
+            "null without events",
+            "share of 'France' in france, from 11 to 2 days before",
+        ),
+    ]
+    assert made.conditions == ("(country) = 'France'",)
+    assert made.measured == {"line_amount": "decimal", "country": "string"}
+
+
+def test_every_aggregation_is_described() -> None:
+    for name, rule in AGGREGATIONS.items():
+        assert rule.types, name
+        assert "{}" in rule.meaning, name
+
+
+def test_a_leak_is_refused_and_can_be_planted_on_purpose() -> None:
+    with pytest.raises(ValidationError, match="greater than or equal to 0"):
+        Window(days=30, lag=-30)
+    planted = Window.model_construct(days=30, lag=-30)
+    made = group(
+        measures=(Measure(name="x", column="quantity"),),
+        aggregates=(Aggregate(measure="x", aggregations=("sum",), windows=(planted,)),),
+        ratios=(),
+    )
+    assert [(f.window, f.lag) for f in made.features] == [(30, -30)]
+
+
+def test_a_label_is_a_window_after_the_instant() -> None:
+    label = AnyEvent(source=ORDER_LINES, key="customer_id", horizon_days=90)
+    (feature,) = label.group.features
+    assert (feature.aggregation, feature.window, feature.lag) == ("count", 90, -90)
+    assert NoEvent(**label.model_dump(exclude={"kind"})).model_dump() != label.model_dump()
+    total = Sum(source=ORDER_LINES, key="customer_id", column="line_amount", horizon_days=30)
+    assert [f.aggregation for f in total.group.features] == ["sum"]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -57,16 +156,128 @@ def test_features_are_named_by_one_rule() -> None:
                 "measures": (Measure(name="x", column="country"),),
                 "aggregates": (Aggregate(measure="x", aggregations=("sum",)),),
             },
-            "'country' is a string",
+            "'country' is of type string",
         ),
         ({"aggregates": CUSTOMER_ORDERS.aggregates * 2}, "declared twice"),
         ({"ratios": (Ratio(name="r", numerator="a", denominator="b"),)}, "no feature 'a'"),
         ({"key": "shop_id"}, "key 'shop_id' is not a column"),
+        ({"key": ("customer_id", "shop_id")}, "key 'shop_id' is not a column"),
+        ({"measures": (Measure(name="x", column="country"),) * 2}, "two measures share a name"),
+        (
+            {"measures": (Measure(name="x", column="quantity", where="colour = 'red'"),)},
+            "\"colour = 'red'\" reads 'colour', which is not a column",
+        ),
+        (
+            {"measures": (Measure(name="x", expression="quantity * prise", type="decimal"),)},
+            "reads 'prise', which is not a column",
+        ),
+        (
+            {"measures": (Measure(name="x", column="quantity", known="invoiced_at"),)},
+            "known 'invoiced_at' is not a date column",
+        ),
+        (
+            {
+                "measures": (Measure(name="x", column="country"),),
+                "aggregates": (Aggregate(measure="x", aggregations=("share",)),),
+            },
+            "is of a measure with a category; give it one",
+        ),
+        (
+            {
+                "measures": (Measure(name="x", column="country", category="France"),),
+                "aggregates": (Aggregate(measure="x", aggregations=("count",)),),
+            },
+            "declare another measure",
+        ),
+        (
+            {
+                "measures": (Measure(name="x", column="quantity"),),
+                "aggregates": (Aggregate(measure="x", aggregations=("slope",), windows=(30, 1)),),
+            },
+            "slope of 'x' needs windows of at least 2 days",
+        ),
+        (
+            {
+                "measures": (Measure(name="x", column="quantity"),),
+                "aggregates": (Aggregate(measure="x", aggregations=("rate",)),),
+            },
+            r"rate of 'x' needs one of \['boolean'\], 'quantity' is of type integer",
+        ),
+        (
+            {"measures": (*CUSTOMER_ORDERS.measures, Measure(name="spare", column="quantity"))},
+            "no aggregate uses the measures spare",
+        ),
+        (
+            {"trends": (Trend(measure="order", aggregation="distinct", window=7, baseline=30),)},
+            "no feature 'customer_order_distinct_7d'",
+        ),
     ],
 )
 def test_nonsense_in_a_group_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         group(**changes)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"column": "quantity", "expression": "quantity * 2", "type": "integer"},
+        {"expression": "quantity * 2"},
+        {"column": "quantity", "type": "integer"},
+        {"column": "country", "category": "a\\b"},
+    ],
+)
+def test_a_measure_has_one_value(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        Measure(name="x", **fields)
+
+
+def test_conditions_may_use_functions_literals_and_any_column() -> None:
+    made = group(
+        measures=(
+            Measure(
+                name="x",
+                column="quantity",
+                where="lower(country) in ('it''s colour') AND invoiced_at > date '2011-01-01'",
+            ),
+        ),
+        aggregates=(Aggregate(measure="x", aggregations=("sum",)),),
+        ratios=(),
+    )
+    assert len(made.conditions) == 1
+
+
+@pytest.mark.parametrize(
+    ("label", "fields", "message"),
+    [
+        (NoEvent, {"where": "colour = 1", "horizon_days": 3}, "reads 'colour'"),
+        (Sum, {"column": "country", "horizon_days": 3}, "sum of 'event' needs a number"),
+        (Reported, {"where": "is_product", "known": "country"}, "'country' is not a date column"),
+        (Reported, {"where": "colour", "known": "landed_date"}, "reads 'colour'"),
+    ],
+)
+def test_nonsense_in_a_label_is_refused(label: Any, fields: Any, message: str) -> None:
+    delay = {"reporting_delay_days": 7} if label is Reported else {}
+    with pytest.raises(ValidationError, match=message):
+        label(source=ORDER_LINES, key="customer_id", **fields, **delay)
+
+
+def test_a_source_needs_its_times() -> None:
+    fields = dict(ORDER_LINES) | {"event_time": "sold_at"}
+    with pytest.raises(ValidationError, match="'sold_at' is not among its columns"):
+        Source(**fields)
+
+
+def test_a_vector_of_text_is_refused() -> None:
+    text = group(
+        name="text",
+        measures=(Measure(name="x", column="country"),),
+        aggregates=(Aggregate(measure="x", aggregations=("last",)),),
+        ratios=(),
+    )
+    with pytest.raises(ValidationError, match="customer_x_last_all is text"):
+        use_case(feature_groups=(CUSTOMER_ORDERS, text))
 
 
 @pytest.mark.parametrize("window", [0, -1, 100_000])
