@@ -109,6 +109,16 @@ class Windows:
             Name → array as long as the requests: float64 with NaN for null, or of text int64 codes
             with −1 for null.
         """
+        # Searches in the order of what is searched stay in the processor's caches.
+        order = sorting(sort_key(requests.entity, requests.time_us))
+        if order is None:
+            return self._features(requests)
+        found = self._features(requests.take(order))
+        back = np.empty(len(order), np.int64)
+        back[order] = np.arange(len(order))
+        return {name: values[back] for name, values in found.items()}
+
+    def _features(self, requests: Requests) -> dict[str, Array]:
         by_grid: dict[str, list[_Asked]] = {}
         by_items: dict[str, list[_Asked]] = {}
         for group in self.groups:
