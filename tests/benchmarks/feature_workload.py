@@ -72,9 +72,6 @@ _MEASURES = {measure.name: measure for measure in STANDARD_ORDERS.measures}
 STANDARD = CHURN.model_copy(update={"name": "standard", "feature_groups": (STANDARD_ORDERS,)})
 """Customers with a purchase in the last 365 days, 73 features each."""
 
-EXACT = {f.name for f in STANDARD_ORDERS.features if f.aggregation in ("count", "distinct")}
-"""Columns that are whole numbers."""
-
 EVENT_FEATURES = tuple(
     f"{name}_{days}d"
     for name in (
@@ -87,6 +84,10 @@ EVENT_FEATURES = tuple(
     for days in (1, 7, 30)
 )
 """What is known of a payment's customer and terminal at its instant."""
+
+EXACT = {f.name for f in STANDARD_ORDERS.features if f.aggregation in ("count", "distinct")}
+EXACT |= {name for name in EVENT_FEATURES if "_count_" in name}
+"""Columns that are whole numbers."""
 
 
 def write_order_lines(folder: Path, customers: int, lines: int, seed: int = 4) -> int:
