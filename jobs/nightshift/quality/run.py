@@ -204,8 +204,11 @@ def _statistics(
         return {row[0]: dict(zip(asked, row[1:], strict=True)) for row in cursor.fetchall()}
 
 
-def _batch_table(contract: QualityContract, days: Sequence[date], as_of: date) -> str:
-    """The landed days with the columns that take more than a row to know, materialised once."""
+def _batch_table(contract: QualityContract, days: Sequence[date], as_of: date) -> tuple[str, str]:
+    """The landed days with the columns that take more than a row to know, materialised once.
+
+    Each rule then asks for one day of them.
+    """
     names, joins = [f"{sql} as {name}" for name, sql in contract.batch_columns.items()], []
     if contract.row_id is None:
         names.append(f"file.path || ':' || _row_number as {ROW}")
@@ -227,6 +230,8 @@ def _batch_table(contract: QualityContract, days: Sequence[date], as_of: date) -
         f"create temporary table checked_{contract.name} as"
         f" with landed as (select * from {contract.table} where {contract.day} in ({dates}))"
         f" select {', '.join(['landed.*', *names])} from landed {' '.join(joins)}"
+        f" order by {contract.day}",
+        f"create index on checked_{contract.name} ({contract.day})",
     )
 
 
@@ -342,7 +347,8 @@ def _validate(
         with engine.begin() as connection:
             for contract in {batch.contract.name: batch.contract for batch in batches}.values():
                 days = [b.landed_date for b in batches if b.contract is contract]
-                connection.execute(sqlalchemy.text(_batch_table(contract, days, as_of)))
+                for statement in _batch_table(contract, days, as_of):
+                    connection.execute(sqlalchemy.text(statement))
         definitions = []
         for batch in batches:
             contract = batch.contract
