@@ -11,7 +11,7 @@ them; all others share the tiles as they are.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from functools import cached_property
 from itertools import pairwise
@@ -178,9 +178,25 @@ class _Windows:
         """For each pair, where the entity's rows at ``time`` or later begin."""
         if not len(self.entity):
             return np.zeros(len(entity), np.int64)
+        if len(entity) * 8 > len(self.entity) and (time == time[0]).all():
+            return self._positions_at(int(time[0]))[np.minimum(entity, self._entities)]
         rank = time if self._ranks is None else np.searchsorted(self._ranks, time)
         rank = np.clip(rank - self._low, 0, self._span - 1)
         return np.searchsorted(self._key, entity * self._span + rank)
+
+    def _positions_at(self, time: int) -> Ints:
+        """Of every entity, where its rows at ``time`` or later begin; then the number of rows."""
+        first, present = self._first
+        before = np.add.reduceat((self.time < time).view(np.int8), first[present], dtype=np.int64)
+        position = first.copy()
+        position[present] += before
+        return position
+
+    @cached_property
+    def _first(self) -> tuple[Ints, Ints]:
+        """Where each entity's rows begin, and at last their number; the entities that have any."""
+        counts = np.bincount(self.entity, minlength=self._entities)
+        return prefix_sums(counts), np.flatnonzero(counts)
 
     def has_unknown(self, requests: Requests, until: Ints) -> Bools:
         """Whether the entity has a row before ``until`` that became known on the day or later."""
@@ -283,7 +299,7 @@ class _GridWindows(_Answers):
     def __init__(self, grid: Grid, resolution: Resolution) -> None:
         self.grid = grid
         self.windows = _Windows(grid.entity, grid.time, grid.known, resolution)
-        self._sums: dict[str, Ints] = {}
+        self._sums: dict[str, _Sums] = {}
         self._runs: dict[str, _Run] = {}
 
     def part(self, rows: Ints) -> "_GridWindows":
@@ -292,65 +308,52 @@ class _GridWindows(_Answers):
 
     def features(self, requests: Requests, wanted: Sequence[_Asked]) -> dict[str, Array]:
         """The wanted features, from all tiles."""
-        bounds: dict[tuple[int | None, int], tuple[Ints, Ints]] = {}
-        extremes: dict[str, list[tuple[_Asked, Ints, Ints]]] = {}
+        found: dict[tuple[int | None, int], _Segments] = {}
+        extremes: dict[str, list[tuple[_Asked, _Segments]]] = {}
         result: dict[str, Array] = {}
         for asked in wanted:
             feature = asked.feature
             window = (feature.window, feature.lag)
-            if window not in bounds:
-                bounds[window] = self.windows.bounds(requests, feature)
-            start, end = bounds[window]
+            if window not in found:
+                found[window] = _Segments(*self.windows.bounds(requests, feature))
             if feature.aggregation in ("min", "max"):
                 column = column_name(feature.aggregation, asked.measure)
-                extremes.setdefault(column, []).append((asked, start, end))
+                extremes.setdefault(column, []).append((asked, found[window]))
             else:
-                result[feature.name] = self._feature(asked, requests, start, end)
+                result[feature.name] = self._feature(asked, requests, found[window])
         for column, group in extremes.items():
-            start = np.concatenate([start for _, start, _ in group])
-            end = np.concatenate([end for _, _, end in group])
             ufunc = np.minimum if column.startswith("min") else np.maximum
-            found = _range_extremes(self.grid.columns[column], start, end, ufunc)
-            for (asked, start, end), values in zip(group, np.split(found, len(group)), strict=True):
-                is_empty = self._total("count", asked.measure, start, end) == 0
-                result[asked.feature.name] = np.where(is_empty, np.nan, values / asked.scale)
+            values = _extremes(self.grid.columns[column], [s for _, s in group], ufunc)
+            for (asked, segments), extreme in zip(group, values, strict=True):
+                is_empty = self._total("count", asked.measure, segments) == 0
+                result[asked.feature.name] = np.where(is_empty, np.nan, extreme / asked.scale)
         return result
 
-    def _feature(self, asked: _Asked, requests: Requests, start: Ints, end: Ints) -> Array:
+    def _feature(self, asked: _Asked, requests: Requests, segments: "_Segments") -> Array:
         aggregation, measure = asked.feature.aggregation, asked.measure
         if aggregation == "slope":
-            return self._slope(asked, requests, start, end)
+            totals = self.grid.columns[column_name("sum", measure)]
+            return _slopes(asked, self.windows, self.grid.time, requests, segments, totals)
         if aggregation in ("days_since_last", "days_since_first", "last") or (
             aggregation.startswith("gap_")
         ):
-            return self._run(measure).feature(asked, requests, start, end)
-        count = self._total("count", measure, start, end)
+            return self._run(measure).feature(asked, requests, segments)
         if aggregation == "count":
-            return count.astype(np.float64)
-        what = "hits" if aggregation == "share" else "sum"
-        total = self._sum(column_name(what, measure), start, end) / asked.scale
-        return total if aggregation == "sum" else _divided(total, count)
+            return self._total("count", measure, segments).astype(np.float64)
+        total = self._total("hits" if aggregation == "share" else "sum", measure, segments)
+        if aggregation == "sum":
+            return total / asked.scale
+        return _divided(total / asked.scale, self._total("count", measure, segments))
 
-    def _prefix(self, column: str) -> Ints:
-        if column not in self._sums:
-            self._sums[column] = prefix_sums(self.grid.columns[column])
-        return self._sums[column]
-
-    def _total(self, what: str, measure: Measure, start: Ints, end: Ints) -> Ints:
-        sums = self._prefix(column_name(what, measure))
-        return sums[end] - sums[start]
-
-    def _sum(self, column: str, start: Ints, end: Ints) -> Floats:
-        """The nearest double to the exact sum of each window."""
-        values = self.grid.columns[column]
-        if not len(values):
-            return np.zeros(len(start))
-        longest = int((end - start).max(initial=0))
-        if max(abs(int(values.min())), abs(int(values.max()))) * longest < 2**63:
-            sums = self._prefix(column)
-            return (sums[end] - sums[start]).astype(np.float64)
-        high, low = prefix_sums(values >> 32), prefix_sums(values & 0xFFFFFFFF)
-        return _joined(high[end] - high[start], low[end] - low[start])
+    def _total(self, what: str, measure: Measure, segments: "_Segments") -> Array:
+        """The exact sum of each segment: int64, or the nearest double where that overflows."""
+        column = column_name(what, measure)
+        if column not in segments.totals:
+            start, end = segments.start, segments.end
+            if column not in self._sums:
+                self._sums[column] = _Sums(self.grid.columns[column])
+            segments.totals[column] = self._sums[column].between(start, end)
+        return segments.totals[column]
 
     def _run(self, measure: Measure) -> "_Run":
         name = tile_name(measure)
@@ -358,10 +361,30 @@ class _GridWindows(_Answers):
             self._runs[name] = _Run(self.grid, measure, self.windows.resolution)
         return self._runs[name]
 
-    def _slope(self, asked: _Asked, requests: Requests, start: Ints, end: Ints) -> Floats:
-        totals = self.grid.columns[column_name("sum", asked.measure)]
-        since, _ = self.windows.edges(requests, asked.feature)
-        return _slopes(asked, self.windows, self.grid.time, since, start, end, totals)
+
+@dataclass(frozen=True)
+class _Segments:
+    """One window of every request, as rows ``[start, end)``, with the sums over it so far."""
+
+    start: Ints
+    end: Ints
+    totals: dict[str, Array] = field(default_factory=dict)
+
+
+class _Sums:
+    """Exact sums of any segments of a column."""
+
+    def __init__(self, values: Ints) -> None:
+        self._values = values
+        self._largest = max(-int(values.min()), int(values.max())) if len(values) else 0
+        self._sums = prefix_sums(values)
+
+    def between(self, start: Ints, end: Ints) -> Array:
+        """The sum of each ``values[start:end]``; doubles where int64 might not hold all."""
+        if self._largest * int((end - start).max(initial=0)) < 2**63:
+            return self._sums[end] - self._sums[start]
+        high, low = prefix_sums(self._values >> 32), prefix_sums(self._values & 0xFFFFFFFF)
+        return _joined(high[end] - high[start], low[end] - low[start])
 
 
 def _joined(high: Ints, low: Ints) -> Floats:
@@ -373,9 +396,8 @@ def _slopes(
     asked: _Asked,
     windows: _Windows,
     time: Ints,
-    since: Ints,
-    start: Ints,
-    end: Ints,
+    requests: Requests,
+    segments: _Segments,
     totals: Array,
 ) -> Floats:
     """Least squares of daily totals on the day; days are counted from the window's start.
@@ -384,8 +406,9 @@ def _slopes(
     """
     days = asked.feature.window
     assert days is not None  # held by FeatureGroup
-    result = np.zeros(len(start))
-    for part, rows, segment, starts in _chunks(start, end):
+    since, _ = windows.edges(requests, asked.feature)
+    result = np.zeros(len(requests))
+    for part, rows, segment, starts in _chunks(segments.start, segments.end):
         if not len(rows):
             continue
         day = (time[rows] - since[part][segment]) // (DAY_US // windows.unit)
@@ -448,9 +471,9 @@ class _Run:
         )
         return np.repeat(values[order][self._same + self._lengths - 1], self._lengths)
 
-    def feature(self, asked: _Asked, requests: Requests, start: Ints, end: Ints) -> Array:
-        """One feature over the tiles ``[start, end)`` of the grid."""
-        start, end = self._rank[start], self._rank[end]
+    def feature(self, asked: _Asked, requests: Requests, segments: _Segments) -> Array:
+        """One feature over segments of the grid."""
+        start, end = self._rank[segments.start], self._rank[segments.end]
         feature = asked.feature
         result = _null(feature, len(requests))
         rows = np.flatnonzero(end > start)
@@ -480,15 +503,30 @@ class _Run:
         return np.where(count > 1, deviation, np.nan)
 
 
-def _range_extremes(values: Array, start: Ints, end: Ints, ufunc: np.ufunc) -> Array:
-    """The extreme of each ``values[start:end]``; meaningless where it is empty.
+def _extremes(values: Array, windows: Sequence[_Segments], ufunc: np.ufunc) -> list[Array]:
+    """The extreme of each segment of each window; meaningless where it is empty."""
+    if all((w.end[:-1] <= w.start[1:]).all() for w in windows):
+        return [_apart(values, w.start, w.end, ufunc) for w in windows]
+    start, end = (np.concatenate([getattr(w, name) for w in windows]) for name in ("start", "end"))
+    return np.split(_overlapping(values, start, end, ufunc), len(windows))
 
-    Two overlapping runs of the greatest power of two within a window cover it; the runs of each
-    length are made of those of half the length.
-    """
-    length = end - start
+
+def _apart(values: Array, start: Ints, end: Ints, ufunc: np.ufunc) -> Array:
     result = np.zeros(len(start), values.dtype)
-    level = np.frexp(length)[1] - 1
+    filled = np.flatnonzero(end > start)
+    bounds = np.stack([start[filled], end[filled]], axis=1).ravel()
+    # The last segment may end with the rows, where no position is.
+    bounds = bounds[:-1] if len(bounds) and bounds[-1] == len(values) else bounds
+    if len(bounds):
+        result[filled] = ufunc.reduceat(values, bounds)[::2]
+    return result
+
+
+def _overlapping(values: Array, start: Ints, end: Ints, ufunc: np.ufunc) -> Array:
+    """Two runs of the greatest power of two within a segment cover it; the runs of each length
+    are made of those of half the length."""
+    result = np.zeros(len(start), values.dtype)
+    level = np.frexp(end - start)[1] - 1
     order = np.argsort(level, kind="stable")
     edges = np.searchsorted(level[order], np.arange(level.max(initial=-1) + 2))
     for step, (first, last) in enumerate(pairwise(edges)):
@@ -525,7 +563,8 @@ class _ItemWindows(_Answers):
             feature = asked.feature
             if feature.aggregation == "distinct" and not at_instants:
                 continue
-            start, end = self.windows.bounds(requests, feature)
+            segments = _Segments(*self.windows.bounds(requests, feature))
+            start, end = segments.start, segments.end
             if feature.aggregation == "distinct":
                 # Of those in the window, the ones that occur there for the first time.
                 first = _count_below(self._previous, start, end, start + 1)
@@ -533,10 +572,9 @@ class _ItemWindows(_Answers):
             elif feature.aggregation == "entropy":
                 result[feature.name] = self._entropy(start, end)
             elif feature.aggregation == "slope":
-                since, _ = self.windows.edges(requests, feature)
                 totals = self._numbers(asked) * self.by_time.count
                 result[feature.name] = _slopes(
-                    asked, self.windows, self.by_time.time, since, start, end, totals
+                    asked, self.windows, self.by_time.time, requests, segments, totals
                 )
             else:
                 result[feature.name] = self._moment(asked, start, end)
@@ -556,13 +594,14 @@ class _ItemWindows(_Answers):
         for lag in {asked.feature.lag for asked in wanted}:
             features = [asked.feature for asked in wanted if asked.feature.lag == lag]
             lengths = sorted({_FOREVER if f.window is None else f.window for f in features})
+            longest = max((length for length in lengths if length < _FOREVER), default=0)
+            shortest = np.searchsorted(lengths, np.arange(longest + 2))
             untils = requests.time_us // DAY_US - lag
             for until in np.unique(untils):
-                newest = np.flatnonzero((items.time < until) & (self._next_time >= until))
-                # The shortest window that holds each pair, and from there all longer ones.
-                age = until - items.time[newest]
-                shortest = np.searchsorted(lengths, age)
-                code = items.entity[newest] * (len(lengths) + 1) + shortest
+                newest = np.flatnonzero((self._time < until) & (self._next_time >= until))
+                # The shortest window that holds each pair, and so all longer ones do.
+                age = np.minimum(until - self._time[newest], len(shortest) - 1)
+                code = items.entity[newest] * (len(lengths) + 1) + shortest[age]
                 pairs = np.bincount(code, minlength=entities * (len(lengths) + 1))
                 counts = pairs.reshape(entities, -1).cumsum(axis=1)
                 at = np.flatnonzero(known & (untils == until))
@@ -573,12 +612,17 @@ class _ItemWindows(_Answers):
         return result
 
     @cached_property
-    def _next_time(self) -> Ints:
-        """When each pair of entity and item occurs next."""
+    def _time(self) -> npt.NDArray[np.int32]:
+        """When each pair of entity and item occurs, in days: half the bytes to go through."""
+        return self.items.time.astype(np.int32)
+
+    @cached_property
+    def _next_time(self) -> npt.NDArray[np.int32]:
+        """When it occurs next."""
         items = self.items
-        following = np.full(len(items.entity), _FOREVER)
+        following = np.full(len(items.entity), np.iinfo(np.int32).max, np.int32)
         same = (items.entity[1:] == items.entity[:-1]) & (items.item[1:] == items.item[:-1])
-        following[:-1] = np.where(same, items.time[1:], _FOREVER)
+        np.copyto(following[:-1], self._time[1:], where=same)
         return following
 
     @cached_property
