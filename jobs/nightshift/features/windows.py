@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from datetime import date
 from functools import cached_property
 from itertools import pairwise
-from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -152,12 +151,11 @@ def _divided(above: Array, below: Array) -> Floats:
         return np.where(below == 0, np.nan, above / below)
 
 
-class _Windows:
+class _Timeline:
     """Rows (tiles or items) by entity and time, and where windows begin and end in them."""
 
     def __init__(self, entity: Ints, time: Ints, known: Ints, resolution: Resolution) -> None:
         self.entity, self.time, self.known = entity, time, known
-        self.resolution = resolution
         self.unit = DAY_US if resolution == "day" else 1
         if len(entity):
             low, high = int(time.min()), int(time.max())
@@ -207,13 +205,6 @@ class _Windows:
         limit = requests.entity * (self._days + 1) + day
         return (end > 0) & (self._known_by[end - 1] >= limit)
 
-    def known_before(self, day: int, entities: Ints) -> Ints:
-        """The rows of these entities that became known before the day."""
-        start = self.positions(entities, np.full(len(entities), -_FOREVER))
-        end = self.positions(entities, np.full(len(entities), _FOREVER))
-        rows = _laid_out(start, end)
-        return rows[self.known[rows] < day]
-
     def bounds(self, requests: Requests, feature: Feature) -> tuple[Ints, Ints]:
         """The first row of each request's window, and the first after it."""
         since, until = self.edges(requests, feature)
@@ -254,36 +245,54 @@ def _chunks(start: Ints, end: Ints) -> Iterator[tuple[slice, Ints, Ints, Ints]]:
 class _Answers(ABC):
     """Rows that answer requests; a request that must not know all of them asks a part of them."""
 
-    windows: _Windows
+    def __init__(self, rows: Grid | Items, resolution: Resolution) -> None:
+        self.rows = rows
+        self.resolution: Resolution = resolution
+
+    @property
+    @abstractmethod
+    def timeline(self) -> _Timeline:
+        """The rows by entity and time."""
 
     @abstractmethod
     def features(self, requests: Requests, wanted: Sequence[_Asked]) -> dict[str, Array]:
         """The wanted features, from all rows."""
 
-    @abstractmethod
-    def part(self, rows: Ints) -> Self:
-        """The same for these rows of ``windows`` only."""
-
     def answer(self, requests: Requests, wanted: Sequence[_Asked]) -> dict[str, Array]:
         """The wanted features, each request seeing only what it may know."""
-        windows = self.windows
-        lag = min(asked.feature.lag for asked in wanted)
-        until = requests.time_us // windows.unit - lag * (DAY_US // windows.unit)
-        unknown = windows.has_unknown(requests, until)
+        unknown = self._has_unknown(requests, min(asked.feature.lag for asked in wanted))
         if not unknown.any():
             return self.features(requests, wanted)
         result = {asked.feature.name: _null(asked.feature, len(requests)) for asked in wanted}
         parts = [(self, np.flatnonzero(~unknown))]
         late = np.flatnonzero(unknown)
         late = late[np.argsort(requests.known_day[late], kind="stable")]
-        for rows in np.split(late, segment_starts(requests.known_day[late])[1:]):
-            day = int(requests.known_day[rows[0]])
-            seen = windows.known_before(day, np.unique(requests.entity[rows]))
-            parts.append((self.part(seen), rows))
-        for answers, rows in parts:
-            for name, values in answers.features(requests.take(rows), wanted).items():
-                result[name][rows] = values
+        for asking in np.split(late, segment_starts(requests.known_day[late])[1:]):
+            day = int(requests.known_day[asking[0]])
+            entities = np.unique(requests.entity[asking])
+            first = np.searchsorted(self.rows.entity, entities, "left")
+            last = np.searchsorted(self.rows.entity, entities, "right")
+            seen = _laid_out(first, last)
+            seen = seen[self.rows.known[seen] < day]
+            parts.append((type(self)(self.rows.take(seen), self.resolution), asking))
+        for answers, asking in parts:
+            for name, values in answers.features(requests.take(asking), wanted).items():
+                result[name][asking] = values
         return result
+
+    def _has_unknown(self, requests: Requests, lag: int) -> Bools:
+        """Whether the entity has a row before the window's end that is not known at the request."""
+        rows, none = self.rows, np.zeros(len(requests), bool)
+        if not len(requests) or not len(rows.known) or rows.known.max() < requests.known_day.min():
+            return none
+        unit = DAY_US if self.resolution == "day" else 1
+        until = requests.time_us // unit - lag * (DAY_US // unit)
+        if (until == until[0]).all() and (requests.known_day == requests.known_day[0]).all():
+            is_late = (rows.known >= requests.known_day[0]) & (rows.time < until[0])
+            has_late = np.zeros(max(int(rows.entity[-1]), int(requests.entity.max())) + 1, bool)
+            has_late[rows.entity[is_late]] = True
+            return has_late[requests.entity]
+        return self.timeline.has_unknown(requests, until)
 
 
 def _null(feature: Feature, size: int) -> Array:
@@ -297,14 +306,15 @@ class _GridWindows(_Answers):
     """What is made of a grid's columns."""
 
     def __init__(self, grid: Grid, resolution: Resolution) -> None:
+        super().__init__(grid, resolution)
         self.grid = grid
-        self.windows = _Windows(grid.entity, grid.time, grid.known, resolution)
         self._sums: dict[str, _Sums] = {}
         self._runs: dict[str, _Run] = {}
 
-    def part(self, rows: Ints) -> "_GridWindows":
-        """The same for these tiles only."""
-        return _GridWindows(self.grid.take(rows), self.windows.resolution)
+    @cached_property
+    def timeline(self) -> _Timeline:
+        """The tiles by entity and time."""
+        return _Timeline(self.grid.entity, self.grid.time, self.grid.known, self.resolution)
 
     def features(self, requests: Requests, wanted: Sequence[_Asked]) -> dict[str, Array]:
         """The wanted features, from all tiles."""
@@ -315,7 +325,7 @@ class _GridWindows(_Answers):
             feature = asked.feature
             window = (feature.window, feature.lag)
             if window not in found:
-                found[window] = _Segments(*self.windows.bounds(requests, feature))
+                found[window] = _Segments(*self.timeline.bounds(requests, feature))
             if feature.aggregation in ("min", "max"):
                 column = column_name(feature.aggregation, asked.measure)
                 extremes.setdefault(column, []).append((asked, found[window]))
@@ -333,7 +343,7 @@ class _GridWindows(_Answers):
         aggregation, measure = asked.feature.aggregation, asked.measure
         if aggregation == "slope":
             totals = self.grid.columns[column_name("sum", measure)]
-            return _slopes(asked, self.windows, self.grid.time, requests, segments, totals)
+            return _slopes(asked, self.timeline, self.grid.time, requests, segments, totals)
         if aggregation in ("days_since_last", "days_since_first", "last") or (
             aggregation.startswith("gap_")
         ):
@@ -358,7 +368,7 @@ class _GridWindows(_Answers):
     def _run(self, measure: Measure) -> "_Run":
         name = tile_name(measure)
         if name not in self._runs:
-            self._runs[name] = _Run(self.grid, measure, self.windows.resolution)
+            self._runs[name] = _Run(self.grid, measure, self.resolution)
         return self._runs[name]
 
 
@@ -394,7 +404,7 @@ def _joined(high: Ints, low: Ints) -> Floats:
 
 def _slopes(
     asked: _Asked,
-    windows: _Windows,
+    timeline: _Timeline,
     time: Ints,
     requests: Requests,
     segments: _Segments,
@@ -406,12 +416,12 @@ def _slopes(
     """
     days = asked.feature.window
     assert days is not None  # held by FeatureGroup
-    since, _ = windows.edges(requests, asked.feature)
+    since, _ = timeline.edges(requests, asked.feature)
     result = np.zeros(len(requests))
     for part, rows, segment, starts in _chunks(segments.start, segments.end):
         if not len(rows):
             continue
-        day = (time[rows] - since[part][segment]) // (DAY_US // windows.unit)
+        day = (time[rows] - since[part][segment]) // (DAY_US // timeline.unit)
         weight, values = 2 * day - (days - 1), totals[rows]
         if values.dtype == np.int64:
             sums = _joined(
@@ -540,19 +550,21 @@ class _ItemWindows(_Answers):
     """What is made of the single values of a measure."""
 
     def __init__(self, items: Items, resolution: Resolution) -> None:
+        super().__init__(items, resolution)
         self.items = items
-        self.resolution: Resolution = resolution
-        order = sorting(sort_key(items.entity, items.time, items.known, items.item))
-        self.by_time = items if order is None else items.take(order)
-        self.windows = _Windows(
-            self.by_time.entity, self.by_time.time, self.by_time.known, resolution
-        )
 
-    def part(self, rows: Ints) -> "_ItemWindows":
-        """The same for these rows of ``by_time`` only."""
-        items = self.by_time.take(rows)
-        order = np.argsort(sort_key(items.entity, items.item, items.time, items.known))
-        return _ItemWindows(items.take(order), self.resolution)
+    @cached_property
+    def by_time(self) -> Items:
+        """The items by entity and time."""
+        items = self.items
+        order = sorting(sort_key(items.entity, items.time, items.known, items.item))
+        return items if order is None else items.take(order)
+
+    @cached_property
+    def timeline(self) -> _Timeline:
+        """The same as ``by_time``."""
+        items = self.by_time
+        return _Timeline(items.entity, items.time, items.known, self.resolution)
 
     def features(self, requests: Requests, wanted: Sequence[_Asked]) -> dict[str, Array]:
         """The wanted features, from all items."""
@@ -563,7 +575,7 @@ class _ItemWindows(_Answers):
             feature = asked.feature
             if feature.aggregation == "distinct" and not at_instants:
                 continue
-            segments = _Segments(*self.windows.bounds(requests, feature))
+            segments = _Segments(*self.timeline.bounds(requests, feature))
             start, end = segments.start, segments.end
             if feature.aggregation == "distinct":
                 # Of those in the window, the ones that occur there for the first time.
@@ -574,7 +586,7 @@ class _ItemWindows(_Answers):
             elif feature.aggregation == "slope":
                 totals = self._numbers(asked) * self.by_time.count
                 result[feature.name] = _slopes(
-                    asked, self.windows, self.by_time.time, requests, segments, totals
+                    asked, self.timeline, self.by_time.time, requests, segments, totals
                 )
             else:
                 result[feature.name] = self._moment(asked, start, end)
