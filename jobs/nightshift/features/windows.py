@@ -37,7 +37,7 @@ from nightshift.features.tiles import (
     sorting,
     tile_name,
 )
-from nightshift.spec import AGGREGATIONS, Feature, FeatureGroup, Measure
+from nightshift.spec import AGGREGATIONS, Feature, FeatureGroup, Measure, Ratio
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -94,12 +94,26 @@ class Windows:
     """The features of some groups over their tiles, ready to answer requests."""
 
     def __init__(self, groups: Sequence[FeatureGroup], tiles: Tiles) -> None:
-        self.groups = groups
-        self.tiles = tiles
-        self._grids = {known: _GridWindows(g, tiles.resolution) for known, g in tiles.grids.items()}
-        self._items = {
-            name: _ItemWindows(items, tiles.resolution) for name, items in tiles.items.items()
-        }
+        self._names: list[str] = []
+        self._quotients: list[Ratio] = []
+        asked_of: dict[tuple[bool, str], list[_Asked]] = {}
+        for group in groups:
+            self._quotients += group.quotients
+            self._names += group.feature_names
+            for feature in group.features:
+                measure = group.measure(feature.measure)
+                by_item = is_by_item(group, feature)
+                of = (by_item, tile_name(measure) if by_item else measure.known or "")
+                asked_of.setdefault(of, []).append(_Asked(feature, measure, group.type_of(measure)))
+        self._asked: list[tuple[_Answers, list[_Asked]]] = [
+            (
+                _ItemWindows(tiles.items[name], tiles.resolution)
+                if by_item
+                else _GridWindows(tiles.grids[name], tiles.resolution),
+                asked,
+            )
+            for (by_item, name), asked in asked_of.items()
+        ]
 
     def features(self, requests: Requests) -> dict[str, Array]:
         """Each feature of the groups, in declared order.
@@ -118,27 +132,12 @@ class Windows:
         return {name: values[back] for name, values in found.items()}
 
     def _features(self, requests: Requests) -> dict[str, Array]:
-        by_grid: dict[str, list[_Asked]] = {}
-        by_items: dict[str, list[_Asked]] = {}
-        for group in self.groups:
-            for feature in group.features:
-                measure = group.measure(feature.measure)
-                asked = _Asked(feature, measure, group.type_of(measure))
-                if is_by_item(group, feature):
-                    by_items.setdefault(tile_name(measure), []).append(asked)
-                else:
-                    by_grid.setdefault(measure.known or "", []).append(asked)
-        result: dict[str, Array] = {}
-        for known, wanted in by_grid.items():
-            result |= self._grids[known].answer(requests, wanted)
-        for name, wanted in by_items.items():
-            result |= self._items[name].answer(requests, wanted)
-        ordered: dict[str, Array] = {}
-        for group in self.groups:
-            ordered |= {feature.name: result[feature.name] for feature in group.features}
-            for ratio in group.quotients:
-                ordered[ratio.name] = _divided(ordered[ratio.numerator], ordered[ratio.denominator])
-        return ordered
+        found: dict[str, Array] = {}
+        for answers, asked in self._asked:
+            found |= answers.answer(requests, asked)
+        for ratio in self._quotients:
+            found[ratio.name] = _divided(found[ratio.numerator], found[ratio.denominator])
+        return {name: found[name] for name in self._names}
 
 
 def features(groups: Sequence[FeatureGroup], tiles: Tiles, requests: Requests) -> dict[str, Array]:
