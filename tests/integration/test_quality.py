@@ -251,6 +251,19 @@ def test_a_bad_day_still_fails_once_a_good_one_has_landed_after_it(warehouse: Se
         check_landed(warehouse, AS_OF + timedelta(days=1))
 
 
+def test_a_broken_statistic_names_the_rows_that_pull_it_off(warehouse: Settings) -> None:
+    land(warehouse, history() | {LAST: prices_in_pence(good_day(LAST))})
+
+    with pytest.raises(QualityError) as failure:
+        check_landed(warehouse, AS_OF)
+
+    (cause,) = failure.value.causes
+    assert cause.rule == "price_is_usual"
+    numbers = [int(example.rpartition(":")[2]) for example in cause.examples]
+    prices = [row.price for row in prices_in_pence(good_day(LAST))]
+    assert [prices[number - 1] for number in numbers] == [max(prices)] * 5
+
+
 def test_more_than_the_budget_in_quarantine_fails(warehouse: Settings) -> None:
     land(warehouse, {LAST: good_day(LAST)}, broken=4)
 

@@ -4,7 +4,7 @@ import logging
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -394,15 +394,17 @@ def _validate(
         )
         run_results = checkpoint.run(run_id=RunIdentifier(run_name=f"as_of {as_of}")).run_results
         context.build_data_docs(resource_identifiers=list(run_results))
+        results = {result.suite_name: result.results for result in run_results.values()}
+        outcomes = [
+            (batch, _outcome(batch, result))
+            for batch in batches
+            for result in sorted(results[batch.name], key=_number)
+        ]
+        with engine.connect() as connection:
+            return [_with_farthest_rows(connection, *found) for found in outcomes]
     finally:
         engine.dispose()
         datasource.get_engine().dispose()
-    results = {result.suite_name: result.results for result in run_results.values()}
-    return [
-        _outcome(batch, result)
-        for batch in batches
-        for result in sorted(results[batch.name], key=_number)
-    ]
 
 
 def _number(result: Any) -> int:
@@ -426,6 +428,33 @@ def _outcome(batch: _Batch, result: Any) -> Outcome:
         observed=observed,
         examples=tuple(sorted({str(row[ROW]) for row in rows})),
     )
+
+
+def _with_farthest_rows(
+    connection: sqlalchemy.Connection, batch: _Batch, outcome: Outcome
+) -> Outcome:
+    """Name the rows that pull a broken statistic of a column, such as its median, off its limit.
+
+    Great Expectations names rows only for rules that a single row can break.
+    """
+    observed, expected = outcome.observed or {}, outcome.expected or {}
+    value, low, high = (
+        observed.get("observed_value"), expected.get("min_value"), expected.get("max_value")
+    )  # fmt: skip
+    if outcome.success or outcome.column is None or not isinstance(value, int | float):
+        return outcome
+    is_above = high is not None and value > high
+    if not is_above and (low is None or value >= low):
+        return outcome
+    farthest = connection.execute(
+        sqlalchemy.text(
+            f"select {ROW} from checked_{batch.contract.name}"
+            f" where {batch.contract.day} = :day and {outcome.column} is not null"
+            f" order by {outcome.column} {'desc' if is_above else 'asc'}, {ROW} limit :most"
+        ),
+        {"day": batch.landed_date, "most": MAX_SHOWN},
+    )
+    return replace(outcome, examples=tuple(str(row) for (row,) in farthest))
 
 
 def _observed(result: Any) -> dict[str, Any]:
