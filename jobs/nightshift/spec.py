@@ -222,6 +222,41 @@ class Measure(_Declaration):
         return f"({self.value}) = {literal}"
 
 
+class Through(Measure):
+    """A measure whose value is a feature of another entity, which each event touches.
+
+    Its value for an event is ``feature`` of the entity that ``column`` names, as that entity is
+    seen at the request: the return rate of the products a customer bought. Events whose entity
+    has none (null) do not count.
+
+    Attributes:
+        group: the other entity's features; its key is ``column``.
+        feature: one of them, by name.
+    """
+
+    group: "FeatureGroup"
+    feature: str
+
+    @model_validator(mode="after")
+    def _refers_to_a_number(self) -> Self:
+        where = f"measure {self.name!r} through {self.column!r}"
+        if self.group.key_columns != (self.column,):
+            raise ValueError(
+                f"{where}: the key of {self.group.name} is {self.group.key_columns}; "
+                "name the column that holds it"
+            )
+        numbers = [d.name for d in self.group.catalogue if d.type == "double"]
+        if self.feature not in numbers:
+            raise ValueError(f"{where}: {self.group.name} has no number {self.feature!r}")
+        if self.known is not None or self.category is not None:
+            raise ValueError(f"{where}: takes neither `known` nor `category`")
+        return self
+
+
+THROUGH_AGGREGATIONS: frozenset[Aggregation] = frozenset({"mean", "sum", "min", "max"})
+"""What can be taken of a :class:`Through` measure."""
+
+
 class Aggregate(_Declaration):
     """``measure`` × ``aggregations`` × ``windows``: a feature for each."""
 
@@ -296,7 +331,7 @@ class FeatureGroup(_Declaration):
     source: Source
     entity: Name
     key: Name | tuple[Name, ...]
-    measures: tuple[Measure, ...]
+    measures: tuple[Through | Measure, ...]
     aggregates: tuple[Aggregate, ...]
     ratios: tuple[Ratio, ...] = ()
     trends: tuple[Trend, ...] = ()
@@ -358,6 +393,11 @@ class FeatureGroup(_Declaration):
         measure = measures[aggregate.measure]
         kind = self.type_of(measure)
         for aggregation in aggregate.aggregations:
+            if isinstance(measure, Through) and aggregation not in THROUGH_AGGREGATIONS:
+                raise ValueError(
+                    f"{where}: {aggregation} of {aggregate.measure!r}: a measure through another "
+                    f"entity has {', '.join(sorted(THROUGH_AGGREGATIONS))}"
+                )
             allowed = AGGREGATIONS[aggregation].types
             if kind not in allowed:
                 needs = "a number" if allowed == _NUMBERS else f"one of {sorted(allowed)}"
@@ -385,6 +425,8 @@ class FeatureGroup(_Declaration):
 
     def type_of(self, measure: Measure) -> ColumnType:
         """The type of a measure's value."""
+        if isinstance(measure, Through):
+            return "double"
         if measure.column is not None:
             return self.source.columns[measure.column]
         assert measure.type is not None  # held by Measure
@@ -404,7 +446,8 @@ class FeatureGroup(_Declaration):
     def measured(self) -> dict[str, ColumnType]:
         """Each column or expression that the kernel reads, with its type."""
         known: dict[str, ColumnType] = {m.known: "date" for m in self.measures if m.known}
-        return {measure.value: self.type_of(measure) for measure in self.measures} | known
+        found = {m.value: self.source.columns.get(m.value, self.type_of(m)) for m in self.measures}
+        return found | known
 
     @property
     def features(self) -> tuple[Feature, ...]:
@@ -472,6 +515,9 @@ class FeatureGroup(_Declaration):
             for q in self.quotients
         )  # fmt: skip
         return (*aggregated, *divided)
+
+
+Through.model_rebuild()
 
 
 class Population(_Declaration):

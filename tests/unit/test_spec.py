@@ -21,6 +21,7 @@ from nightshift.spec import (
     Reported,
     Source,
     Sum,
+    Through,
     Trend,
     UseCase,
     Window,
@@ -216,6 +217,37 @@ def test_a_label_is_a_window_after_the_instant() -> None:
 def test_nonsense_in_a_group_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         group(**changes)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"column": "country"}, "the key of products is .'product_id',."),
+        ({"feature": "product_sale_sum_7d"}, "products has no number 'product_sale_sum_7d'"),
+        ({"known": "landed_date"}, "takes neither `known` nor `category`"),
+    ],
+)
+def test_nonsense_through_a_relation_is_refused(fields: dict[str, Any], message: str) -> None:
+    products = group(
+        name="products",
+        entity="product",
+        key="product_id",
+        measures=(Measure(name="sale", column="quantity"),),
+        aggregates=(Aggregate(measure="sale", aggregations=("sum",), windows=(30,)),),
+        ratios=(),
+    )
+    declared = {
+        "name": "sold", "column": "product_id", "group": products,
+        "feature": "product_sale_sum_30d",
+    }  # fmt: skip
+    with pytest.raises(ValidationError, match=message):
+        Through(**(declared | fields))
+    with pytest.raises(ValidationError, match="a measure through another entity has max, mean"):
+        group(
+            measures=(Through(**declared),),
+            aggregates=(Aggregate(measure="sold", aggregations=("std",)),),
+            ratios=(),
+        )
 
 
 @pytest.mark.parametrize(

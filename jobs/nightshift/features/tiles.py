@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nightshift.errors import NightshiftError
-from nightshift.spec import Feature, FeatureGroup, Measure
+from nightshift.spec import Feature, FeatureGroup, Measure, Through
 
 DAY_US = 86_400_000_000
 DECIMAL_SCALE = 10_000
@@ -151,10 +151,13 @@ _SUMS_OF_DOUBLES = frozenset({"sum", "mean", "slope"})
 
 def is_by_item(group: FeatureGroup, feature: Feature) -> bool:
     """Whether a feature is made of items, not of a tile's columns."""
-    kind = group.type_of(group.measure(feature.measure))
+    measure = group.measure(feature.measure)
+    is_double = group.type_of(measure) == "double"
     # A sum of doubles depends on its order: it is taken over the window's values, sorted.
-    return feature.aggregation in _BY_ITEM or (
-        kind == "double" and feature.aggregation in _SUMS_OF_DOUBLES
+    return (
+        isinstance(measure, Through)
+        or feature.aggregation in _BY_ITEM
+        or (is_double and feature.aggregation in _SUMS_OF_DOUBLES)
     )
 
 
@@ -215,8 +218,8 @@ class _Rows:
                 valid = valid & events.valid[measure.value]
             if measure.known is not None:
                 valid = valid & events.valid[measure.known]
-            if group.type_of(measure) == "double":
-                values = events.values[measure.value]
+            values = events.values.get(measure.value)
+            if values is not None and values.dtype == np.float64:
                 valid = valid & ~np.isnan(values)
                 infinite = int(np.count_nonzero(np.isinf(values) & valid))
                 if infinite:

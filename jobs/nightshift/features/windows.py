@@ -10,8 +10,8 @@ them; all others share the tiles as they are.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import date
 from functools import cached_property
 from itertools import pairwise
@@ -19,6 +19,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
+from nightshift.errors import NightshiftError
 from nightshift.features.tiles import (
     DAY_US,
     DECIMAL_SCALE,
@@ -37,7 +38,7 @@ from nightshift.features.tiles import (
     sorting,
     tile_name,
 )
-from nightshift.spec import AGGREGATIONS, Feature, FeatureGroup, Measure, Ratio
+from nightshift.spec import AGGREGATIONS, Feature, FeatureGroup, Measure, Ratio, Through
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -46,6 +47,8 @@ Bools = npt.NDArray[np.bool_]
 _FOREVER = np.iinfo(np.int64).max // 4
 _CHUNK = 1 << 22
 """Rows of windows that are laid side by side at once."""
+_MOST_ROWS = 10**10
+"""Rows that one feature may go through, window by window: minutes, not days."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,8 @@ class _Asked:
     feature: Feature
     measure: Measure
     kind: str
+    values: Floats | None = None
+    """Of a measure through another entity: the value of each code."""
 
     @property
     def scale(self) -> int:
@@ -94,7 +99,9 @@ class Windows:
     """The features of some groups over their tiles, ready to answer requests."""
 
     def __init__(self, groups: Sequence[FeatureGroup], tiles: Tiles) -> None:
+        self._tiles = tiles
         self._names: list[str] = []
+        self._through = [m for g in groups for m in g.measures if isinstance(m, Through)]
         self._quotients: list[Ratio] = []
         asked_of: dict[tuple[bool, str], list[_Asked]] = {}
         for group in groups:
@@ -115,34 +122,62 @@ class Windows:
             for (by_item, name), asked in asked_of.items()
         ]
 
-    def features(self, requests: Requests) -> dict[str, Array]:
+    def features(
+        self, requests: Requests, related: Mapping[str, Floats] | None = None
+    ) -> dict[str, Array]:
         """Each feature of the groups, in declared order.
+
+        Args:
+            requests: where to take them.
+            related: for each measure through another entity, by name: the value of each code of
+                its column as seen at the requests' instant, NaN for null. All requests then have
+                the same instant and known day.
 
         Returns:
             Name → array as long as the requests: float64 with NaN for null, or of text int64 codes
             with −1 for null.
+
+        Raises:
+            NightshiftError: a measure through another entity has no values; or windows of too many
+                events overlap, of a feature that goes through each.
+            ValueError: an instant within a day is asked of tiles of days.
         """
+        if self._tiles.resolution == "day" and (requests.time_us % DAY_US).any():
+            raise ValueError("tiles of days answer for midnights only; reduce rows to instants")
+        for through in self._through:
+            if through.name not in (related or {}):
+                raise NightshiftError(
+                    f"measure {through.name!r} is of {through.feature} of {through.group.name}, "
+                    "which was not computed before it",
+                    "give its values at the requests' instant as `related`",
+                )
         # Searches in the order of what is searched stay in the processor's caches.
         order = sorting(sort_key(requests.entity, requests.time_us))
         if order is None:
-            return self._features(requests)
-        found = self._features(requests.take(order))
+            return self._features(requests, related or {})
+        found = self._features(requests.take(order), related or {})
         back = np.empty(len(order), np.int64)
         back[order] = np.arange(len(order))
         return {name: values[back] for name, values in found.items()}
 
-    def _features(self, requests: Requests) -> dict[str, Array]:
+    def _features(self, requests: Requests, related: Mapping[str, Floats]) -> dict[str, Array]:
         found: dict[str, Array] = {}
-        for answers, asked in self._asked:
-            found |= answers.answer(requests, asked)
+        for answers, wanted in self._asked:
+            valued = [replace(a, values=related.get(a.measure.name)) for a in wanted]
+            found |= answers.answer(requests, valued)
         for ratio in self._quotients:
             found[ratio.name] = _divided(found[ratio.numerator], found[ratio.denominator])
         return {name: found[name] for name in self._names}
 
 
-def features(groups: Sequence[FeatureGroup], tiles: Tiles, requests: Requests) -> dict[str, Array]:
+def features(
+    groups: Sequence[FeatureGroup],
+    tiles: Tiles,
+    requests: Requests,
+    related: Mapping[str, Floats] | None = None,
+) -> dict[str, Array]:
     """Each feature of the groups at each request: see :meth:`Windows.features`."""
-    return Windows(groups, tiles).features(requests)
+    return Windows(groups, tiles).features(requests, related)
 
 
 def _divided(above: Array, below: Array) -> Floats:
@@ -226,10 +261,17 @@ def _laid_out(start: Ints, end: Ints) -> Ints:
     return first + np.arange(len(first))
 
 
-def _chunks(start: Ints, end: Ints) -> Iterator[tuple[slice, Ints, Ints, Ints]]:
+def _chunks(asked: _Asked, start: Ints, end: Ints) -> Iterator[tuple[slice, Ints, Ints, Ints]]:
     """Segments laid side by side, a few million rows at a time: which segments (a slice), their
     rows, the segment of each row within the slice, where each segment that is not empty begins."""
     total = np.cumsum(end - start)
+    if len(total) and total[-1] > _MOST_ROWS:
+        raise NightshiftError(
+            f"{asked.feature.name} would go through {int(total[-1]):,} rows: its windows hold up "
+            f"to {int((end - start).max()):,} events of one entity, at each of many instants",
+            "shorten the window, or take another aggregation: count, sum, mean, min, max, distinct "
+            "and rates take no longer for long windows",
+        )
     first = 0
     while first < len(start):
         before = int(total[first - 1]) if first else 0
@@ -417,7 +459,7 @@ def _slopes(
     assert days is not None  # held by FeatureGroup
     since, _ = timeline.edges(requests, asked.feature)
     result = np.zeros(len(requests))
-    for part, rows, segment, starts in _chunks(segments.start, segments.end):
+    for part, rows, segment, starts in _chunks(asked, segments.start, segments.end):
         if not len(rows):
             continue
         day = (time[rows] - since[part][segment]) // (DAY_US // timeline.unit)
@@ -576,12 +618,14 @@ class _ItemWindows(_Answers):
                 continue
             segments = _Segments(*self.timeline.bounds(requests, feature))
             start, end = segments.start, segments.end
-            if feature.aggregation == "distinct":
+            if isinstance(asked.measure, Through):
+                result[feature.name] = self._through(asked, start, end)
+            elif feature.aggregation == "distinct":
                 # Of those in the window, the ones that occur there for the first time.
                 first = _count_below(self._previous, start, end, start + 1)
                 result[feature.name] = first.astype(np.float64)
             elif feature.aggregation == "entropy":
-                result[feature.name] = self._entropy(start, end)
+                result[feature.name] = self._entropy(asked, start, end)
             elif feature.aggregation == "slope":
                 totals = self._numbers(asked) * self.by_time.count
                 result[feature.name] = _slopes(
@@ -656,7 +700,7 @@ class _ItemWindows(_Answers):
         aggregation = asked.feature.aggregation
         values, count = self._numbers(asked), self.by_time.count
         result = np.full(len(start), 0.0 if aggregation == "sum" else np.nan)
-        for part, rows, segment, starts in _chunks(start, end):
+        for part, rows, segment, starts in _chunks(asked, start, end):
             if not len(rows):
                 continue
             within = segment[starts]
@@ -668,6 +712,31 @@ class _ItemWindows(_Answers):
                 found = np.add.reduceat(values[rows] * weight, starts)
                 found = found / number if aggregation == "mean" else found
             result[part][within] = found
+        return result
+
+    def _through(self, asked: _Asked, start: Ints, end: Ints) -> Floats:
+        """An aggregate of the values that other entities have."""
+        assert asked.values is not None  # held by Windows.features
+        aggregation = asked.feature.aggregation
+        result = np.full(len(start), 0.0 if aggregation == "sum" else np.nan)
+        for part, rows, segment, _ in _chunks(asked, start, end):
+            values = asked.values[self.by_time.item[rows]]
+            has = ~np.isnan(values)
+            # In the order of the values: codes, and so the items' order, differ between batches.
+            order = np.lexsort((values[has], segment[has]))
+            values, segment = values[has][order], segment[has][order]
+            weight = self.by_time.count[rows][has][order]
+            starts = segment_starts(segment)
+            if not len(starts):
+                continue
+            if aggregation in ("min", "max"):
+                ufunc = np.minimum if aggregation == "min" else np.maximum
+                found = ufunc.reduceat(values, starts)
+            else:
+                found = np.add.reduceat(values * weight, starts)
+                if aggregation == "mean":
+                    found = found / np.add.reduceat(weight, starts)
+            result[part][segment[starts]] = found
         return result
 
     def _deviations(
@@ -694,9 +763,9 @@ class _ItemWindows(_Answers):
             number > 1, np.sqrt(squares / np.maximum(number - 1, 1)) / asked.scale, np.nan
         )
 
-    def _entropy(self, start: Ints, end: Ints) -> Floats:
+    def _entropy(self, asked: _Asked, start: Ints, end: Ints) -> Floats:
         result = np.full(len(start), np.nan)
-        for part, rows, segment, starts in _chunks(start, end):
+        for part, rows, segment, starts in _chunks(asked, start, end):
             if not len(rows):
                 continue
             within = segment[starts]

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from nightshift.errors import NightshiftError
 from nightshift.features import kernel
 from nightshift.spec import (
     Aggregate,
@@ -17,6 +18,7 @@ from nightshift.spec import (
     FeatureGroup,
     Measure,
     Source,
+    Through,
     Window,
     season_last_year,
 )
@@ -316,3 +318,74 @@ def test_every_feature_equals_plain_sql(mode: str) -> None:
         )
         if feature.window != 1:
             assert np.isfinite(wanted).any(), f"{name} is null in every request"
+
+
+RETURN_RATES = FeatureGroup(
+    name="product_returns",
+    source=PAYMENTS,
+    entity="product",
+    key="product_id",
+    measures=(Measure(name="fraud", column="is_fraud"),),
+    aggregates=(Aggregate(measure="fraud", aggregations=("rate",), windows=(30,)),),
+)
+
+
+def test_what_other_entities_tell_equals_plain_sql() -> None:
+    touched = FeatureGroup(
+        name="touched",
+        source=PAYMENTS,
+        entity="payer",
+        key="customer_id",
+        measures=(
+            Through(
+                name="product_fraud",
+                column="product_id",
+                where="amount is not null",
+                group=RETURN_RATES,
+                feature="product_fraud_rate_30d",
+            ),
+        ),
+        aggregates=(
+            Aggregate(
+                measure="product_fraud",
+                aggregations=("mean", "sum", "min", "max"),
+                windows=(30, None),
+            ),
+        ),
+    )
+    rows, as_of = adversarial_payments(), date(2012, 3, 1)
+    products = events_of(rows, RETURN_RATES)
+    rates = kernel.features(
+        [RETURN_RATES],
+        kernel.tiles([RETURN_RATES], products, "day"),
+        kernel.Requests.snapshot(np.arange(products.entities), as_of),
+    )["product_fraud_rate_30d"]
+    payers = events_of(rows, touched)
+    windows = kernel.Windows([touched], kernel.tiles([touched], payers, "day"))
+    requests = kernel.Requests.snapshot(np.arange(payers.entities), as_of)
+    found = windows.features(requests, {"product_fraud": rates})
+    database = duckdb.connect()
+    database.register("payments", pa.Table.from_pylist(rows))
+    seen = f"paid_at < date '{as_of}' and landed_date < date '{as_of}'"
+    recent = f"paid_at >= date '{as_of}' - interval 30 day"
+    for window, condition in (("30d", recent), ("all", "true")):
+        expected = database.sql(
+            f"with rates as (select product_id, avg(is_fraud::int) as rate from payments"
+            f" where {seen} and {recent} group by product_id)"
+            " select customer_id, avg(rate), coalesce(sum(rate), 0), min(rate), max(rate)"
+            f" from payments left join rates using (product_id) where {seen} and {condition}"
+            " and amount is not null group by customer_id"
+        ).fetchall()
+        codes = entity_codes(rows, ["customer_id"])
+        assert len(expected) > 10
+        for customer, *wanted in expected:
+            code = codes[(customer,)]
+            actual = [
+                found[f"payer_product_fraud_{a}_{window}"][code]
+                for a in ("mean", "sum", "min", "max")
+            ]
+            np.testing.assert_allclose(
+                actual, [np.nan if v is None else v for v in wanted], rtol=1e-12
+            )
+    with pytest.raises(NightshiftError, match="'product_fraud' is of product_fraud_rate_30d"):
+        windows.features(requests)

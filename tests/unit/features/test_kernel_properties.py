@@ -309,6 +309,54 @@ def test_no_rows_at_all_give_what_no_events_give() -> None:
             np.testing.assert_equal(found[feature.name], np.full(len(nights()), wanted))
 
 
+def test_times_outside_any_window_are_outside() -> None:
+    year_1, year_9999 = -62_000_000_000_000_000, 253_000_000_000_000_000
+    rows = [one(at)._replace(entity=100, landed_day=1) for at in (year_1, CUT - 1, year_9999)]
+    asked = kernel.Requests(np.array([100, 7]), np.array([CUT, CUT]), np.array([120, 120]))
+    for resolution in ("day", "instant"):
+        tiles = kernel.tiles([GROUP], events_of(rows), resolution)
+        found = kernel.features([GROUP], tiles, asked)
+        assert found["customer_amount_count_3d"].tolist() == [1, 0]
+        assert found["customer_amount_distinct_all"].tolist() == [1, 0]
+        assert found["customer_amount_count_all"].tolist() == [2, 0]
+
+
+def test_an_instant_within_a_day_is_not_asked_of_days() -> None:
+    tiles = kernel.tiles([GROUP], events_of([one(CUT)]), "day")
+    with pytest.raises(ValueError, match="for midnights only"):
+        kernel.features([GROUP], tiles, kernel.Requests(*np.array([[0], [CUT + 1], [120]])))
+
+
+def test_an_entity_of_many_events_is_answered_or_refused() -> None:
+    many = 200_000
+    events = kernel.Events(
+        entity=np.zeros(many, np.int64),
+        entities=1,
+        time_us=CUT + np.arange(many),
+        landed_day=np.full(many, 105),
+        flags={},
+        values={"amount": np.arange(many) % 1_000},
+        valid={"amount": np.ones(many, bool)},
+    )
+    asked = kernel.Requests(events.entity, events.time_us, np.full(many, 106))
+    quick, slow = (
+        FeatureGroup(
+            name="cards", source=CARDS, entity="customer", key="customer",
+            measures=(Measure(name="amount", column="amount"),),
+            aggregates=(Aggregate(measure="amount", aggregations=aggregations),),
+        )
+        for aggregations in (("count", "sum", "max", "distinct"), ("std",))
+    )  # fmt: skip
+    found = kernel.features([quick], kernel.tiles([quick], events, "instant"), asked)
+    assert found["customer_amount_count_all"][-1] == many - 1
+    assert found["customer_amount_distinct_all"][[0, 500, -1]].tolist() == [0, 500, 1_000]
+    assert found["customer_amount_max_all"][[500, -1]].tolist() == [0.0499, 0.0999]
+    with pytest.raises(
+        NightshiftError, match="customer_amount_std_all would go through 19,999,900"
+    ):
+        kernel.features([slow], kernel.tiles([slow], events, "instant"), asked)
+
+
 def test_a_sum_label_and_a_reported_label() -> None:
     label = Sum(source=CARDS, key="customer", column="amount", horizon_days=2)
     rows = [one(CUT, amount=20_000), one(CUT + 2 * kernel.DAY_US), one(CUT - 1)]
