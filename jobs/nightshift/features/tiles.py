@@ -257,6 +257,8 @@ class _Rows:
             if what in ("earliest", "latest"):
                 return _filled(time_us, mask, _neutral(what, time_us))
             values = events.values[measure.value][rows]
+            if values.dtype == np.float64:
+                values = values + 0.0  # one zero: of −0 and 0 the least depends on their order
             return _filled(values, mask, _neutral(what, values))
 
         return _reduced(

@@ -45,7 +45,7 @@ Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
 _FOREVER = np.iinfo(np.int64).max // 4
-_CHUNK = 1 << 22
+_CHUNK = 1 << 20
 """Rows of windows that are laid side by side at once."""
 _MOST_ROWS = 10**10
 """Rows that one feature may go through, window by window: minutes, not days."""
@@ -140,10 +140,13 @@ class Windows:
         Raises:
             NightshiftError: a measure through another entity has no values; or windows of too many
                 events overlap, of a feature that goes through each.
-            ValueError: an instant within a day is asked of tiles of days.
+            ValueError: an instant within a day is asked of tiles of days, or several instants at
+                once of features through other entities.
         """
         if self._tiles.resolution == "day" and (requests.time_us % DAY_US).any():
             raise ValueError("tiles of days answer for midnights only; reduce rows to instants")
+        if self._through and len(np.unique(requests.time_us)) > 1:
+            raise ValueError("features through other entities are asked for one instant at a time")
         for through in self._through:
             if through.name not in (related or {}):
                 raise NightshiftError(
@@ -163,8 +166,9 @@ class Windows:
     def _features(self, requests: Requests, related: Mapping[str, Floats]) -> dict[str, Array]:
         found: dict[str, Array] = {}
         for answers, wanted in self._asked:
-            valued = [replace(a, values=related.get(a.measure.name)) for a in wanted]
-            found |= answers.answer(requests, valued)
+            if related:
+                wanted = [replace(a, values=related.get(a.measure.name)) for a in wanted]
+            found |= answers.answer(requests, wanted)
         for ratio in self._quotients:
             found[ratio.name] = _divided(found[ratio.numerator], found[ratio.denominator])
         return {name: found[name] for name in self._names}
@@ -210,8 +214,9 @@ class _Timeline:
         """For each pair, where the entity's rows at ``time`` or later begin."""
         if not len(self.entity):
             return np.zeros(len(entity), np.int64)
+        entity = np.minimum(entity, self._entities)  # those beyond have no rows
         if len(entity) * 8 > len(self.entity) and (time == time[0]).all():
-            return self._positions_at(int(time[0]))[np.minimum(entity, self._entities)]
+            return self._positions_at(int(time[0]))[entity]
         rank = time if self._ranks is None else np.searchsorted(self._ranks, time)
         rank = np.clip(rank - self._low, 0, self._span - 1)
         return np.searchsorted(self._key, entity * self._span + rank)
@@ -262,7 +267,7 @@ def _laid_out(start: Ints, end: Ints) -> Ints:
 
 
 def _chunks(asked: _Asked, start: Ints, end: Ints) -> Iterator[tuple[slice, Ints, Ints, Ints]]:
-    """Segments laid side by side, a few million rows at a time: which segments (a slice), their
+    """Segments laid side by side, a million rows at a time: which segments (a slice), their
     rows, the segment of each row within the slice, where each segment that is not empty begins."""
     total = np.cumsum(end - start)
     if len(total) and total[-1] > _MOST_ROWS:
@@ -652,7 +657,7 @@ class _ItemWindows(_Answers):
             longest = max((length for length in lengths if length < _FOREVER), default=0)
             shortest = np.searchsorted(lengths, np.arange(longest + 2))
             untils = requests.time_us // DAY_US - lag
-            for until in np.unique(untils):
+            for until in map(int, np.unique(untils)):
                 newest = np.flatnonzero((self._time < until) & (self._next_time >= until))
                 # The shortest window that holds each pair, and so all longer ones do.
                 age = np.minimum(until - self._time[newest], len(shortest) - 1)

@@ -389,3 +389,5 @@ def test_what_other_entities_tell_equals_plain_sql() -> None:
             )
     with pytest.raises(NightshiftError, match="'product_fraud' is of product_fraud_rate_30d"):
         windows.features(requests)
+    with pytest.raises(ValueError, match="one instant at a time"):
+        windows.features(requests_of("snapshot", rows, payers), {"product_fraud": rates})
