@@ -269,6 +269,23 @@ def test_a_window_holds_its_oldest_instant_and_not_its_end(
     assert found[f"customer_text_distinct_{window}"][0] == is_in
 
 
+def test_a_planted_leak_does_see_what_comes() -> None:
+    planted = Window.model_construct(days=1, lag=-1)
+    leaking, honest = (
+        FeatureGroup(
+            name="cards", source=CARDS, entity="customer", key="customer",
+            measures=(Measure(name="amount", column="amount"),),
+            aggregates=(Aggregate(measure="amount", aggregations=("count",), windows=(window,)),),
+        )
+        for window in (planted, 1)
+    )  # fmt: skip
+    asked = kernel.Requests(np.array([0]), np.array([CUT]), np.array([106]))
+    for group, count in ((leaking, 1), (honest, 0)):
+        tiles = kernel.tiles([group], events_of([one(CUT)]), "day")
+        (found,) = kernel.features([group], tiles, asked).values()
+        assert found.tolist() == [count]
+
+
 def test_an_event_does_not_see_itself_nor_its_ties() -> None:
     rows = [one(CUT), one(CUT), one(CUT + 1)]
     found = kernel.features(
