@@ -55,6 +55,13 @@ class Events:
     values: Mapping[str, Array]
     valid: Mapping[str, npt.NDArray[np.bool_]]
 
+    def __post_init__(self) -> None:
+        # Arrow's dates and codes are narrower, and would wrap around in what is made of them.
+        for name in ("entity", "time_us", "landed_day"):
+            object.__setattr__(self, name, wide(getattr(self, name)))
+        values = {name: wide(values) for name, values in self.values.items()}
+        object.__setattr__(self, "values", values)
+
     def satisfying(self, where: str | None) -> npt.NDArray[np.bool_]:
         """True for the rows where the condition holds."""
         return np.ones(len(self.entity), bool) if where is None else self.flags[where]
@@ -267,13 +274,11 @@ class _Rows:
 
     def items(self, group: FeatureGroup, measure: Measure) -> Items:
         rows = np.flatnonzero(self.mask(group, measure))
-        values = (
-            self.events.time_us
-            if measure.value == group.source.event_time
-            else self.events.values[measure.value]
-        )[rows]
+        is_time = measure.value == group.source.event_time
+        values: Array = self.events.time_us if is_time else self.events.values[measure.value]
+        values = values[rows]
         if values.dtype == np.float64:
-            values = ordered_bits(values.astype(np.float64))
+            values = ordered_bits(values)
         entity, time = self.events.entity[rows], self.time[rows]
         known = self.known(measure.known or "")[rows]
         packed = _pack(entity, values, time, known)
@@ -284,6 +289,11 @@ class _Rows:
         starts = segment_starts(key)
         entity, values, time, known = unpack(key[starts])
         return Items(entity, values, time, known, np.diff(np.append(starts, len(key))))
+
+
+def wide(values: Array) -> Array:
+    """The same numbers as int64 or float64."""
+    return values.astype(np.float64 if values.dtype.kind == "f" else np.int64, copy=False)
 
 
 def ordered_bits(values: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:

@@ -27,6 +27,7 @@ from nightshift.features.tiles import (
     Resolution,
     prefix_sums,
     segment_starts,
+    wide,
 )
 from nightshift.spec import AGGREGATIONS, Feature, Measure
 
@@ -54,6 +55,10 @@ class Requests:
     entity: Ints
     time_us: Ints
     known_day: Ints
+
+    def __post_init__(self) -> None:
+        for name in ("entity", "time_us", "known_day"):
+            object.__setattr__(self, name, wide(getattr(self, name)))
 
     @classmethod
     def snapshot(cls, entity: Ints, as_of: date, known_as_of: date | None = None) -> "Requests":

@@ -374,6 +374,23 @@ def test_an_entity_of_many_events_is_answered_or_refused() -> None:
         kernel.features([slow], kernel.tiles([slow], events, "instant"), asked)
 
 
+def test_narrow_integers_are_as_good_as_wide_ones() -> None:
+    rows = [one(CUT - 1 - i * kernel.DAY_US, amount=2**30, entity=i % 4) for i in range(9)]
+    wide = events_of(rows)
+    narrow = kernel.Events(
+        wide.entity.astype(np.int32), 4, wide.time_us, wide.landed_day.astype(np.int32),
+        wide.flags,
+        {n: v.astype(np.int32) if n in ("amount", "text") else v for n, v in wide.values.items()},
+        wide.valid,
+    )  # fmt: skip
+    asked = kernel.Requests(nights().entity.astype(np.int16), nights().time_us, nights().known_day)
+    found, expected = (
+        kernel.features([GROUP], kernel.tiles([GROUP], events, "day"), requests)
+        for events, requests in ((narrow, asked), (wide, nights()))
+    )
+    assert bits(found) == bits(expected)
+
+
 def test_a_sum_label_and_a_reported_label() -> None:
     label = Sum(source=CARDS, key="customer", column="amount", horizon_days=2)
     rows = [one(CUT, amount=20_000), one(CUT + 2 * kernel.DAY_US), one(CUT - 1)]
