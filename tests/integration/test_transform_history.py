@@ -17,7 +17,7 @@ pytestmark = pytest.mark.integration
 AS_OF = date(2011, 1, 8)
 CUT = "2011-01-05"
 EVERYTHING = {
-    mart: f"select mart::text from marts.{mart} as mart order by 1"
+    mart: f"select to_jsonb(mart) - 'build_id' from marts.{mart} as mart order by 1"
     for mart in (
         "dim_customers",
         "dim_customers_history",
@@ -29,6 +29,12 @@ EVERYTHING = {
         "fct_landed_days",
         "fct_order_lines",
     )
+}
+ROWS_OF_DAYS = {
+    source: f"select landed_date, build_id, array_agg(fact::text order by fact::text)"
+    f" from marts.fct_{source} as fact inner join marts.fct_landed_days as days"
+    f" using (landed_date) where source = '{source}' group by 1, 2"
+    for source in SOURCES
 }
 KNOWN_BEFORE_THE_CUT = {
     mart: f"select mart::text from marts.{mart} as mart where landed_date < '{CUT}' order by 1"
@@ -107,6 +113,20 @@ def marts(settings: Settings, queries: dict[str, str]) -> dict[str, list[tuple[A
         return found
 
 
+def days_with_changed_rows(
+    before: dict[str, list[tuple[Any, ...]]], after: dict[str, list[tuple[Any, ...]]]
+) -> int:
+    """How many, after a look that each of them has a build_id of its own."""
+    found = 0
+    for source, days in after.items():
+        known = {day: (build_id, rows) for day, build_id, rows in before[source]}
+        for day, build_id, rows in days:
+            if day in known and known[day][1] != rows:
+                assert known[day][0] != build_id, (source, day)
+                found += 1
+    return found
+
+
 def build_killed_at(settings: Settings, mart: str) -> None:
     """A build whose sessions die while it waits to change ``mart``."""
     failures: list[Exception] = []
@@ -142,10 +162,12 @@ def test_nights_leave_the_marts_of_a_full_refresh(warehouse: Settings) -> None:
     landed.change(12)
     build(warehouse, AS_OF)
     for killed_at in ("fct_order_lines", "dim_customers_history"):
+        before = marts(warehouse, ROWS_OF_DAYS)
         landed.change(5)
         build_killed_at(warehouse, killed_at)
         landed.change(2)
         assert not build(warehouse, AS_OF).is_full_refresh
+        assert days_with_changed_rows(before, marts(warehouse, ROWS_OF_DAYS))
 
     after_the_nights = marts(warehouse, EVERYTHING)
     known = marts(warehouse, KNOWN_BEFORE_THE_CUT)

@@ -59,7 +59,8 @@ compared as (
         landed_date,
         rows_landed,
         rows_kept,
-        rows_landed - rows_kept as duplicates_removed
+        rows_landed - rows_kept as duplicates_removed,
+        '{{ invocation_id }}'::text as build_id
     from counted
     where rows_landed > 0
 )
