@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -36,6 +37,8 @@ console = Console(width=None if sys.stdout.isatty() else 120)
 
 quarantine_app = typer.Typer(no_args_is_help=True, help="Rows that broke their contract.")
 app.add_typer(quarantine_app, name="quarantine")
+features_app = typer.Typer(no_args_is_help=True, help="What models see: declared features.")
+app.add_typer(features_app, name="features")
 
 AsOf = Annotated[
     datetime,
@@ -231,6 +234,99 @@ def quarantine_replay(source: SourceName, file: LandedPath = None) -> None:
         loaded = sum(each.rows_loaded for each in done)
         left = sum(each.rows_quarantined for each in done)
         console.print(f"{len(done)} files: {loaded:,} rows loaded, {left:,} are broken still")
+
+
+@features_app.command("list")
+def features_list(use_case: UseCaseName) -> None:
+    """Every feature: what it means, how often it is null, what the champion makes of it."""
+    with refusals() as settings:
+        from nightshift.features.run import catalogue
+
+        found = catalogue(settings, find_use_case(use_case))
+        table = Table("feature", "meaning", "null", "importance", show_lines=False)
+        for group in dict.fromkeys(each.group for each in found.features):
+            cost = found.cpu_seconds.get(group)
+            spent = "" if cost is None else f", {cost:.1f} s of CPU a night"
+            table.add_row(Text(f"{group}{spent}", style="bold"), "", "", "", end_section=True)
+            for each in found.features:
+                if each.group == group:
+                    table.add_row(
+                        Text(each.name, overflow="fold"),
+                        Text(each.description),
+                        _percent(each.null_share),
+                        _percent(each.importance),
+                    )
+        console.print(table)
+        console.print(
+            "no night has computed them yet"
+            if found.as_of is None
+            else f"{len(found.features)} features; cost and nulls of the night {found.as_of}"
+        )
+
+
+@features_app.command("show")
+def features_show(
+    use_case: UseCaseName, name: Annotated[str, typer.Argument(help="Of the feature.")]
+) -> None:
+    """All that is known of one feature."""
+    with refusals() as settings:
+        from nightshift.features.run import catalogue
+
+        found = catalogue(settings, find_use_case(use_case))
+        features = {each.name: each for each in found.features}
+        if name not in features:
+            close = get_close_matches(name, features, n=3, cutoff=0.4)
+            raise NightshiftError(
+                f"{use_case} has no feature {name}",
+                f"nearest: {', '.join(close)}" if close else f"nightshift features list {use_case}",
+            )
+        each = features[name]
+        table = Table(show_header=False)
+        for label, value in (
+            ("feature", each.name),
+            ("group", each.group),
+            ("meaning", each.description),
+            ("type", each.type),
+            ("null semantics", each.null),
+            ("null share", f"{_percent(each.null_share)} of the vectors of {found.as_of}"),
+            ("importance", f"{_percent(each.importance)} of the champion's gain"),
+        ):
+            table.add_row(label, Text(value))
+        console.print(table)
+
+
+@features_app.command("prove")
+def features_prove(
+    use_case: UseCaseName,
+    as_of: Annotated[
+        datetime | None,
+        typer.Option(
+            formats=["%Y-%m-%d"], help="The snapshot; default: the newest with a known label."
+        ),
+    ] = None,
+) -> None:
+    """Plant what no feature may see among the rows, and show that nothing moves."""
+    with refusals() as settings:
+        from nightshift.features.run import prove
+
+        trials = prove(settings, find_use_case(use_case), as_of.date() if as_of else None)
+        table = Table("", "planted", "rows", "vectors", "moved that must not", "moved as it must")
+        for trial in trials:
+            table.add_row(
+                "[green]holds[/]" if trial.holds else "[red]FAILS[/]",
+                Text(trial.change),
+                f"{trial.rows:,}",
+                f"{trial.vectors:,}",
+                Text(", ".join(trial.moved) or "nothing"),
+                f"{trial.witnesses:,}",
+            )
+        console.print(table)
+        if not all(trial.holds for trial in trials):
+            raise typer.Exit(1)
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{share:.1%}"
 
 
 @app.command()

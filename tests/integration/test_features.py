@@ -1,9 +1,13 @@
 """Extracts and the Spark job on a real mart: incremental, point in time, the same bits."""
 
+import json
+import os
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from datetime import date, datetime, timedelta
 from typing import Any
+from uuid import uuid4
 
 import psycopg2
 import pyarrow as pa
@@ -12,9 +16,10 @@ import pytest
 from psycopg2.extras import execute_values
 
 from nightshift.errors import NightshiftError, RefusedAsOf
-from nightshift.features import extract as plan
+from nightshift.features.extract import TIE
 from nightshift.features.run import (
     DatasetResult,
+    ExtractResult,
     build_features,
     build_labels,
     build_training_set,
@@ -40,11 +45,32 @@ def line(number: int, customer: str | None, day: str, landed: str | None = None)
     )  # fmt: skip
 
 
-def insert(settings: Settings, lines: Sequence[Sequence[Any]]) -> None:
+def change(settings: Settings, statement: str, *values: object) -> None:
+    """Change rows of the mart as a dbt run does: each landed day that they are of is marked."""
     with closing(psycopg2.connect(settings.warehouse_url)) as connection, connection:
+        cursor = connection.cursor()
+        days = "select landed_date, count(*), md5(array_agg(lines::text)::text) from"
+        days += " marts.fct_order_lines as lines group by 1"
+        cursor.execute(days)
+        before = set(cursor.fetchall())
+        cursor.execute(statement, values)
+        cursor.execute(days)
+        after = set(cursor.fetchall())
+        for landed_date, *_ in before - after:
+            cursor.execute(
+                "delete from marts.fct_landed_days where landed_date = %s", (landed_date,)
+            )
         execute_values(
-            connection.cursor(), f"insert into marts.fct_order_lines ({COLUMNS}) values %s", lines
+            cursor,
+            "insert into marts.fct_landed_days (source, landed_date, rows_kept, build_id)"
+            " values %s",
+            [("order_lines", day, rows, str(uuid4())) for day, rows, _ in after - before],
         )
+
+
+def insert(settings: Settings, lines: Sequence[Sequence[Any]]) -> None:
+    values = ", ".join(["%s"] * len(lines))
+    change(settings, f"insert into marts.fct_order_lines ({COLUMNS}) values {values}", *lines)
 
 
 @pytest.fixture
@@ -56,7 +82,8 @@ def mart(warehouse: Settings) -> Iterator[Settings]:
             " key, invoice_id text, is_cancellation boolean, product_id text, is_product boolean,"
             " description text, quantity integer, unit_price numeric(14, 4), line_amount"
             " numeric(18, 4), invoiced_at timestamp, invoiced_date date, customer_id text,"
-            " country text, landed_date date)"
+            " country text, landed_date date); create table marts.fct_landed_days (source text,"
+            " landed_date date, rows_kept bigint, build_id text)"
         )
     start = date(2010, 6, 1)
     weekly = [line(n, "weekly", str(start + timedelta(days=7 * n))) for n in range(65)]
@@ -73,28 +100,75 @@ def rows_of(result: DatasetResult) -> list[dict[str, Any]]:
     return rows
 
 
-def test_extract_rewrites_only_the_months_that_changed(mart: Settings) -> None:
+def lake_rows(settings: Settings) -> list[str]:
+    """Every row of the lake's copy, as text."""
+    files = sorted(events_dir(settings, CHURN.source, CHURN.key).glob("month=*/*.parquet"))
+    tables = [pq.read_table(file, partitioning=None).drop_columns([TIE]) for file in files]
+    return sorted(str(row) for table in tables for row in table.to_pylist())
+
+
+def mart_rows(settings: Settings) -> list[str]:
+    """Every row of the mart that has a customer, in the lake's columns, as text."""
+    columns = list(CHURN.source.columns)
+    with closing(psycopg2.connect(settings.warehouse_url)) as connection:
+        cursor = connection.cursor()
+        cursor.execute(
+            f"select {', '.join(columns)} from marts.fct_order_lines where customer_id is not null"
+        )
+        return sorted(str(dict(zip(columns, row, strict=True))) for row in cursor.fetchall())
+
+
+def test_extract_reads_only_the_days_that_changed(mart: Settings) -> None:
     first = extract(mart, [CHURN], AS_OF)
-    assert (first.months_changed, first.months, first.rows) == (15, 15, 94)
-    assert extract(mart, [CHURN], AS_OF).months_changed == 0
+    assert (first.days_changed, first.days, first.rows) == (90, 90, 94)
+    assert lake_rows(mart) == mart_rows(mart)
+    assert extract(mart, [CHURN], AS_OF) == ExtractResult(0, 90, 0)
+
     insert(mart, [line(300, "late", "2010-12-24", landed="2011-01-02")])
-    again = extract(mart, [CHURN], AS_OF)
-    assert (again.months_changed, again.rows) == (1, 10)
-    stored = pq.read_table(
-        events_dir(mart, CHURN.source) / "month=2011-01-01" / "part-00000.parquet"
-    )
-    assert stored.schema.equals(plan.schema(CHURN.source))
-    assert "late" in stored["customer_id"].to_pylist()
+    assert extract(mart, [CHURN], AS_OF).rows == 1
+    assert lake_rows(mart) == mart_rows(mart)
+
+    change(mart, "delete from marts.fct_order_lines where landed_date < '2010-07-05'")
+    change(mart, "update marts.fct_order_lines set quantity = 7 where invoice_id = 'I9'")
+    assert extract(mart, [CHURN], AS_OF).rows == 2
+    assert lake_rows(mart) == mart_rows(mart)
 
 
-def test_a_month_that_left_the_mart_stops_the_extract(mart: Settings) -> None:
+def test_a_month_file_is_the_same_however_it_came_to_be(mart: Settings) -> None:
     extract(mart, [CHURN], AS_OF)
+    insert(mart, [line(300, "late", "2010-12-24", landed="2011-01-02")])
+    extract(mart, [CHURN], AS_OF)
+    root = events_dir(mart, CHURN.source, CHURN.key)
+    file = root / "month=2011-01-01" / "part-00000.parquet"
+    by_days = file.read_bytes()
+    shutil.rmtree(root)
+    extract(mart, [CHURN], AS_OF)
+    assert file.read_bytes() == by_days
+
+
+@pytest.mark.parametrize("damage", ["truncated", "lost", "another form"])
+def test_a_damaged_month_is_written_anew(mart: Settings, damage: str) -> None:
+    extract(mart, [CHURN], AS_OF)
+    folder = events_dir(mart, CHURN.source, CHURN.key) / "month=2011-01-01"
+    if damage == "truncated":
+        os.truncate(folder / "part-00000.parquet", 1_000)
+    elif damage == "lost":
+        shutil.rmtree(folder)
+    else:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        (folder / "manifest.json").write_text(json.dumps(manifest | {"declared": "older"}))
+    assert extract(mart, [CHURN], AS_OF).rows == 9
+    assert lake_rows(mart) == mart_rows(mart)
+
+
+def test_a_mart_that_is_not_as_declared_is_refused(mart: Settings) -> None:
     with closing(psycopg2.connect(mart.warehouse_url)) as connection, connection:
         connection.cursor().execute(
-            "delete from marts.fct_order_lines where landed_date < '2010-07-01'"
+            "alter table marts.fct_order_lines alter quantity type text, drop column country"
         )
-    with pytest.raises(NightshiftError, match="month=2010-06-01"):
+    with pytest.raises(NightshiftError) as error:
         extract(mart, [CHURN], AS_OF)
+    assert "it has no column country; quantity is text, declared as integer" in error.value.what
 
 
 def test_the_vector_scored_tonight_is_the_vector_trained_on_later(mart: Settings) -> None:

@@ -474,9 +474,7 @@ def test_a_night_killed_at_every_stage_ends_as_one_that_was_never_killed(
 
     features = lake.dataset_dir(settings.lake_dir, "features", "churn", AS_OF)
     with victim(settings, "nightly", "--as-of", str(AS_OF)) as process:
-        process.wait_for(
-            lambda: any(features.parent.glob(f".{features.name}.*/_temporary")), "Spark's parts"
-        )
+        process.wait_for(lambda: any(features.parent.glob(f".{features.name}.*/part-*")), "a part")
         process.kill()
     still_sound()
     assert not features.exists()

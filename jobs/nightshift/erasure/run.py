@@ -282,14 +282,13 @@ def erase_derived(settings: Settings, use_cases: Sequence[UseCase], erasure: Era
 def _erase_lake(settings: Settings, keys: Sequence[str], erasure: Erasure) -> None:
     # events first: whoever still reads them with the person holds the lock, and what he makes of
     # them is erased after
+    # tiles that the feature job makes anew
+    shutil.rmtree(settings.lake_dir / "state", ignore_errors=True)
     for kind in ("events", "features", "training", "matured", "scores"):
         removed = 0
         root = settings.lake_dir / kind
-        names = {_dataset_name(f) for f in root.glob("*/*=*")} | {
-            _dataset_name(f) for f in root.glob("*/.*=*")
-        }
-        for owner, dataset in sorted(names):
-            folder = root / owner / dataset
+        for folder in sorted({_dataset(found) for found in root.rglob("*=*") if found.is_dir()}):
+            owner, dataset = folder.relative_to(root).parts[0], folder.name
             wanted = (
                 f"lake:{owner}"
                 if kind == "events"
@@ -303,10 +302,9 @@ def _erase_lake(settings: Settings, keys: Sequence[str], erasure: Erasure) -> No
         log.info("erase: %d rows of the lake's %s", removed, kind)
 
 
-def _dataset_name(folder: Path) -> tuple[str, str]:
-    """Use case or source, and the folder's name, also of what a killed run left under another."""
-    name = folder.name
-    return folder.parent.name, name.removeprefix(".").split(".")[0]
+def _dataset(folder: Path) -> Path:
+    """The dataset's folder, also for what a killed run left under another name."""
+    return folder.parent / folder.name.removeprefix(".").split(".")[0]
 
 
 def _erase_dataset(folder: Path, keys: Sequence[str], erasure: Erasure) -> int:
@@ -338,7 +336,10 @@ def _erase_dataset(folder: Path, keys: Sequence[str], erasure: Erasure) -> int:
                 manifest["population_rows"] -= removed
                 manifest["sha256"] = lake.file_sha256(written[0])
             elif "sha256" in manifest:
-                manifest["sha256"] = lake.rows_sha256(written)
+                manifest["sha256"] = lake.parts_sha256(written)
+            elif "signature" in manifest:  # of a month of events
+                manifest["signature"] = lake.file_sha256(written[0])
+                manifest["bytes"] = written[0].stat().st_size
             lake.write_manifest(new, manifest)
     return removed
 

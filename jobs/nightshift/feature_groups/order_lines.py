@@ -5,6 +5,7 @@ from nightshift.spec import Aggregate, FeatureGroup, Measure, Ratio, Source
 ORDER_LINES = Source(
     name="order_lines",
     relation="marts.fct_order_lines",
+    landed_days="order_lines",
     row_id="order_line_id",
     event_time="invoiced_at",
     landed_date="landed_date",

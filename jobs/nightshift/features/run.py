@@ -1,36 +1,50 @@
 """Extracts marts to the lake, and computes features and training sets in one Spark job."""
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import date
+import shutil
+import time
+from collections.abc import Generator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
 import adbc_driver_postgresql.dbapi as adbc
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pyspark.sql import DataFrame, SparkSession
+from psycopg2.extensions import connection as Connection
 
-from nightshift.errors import NightshiftError, RefusedAsOf
+from nightshift.errors import NightshiftError, RefusedAsOf, SettingError
 from nightshift.features import extract as plan
 from nightshift.features import job
+from nightshift.features import prove as prover
 from nightshift.features.snapshots import mature_snapshots
-from nightshift.io import lake
+from nightshift.io import lake, model_store
 from nightshift.io.spark import spark_session
 from nightshift.io.warehouse import connect, holding, recorded_run
-from nightshift.settings import PROJECT_ROOT, Settings
+from nightshift.settings import Settings
 from nightshift.spec import Source, UseCase
 
 log = logging.getLogger(__name__)
 
+UNUSED_STATE_DAYS = 14
+
 
 @dataclass(frozen=True)
 class ExtractResult:
-    """What an extract did: months of the mart rewritten, months in all, rows rewritten."""
+    """What an extract did: landed days of the marts that were read, days in all, rows read."""
 
-    months_changed: int
-    months: int
+    days_changed: int
+    days: int
     rows: int
+
+    def __add__(self, other: "ExtractResult") -> "ExtractResult":
+        return ExtractResult(
+            self.days_changed + other.days_changed, self.days + other.days, self.rows + other.rows
+        )
 
 
 @dataclass(frozen=True)
@@ -43,63 +57,182 @@ class DatasetResult:
     is_reused: bool
 
 
-def events_dir(settings: Settings, source: Source) -> Path:
-    """Where a source's extract lies, one folder a landed month."""
-    return settings.lake_dir / "events" / source.name
+def events_dir(settings: Settings, source: Source, key: str) -> Path:
+    """Where the lake keeps a source in buckets of ``key``, one folder a landed month."""
+    return settings.lake_dir / "events" / source.name / key
 
 
 def extract(settings: Settings, use_cases: Sequence[UseCase], as_of: date) -> ExtractResult:
-    """Bring the lake's copy of every mart that the use cases read up to date, month by month.
+    """Bring the lake's copies of every mart that the use cases read up to date.
 
-    A month is rewritten when its rows, or the code that made them, are others than when it was
-    last written; whatever landed is copied, and the cut at ``as_of`` is the feature job's.
+    Only landed days whose rows have changed are read from the mart; the month's file that holds
+    them is written anew. Whatever landed is copied: the cut at ``as_of`` is the feature job's.
+
+    Raises:
+        NightshiftError: when a mart is missing, or has columns other than its source declares.
     """
     with recorded_run(settings, "extract", as_of) as run:
-        changed = months = rows = 0
-        for source in {u.source.name: u.source for u in use_cases}.values():
+        total = ExtractResult(0, 0, 0)
+        for source, keys in _streams(use_cases):
             with holding(settings, exclusive=[_lake_lock(source)]):
-                done = _extract_source(settings, source)
-            changed, months, rows = changed + done[0], months + done[1], rows + done[2]
-        run.result = {"months_changed": changed, "months": months, "rows": rows}
-        log.info("extract: %d of %d months changed, %d rows written", changed, months, rows)
-        return ExtractResult(changed, months, rows)
+                total += _extract_source(settings, source, keys)
+        run.result = asdict(total)
+        log.info(
+            "extract: %d of %d landed days have changed, %d rows read",
+            total.days_changed, total.days, total.rows,
+        )  # fmt: skip
+        return total
 
 
-def _extract_source(settings: Settings, source: Source) -> tuple[int, int, int]:
-    code = _folder_sha256(PROJECT_ROOT / "dbt_project" / "models", "*.sql")
-    declared = source.model_dump(mode="json")
-    with connect(settings) as connection, connection.cursor() as cursor:
-        cursor.execute(plan.fingerprint_query(source))
-        signatures = {
-            month.isoformat(): lake.digest([rows, checksum, code, declared])
-            for month, rows, checksum in cursor.fetchall()
-        }
-    root = events_dir(settings, source)
-    known = {
-        month: manifest["signature"]
-        for month in signatures
-        if (manifest := lake.read_manifest(root / f"month={month}")) is not None
-    }
-    for stale in root.glob("month=*"):
-        if stale.name.removeprefix("month=") not in signatures:
+def _streams(use_cases: Sequence[UseCase]) -> list[tuple[Source, list[str]]]:
+    """Each source that the use cases read, with the keys by which they read it."""
+    found: dict[str, tuple[Source, list[str]]] = {}
+    for use_case in use_cases:
+        _, keys = found.setdefault(use_case.source.name, (use_case.source, []))
+        if use_case.key not in keys:
+            keys.append(use_case.key)
+    return list(found.values())
+
+
+def _extract_source(settings: Settings, source: Source, keys: Sequence[str]) -> ExtractResult:
+    declared = lake.digest([source.model_dump(mode="json"), plan.BUCKETS, plan.FORMAT])
+    with connect(settings) as connection:
+        days = _landed_days(connection, source)
+    work = _months_to_write(settings, source, keys, days, declared)
+    asked = {month: sorted(set().union(*by_key.values())) for month, by_key in work.items()}
+    rows = 0
+    with closing(_months(settings, source, asked)) as months:
+        for month, table in months:
+            rows += table.num_rows
+            of_month = {day: sign for day, sign in days.items() if day.startswith(month[:7])}
+            for key, changed in work[month].items():
+                folder = events_dir(settings, source, key) / f"month={month}"
+                _write_month(folder, source, key, table, changed, of_month, declared)
+    return ExtractResult(sum(map(len, asked.values())), len(days), rows)
+
+
+def _months(
+    settings: Settings, source: Source, asked: Mapping[str, Sequence[str]]
+) -> Generator[tuple[str, pa.Table]]:
+    """The rows of each month's days; the server gives the next ones while these are arranged."""
+    if not asked:
+        return
+    with (
+        adbc.connect(settings.warehouse_url) as connection,
+        connection.cursor() as cursor,
+        ThreadPoolExecutor(max_workers=1) as server,
+    ):
+
+        def fetch(month: str) -> pa.Table:
+            cursor.execute(plan.rows_query(source, asked[month]))
+            return cursor.fetch_arrow_table()
+
+        months = iter(asked)
+        coming = server.submit(fetch, month := next(months))
+        for following in months:
+            table = coming.result()
+            coming = server.submit(fetch, following)
+            yield month, plan.typed(table, source)
+            month = following
+        yield month, plan.typed(coming.result(), source)
+
+
+def _landed_days(connection: Connection, source: Source) -> dict[str, str]:
+    """Each landed day of the mart, ascending, with its signature."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "select attname, format_type(atttypid, atttypmod) from pg_attribute"
+            " where attrelid = to_regclass(%s) and attnum > 0 and not attisdropped",
+            (source.relation,),
+        )
+        columns = dict(cursor.fetchall())
+        if not columns:
             raise NightshiftError(
-                f"the lake has {stale}, but {source.relation} has no row of that month any more",
-                f"if that is right, remove {stale} and run again",
+                f"there is no mart {source.relation}", "run the transform stage first"
             )
-    rewritten = 0
-    months = plan.changed(known, signatures)
-    if months:
-        with adbc.connect(settings.warehouse_url) as connection, connection.cursor() as cursor:
-            for month in months:
-                cursor.execute(plan.month_query(source, date.fromisoformat(month)))
-                table = plan.typed(cursor.fetch_arrow_table(), source)
-                with lake.replacing(root / f"month={month}") as folder:
-                    pq.write_table(table, folder / "part-00000.parquet", compression="zstd")
-                    lake.write_manifest(
-                        folder, {"signature": signatures[month], "rows": table.num_rows}
-                    )
-                rewritten += table.num_rows
-    return len(months), len(signatures), rewritten
+        faults = plan.mistyped(source, columns)
+        if faults:
+            raise NightshiftError(
+                f"{source.relation} is not as the source {source.name} declares it: "
+                + "; ".join(faults),
+                "correct the declaration in feature_groups, or the dbt model",
+            )
+        cursor.execute(plan.days_query(source))
+        return {day.isoformat(): signature for day, signature in cursor.fetchall()}
+
+
+def _months_to_write(
+    settings: Settings,
+    source: Source,
+    keys: Sequence[str],
+    days: Mapping[str, str],
+    declared: str,
+) -> dict[str, dict[str, list[str]]]:
+    """Month → key → its days whose rows are to be read; months that are gone are removed."""
+    months = sorted({f"{day[:7]}-01" for day in days})
+    work: dict[str, dict[str, list[str]]] = {}
+    for key in keys:
+        root = events_dir(settings, source, key)
+        for folder in root.glob("month=*"):
+            if folder.name.removeprefix("month=") not in months:
+                log.warning("%s: the mart has no row of that month any more; removed", folder)
+                shutil.rmtree(folder)
+        for month in months:
+            current = {day: sign for day, sign in days.items() if day.startswith(month[:7])}
+            known = _sound_month(root / f"month={month}", declared)
+            if known != current:
+                changed = {
+                    d for d in known.keys() | current.keys() if known.get(d) != current.get(d)
+                }
+                work.setdefault(month, {})[key] = sorted(changed)
+    return dict(sorted(work.items()))
+
+
+def _sound_month(folder: Path, declared: str) -> dict[str, str]:
+    """The days that a month's file holds; none where it is missing, damaged or of another form."""
+    manifest = lake.read_manifest(folder)
+    if manifest is None or manifest.get("declared") != declared:
+        return {}
+    file = folder / plan.FILE
+    if not file.is_file() or file.stat().st_size != manifest["bytes"]:
+        log.warning("%s is damaged; it is written anew", file)
+        return {}
+    days: dict[str, str] = manifest["days"]
+    return days
+
+
+def _write_month(
+    folder: Path,
+    source: Source,
+    key: str,
+    read: pa.Table,
+    changed: Sequence[str],
+    days: Mapping[str, str],
+    declared: str,
+) -> None:
+    """Write a month's file: what it held of other days, and what was read of the changed ones."""
+    landed = read[source.landed_date]
+    renewed = pa.array([date.fromisoformat(day) for day in changed], pa.date32())
+    table = read.filter(pc.is_in(landed, renewed))
+    if set(days) - set(changed):
+        held = pq.read_table(folder / plan.FILE, schema=read.schema, partitioning=None)
+        held = held.filter(pc.invert(pc.is_in(held[source.landed_date], renewed)))
+        table = pa.concat_tables([held, table]).unify_dictionaries().combine_chunks()
+    buckets = plan.arranged(table, source, key, plan.BUCKETS)
+    with lake.replacing(folder) as temporary:
+        plan.write(temporary / plan.FILE, buckets)
+        lake.write_manifest(
+            temporary,
+            {
+                "declared": declared,
+                "days": dict(days),
+                "rows": sum(bucket.num_rows for bucket in buckets),
+                "rows_without_key": table.num_rows - sum(bucket.num_rows for bucket in buckets),
+                "bytes": (temporary / plan.FILE).stat().st_size,
+                # what features are made of: the rows, and not when they were copied
+                "signature": lake.file_sha256(temporary / plan.FILE),
+            },
+        )
 
 
 def build_features(
@@ -144,6 +277,110 @@ def build_labels(settings: Settings, use_case: UseCase, as_of: date) -> DatasetR
         return result
 
 
+@dataclass(frozen=True)
+class Described:
+    """A feature of the catalogue, with what is known of it.
+
+    Attributes:
+        name, group, type, null, description: as declared.
+        null_share: share of the newest night's vectors in which it is null.
+        importance: its share of the champion's total gain.
+    """
+
+    name: str
+    group: str
+    type: str
+    null: str
+    description: str
+    null_share: float | None
+    importance: float | None
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """A use case's features.
+
+    Attributes:
+        as_of: of the newest night that computed them; None before the first.
+        cpu_seconds: what it took, by feature group; "rows" is the reading of rows.
+    """
+
+    features: tuple[Described, ...]
+    as_of: date | None
+    cpu_seconds: Mapping[str, float]
+
+
+def catalogue(settings: Settings, use_case: UseCase) -> Catalogue:
+    """Every feature, with the cost and the null shares of the newest night, and importances."""
+    manifests = (
+        (date.fromisoformat(folder.name.removeprefix("as_of=")), manifest)
+        for folder in sorted((settings.lake_dir / "features" / use_case.name).glob("as_of=*"))
+        if "null_share" in (manifest := lake.read_manifest(folder) or {})
+    )
+    as_of, newest = max(manifests, key=lambda found: found[0], default=(None, {}))
+    null_shares = newest.get("null_share", {})
+    gains = _importances(settings, use_case)
+    return Catalogue(
+        features=tuple(
+            Described(
+                name=each.name,
+                group=group.name,
+                type=each.type,
+                null=each.null,
+                description=each.description,
+                null_share=null_shares.get(each.name),
+                importance=None if gains is None else gains.get(each.name, 0.0),
+            )
+            for group in use_case.feature_groups
+            for each in group.catalogue
+        ),
+        as_of=as_of,
+        cpu_seconds=newest.get("cpu_seconds", {}),
+    )
+
+
+def _importances(settings: Settings, use_case: UseCase) -> dict[str, float] | None:
+    try:
+        with connect(settings):  # MLflow would try for minutes
+            pass
+    except SettingError as error:
+        log.warning("no importances: %s", error)
+        return None
+    return model_store.importances(settings, use_case.name)
+
+
+def prove(settings: Settings, use_case: UseCase, as_of: date | None = None) -> list[prover.Trial]:
+    """Plant what no feature may see among the lake's rows, and look whether one moves.
+
+    The rows are those of the first bucket of entities that has any.
+
+    Args:
+        as_of: the snapshot; None for the newest whose label is known.
+
+    Raises:
+        NightshiftError: when there is no extract, or no snapshot whose label is known.
+    """
+    with holding(settings, shared=[_lake_lock(use_case.source)]):
+        months = _months_there(settings, use_case)
+        source, wanted = use_case.source, list(use_case.source.columns)
+        for bucket in range(plan.BUCKETS):
+            tables = [plan.read(month.file, bucket, source, wanted) for month in months]
+            table = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
+            if table.num_rows:
+                break
+    landed = pc.max(table[source.landed_date]).as_py()
+    newest = landed + timedelta(days=1 - use_case.label.maturity_days)
+    first = pc.min(table[source.landed_date]).as_py()
+    as_of = as_of or newest
+    if not first < as_of <= newest:
+        raise NightshiftError(
+            f"there is no snapshot of {use_case.name} at {as_of} to prove with: what has landed"
+            f" allows dates after {first} up to {newest}, when the label is known",
+            "choose such a date with --as-of, or land more days",
+        )
+    return list(prover.trials(use_case, table, as_of))
+
+
 _Job = tuple[UseCase, tuple[date, ...], date | None]
 
 
@@ -166,97 +403,164 @@ def _build(
 def _build_locked(
     settings: Settings, kind: str, as_of: date, jobs: Sequence[_Job]
 ) -> dict[str, DatasetResult]:
-    keys = {
-        use_case.name: _dataset_key(settings, use_case, snapshots, known)
-        for use_case, snapshots, known in jobs
-    }
     results, missing = {}, []
     for use_case, snapshots, known in jobs:
+        months = _months_there(settings, use_case)
+        key = _dataset_key(use_case, months, snapshots, known)
         folder = lake.dataset_dir(settings.lake_dir, kind, use_case.name, as_of)
         manifest = lake.read_manifest(folder)
-        if manifest is not None and manifest["key"] == keys[use_case.name]:
+        if manifest is not None and manifest["key"] == key:
             log.info("%s of %s for %s: unchanged, reused", kind, use_case.name, as_of)
             results[use_case.name] = DatasetResult(folder, manifest["rows"], snapshots, True)
         else:
-            missing.append((folder, use_case, snapshots, known))
+            missing.append(_Dataset(folder, use_case, months, snapshots, known, key))
     if missing:
-        with spark_session(settings, f"nightshift {kind} {as_of}") as spark:
-            for folder, use_case, snapshots, known in missing:
-                rows = _write_dataset(
-                    settings, spark, folder, use_case, snapshots, known, as_of, keys[use_case.name]
+        with ExitStack() as stack:
+            targets = [stack.enter_context(lake.replacing(dataset.folder)) for dataset in missing]
+            works = [
+                job.Work(
+                    use_case=dataset.use_case,
+                    months=dataset.months,
+                    snapshots=dataset.snapshots,
+                    label_known_as_of=dataset.known,
+                    state=_state_dir(settings, dataset.use_case),
+                    target=target,
+                    code=dataset.key["code_sha256"],
+                    bucket=bucket,
                 )
-                results[use_case.name] = DatasetResult(folder, rows, snapshots, False)
+                for dataset, target in zip(missing, targets, strict=True)
+                for bucket in range(plan.BUCKETS)
+            ]
+            done = _done(settings, f"nightshift {kind} {as_of}", works)
+            for dataset, target in zip(missing, targets, strict=True):
+                parts = [part for part in done if part.use_case == dataset.use_case.name]
+                rows = _describe(dataset, target, as_of, parts)
+                results[dataset.use_case.name] = DatasetResult(
+                    dataset.folder, rows, dataset.snapshots, False
+                )
+        for dataset in missing:
+            parts = [part for part in done if part.use_case == dataset.use_case.name]
+            _forget(_state_dir(settings, dataset.use_case), parts)
     return results
 
 
-def _dataset_key(
-    settings: Settings, use_case: UseCase, snapshots: Sequence[date], known: date | None
-) -> dict[str, Any]:
-    months = {
-        folder.name: manifest["signature"]
-        for folder in sorted(events_dir(settings, use_case.source).glob("month=*"))
+@dataclass(frozen=True)
+class _Dataset:
+    """A dataset that is to be built."""
+
+    folder: Path
+    use_case: UseCase
+    months: tuple[job.Month, ...]
+    snapshots: tuple[date, ...]
+    known: date | None
+    key: dict[str, Any]
+
+
+def _state_dir(settings: Settings, use_case: UseCase) -> Path:
+    return settings.lake_dir / "state" / use_case.source.name / use_case.key
+
+
+def _months_there(settings: Settings, use_case: UseCase) -> tuple[job.Month, ...]:
+    root = events_dir(settings, use_case.source, use_case.key)
+    months = tuple(
+        job.Month(folder.name.removeprefix("month="), folder / plan.FILE, manifest["signature"])
+        for folder in sorted(root.glob("month=*"))
         if (manifest := lake.read_manifest(folder)) is not None
-    }
+    )
     if not months:
         raise NightshiftError(
             f"the lake has no extract of {use_case.source.name}", "run the extract stage first"
         )
+    return months
+
+
+def _dataset_key(
+    use_case: UseCase,
+    months: Sequence[job.Month],
+    snapshots: Sequence[date],
+    known: date | None,
+) -> dict[str, Any]:
     return {
         "spec_sha256": lake.digest(use_case.model_dump(mode="json")),
-        "source_sha256": lake.digest(months),
+        "source_sha256": lake.digest([(month.name, month.signature) for month in months]),
         "code_sha256": _folder_sha256(Path(__file__).parent, "*.py"),
         "snapshots": [d.isoformat() for d in snapshots],
         "label_known_as_of": known.isoformat() if known else None,
     }
 
 
-def _write_dataset(
-    settings: Settings,
-    spark: SparkSession,
-    folder: Path,
-    use_case: UseCase,
-    snapshots: tuple[date, ...],
-    known: date | None,
-    as_of: date,
-    key: dict[str, Any],
-) -> int:
-    events = _read_events(settings, spark, use_case.source)
-    partitions = 2 * spark.sparkContext.defaultParallelism
-    vectors = job.vectors(events, use_case, snapshots, known, partitions)
-    if known is None:
-        vectors = vectors.drop(job.SNAPSHOT)
-    with lake.replacing(folder) as temporary:
-        vectors.write.mode("append").parquet(str(temporary))
-        parts = sorted(temporary.glob("part-*.parquet"))
-        rows = sum(pq.read_metadata(part).num_rows for part in parts)
-        if rows == 0:
-            raise RefusedAsOf(
-                f"{use_case.name}: nobody had an event in the {use_case.population.active_days} "
-                f"days before {', '.join(map(str, snapshots))} in what had landed by then",
-                "choose a later as_of, or land the missing days and run `nightshift ingest`",
-            )
-        manifest = {
+def _done(settings: Settings, name: str, works: Sequence[job.Work]) -> list[job.Done]:
+    """What the tasks did, in one Spark job.
+
+    Raises:
+        NightshiftError: what the first task that could not do its work said.
+    """
+    with spark_session(settings, name, daemon="nightshift.features.daemon") as spark:
+        # a task of several buckets costs less than one each, and two a core even out
+        tasks = min(len(works), 2 * spark.sparkContext.defaultParallelism)
+        found = spark.sparkContext.parallelize(works, tasks).map(job.run).collect()
+    for refused in found:
+        if isinstance(refused, job.Refused):
+            raise NightshiftError(refused.what, refused.remedy)
+    return [done for done in found if isinstance(done, job.Done)]
+
+
+def _describe(dataset: _Dataset, target: Path, as_of: date, parts: Sequence[job.Done]) -> int:
+    """Write the manifest; rows of the dataset."""
+    use_case, rows = dataset.use_case, sum(part.rows for part in parts)
+    if rows == 0:
+        raise RefusedAsOf(
+            f"{use_case.name}: nobody had an event in the {use_case.population.active_days} "
+            f"days before {', '.join(map(str, dataset.snapshots))} in what had landed by then",
+            "choose a later as_of, or land the missing days and run `nightshift ingest`",
+        )
+    written = sorted((part for part in parts if part.part), key=lambda part: part.part)
+    groups = {name for part in parts for name in part.seconds}
+    read = sorted({month for part in parts for month in part.months_read})
+    lake.write_manifest(
+        target,
+        {
             "use_case": use_case.name,
             "as_of": as_of,
-            "key": key,
-            "spec_sha256": key["spec_sha256"],
-            "source_sha256": key["source_sha256"],
-            "snapshots": key["snapshots"],
+            "key": dataset.key,
+            "spec_sha256": dataset.key["spec_sha256"],
+            "source_sha256": dataset.key["source_sha256"],
+            "snapshots": dataset.key["snapshots"],
             "rows": rows,
-            "columns": list(pq.read_schema(parts[0]).names),
-            "sha256": lake.rows_sha256(parts),
-        }
-        lake.write_manifest(temporary, manifest)
+            "columns": list(pq.read_schema(target / written[0].part).names),
+            "sha256": lake.digest([part.sha256 for part in written]),
+            "parts": {part.part: {"rows": part.rows, "sha256": part.sha256} for part in written},
+            "months": {month.name: month.signature for month in dataset.months},
+            "months_read": read,
+            "null_share": {
+                name: sum(part.nulls[name] for part in parts) / rows
+                for name in use_case.feature_names
+            },
+            "cpu_seconds": {
+                name: round(sum(part.seconds.get(name, 0.0) for part in parts), 3)
+                for name in sorted(groups)
+            },
+        },
+    )
     log.info(
-        "%s: %d vectors of %d features at %d snapshots",
-        use_case.name, rows, len(use_case.feature_names), len(snapshots),
+        "%s: %d vectors of %d features at %d snapshots; rows of %d of %d months read",
+        use_case.name, rows, len(use_case.feature_names), len(dataset.snapshots), len(read),
+        len(dataset.months),
     )  # fmt: skip
     return rows
 
 
-def _read_events(settings: Settings, spark: SparkSession, source: Source) -> DataFrame:
-    folders = sorted(events_dir(settings, source).glob("month=*"))
-    return spark.read.parquet(*(str(f / "part-00000.parquet") for f in folders))
+def _forget(folder: Path, parts: Sequence[job.Done]) -> None:
+    """Remove kept tiles that this job had no use for, though they are of the same declaration,
+    and those of a declaration or code that nothing has used for some days."""
+    used = {folder / name for part in parts for name in part.state}
+    for group in {file.parent for file in used}:
+        group.touch()
+        for file in set(group.glob("*.npz")) - used:
+            file.unlink(missing_ok=True)
+    for group in folder.iterdir():
+        if group.stat().st_mtime < time.time() - UNUSED_STATE_DAYS * 86_400:
+            shutil.rmtree(group, ignore_errors=True)
 
 
 def _first_landing(settings: Settings, use_case: UseCase) -> date:

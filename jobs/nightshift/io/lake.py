@@ -16,10 +16,6 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
-import pyarrow.parquet as pq
-
 MANIFEST = "manifest.json"
 
 
@@ -48,18 +44,9 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def rows_sha256(parts: Sequence[Path]) -> str:
-    """SHA-256 of the rows of Parquet files, in whatever order and whichever file they lie.
-
-    The bytes of the files would not do: a Parquet footer differs from JVM to JVM.
-    """
-    hashes = [
-        pd.util.hash_pandas_object(
-            pq.read_table(part, partitioning=None).to_pandas(date_as_object=False), index=False
-        )
-        for part in parts
-    ]
-    return hashlib.sha256(np.sort(np.concatenate(hashes)).tobytes()).hexdigest()
+def parts_sha256(parts: Sequence[Path]) -> str:
+    """One digest of the bytes of a dataset's parts, in their order."""
+    return digest([file_sha256(part) for part in parts])
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ version's files are ``model/model.ubj`` and ``model/signature.json`` of its run'
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Sequence
@@ -21,6 +22,8 @@ from nightshift.booster import Matrix, predict
 from nightshift.errors import NightshiftError
 from nightshift.settings import Settings
 from nightshift.use_cases import find_use_case
+
+log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -194,6 +197,24 @@ def replace_artifact(settings: Settings, run_id: str, path: str, content: Path) 
     temporary = file.with_name(f".{file.name}.replacing")
     shutil.copyfile(content, temporary)
     temporary.replace(file)
+
+
+def importances(settings: Settings, use_case_name: str) -> dict[str, float] | None:
+    """Feature → share of the champion's total gain; None where there is no champion to ask."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        version = champion(settings, use_case_name)
+        if version is None:
+            return None
+        booster, _ = load_model(settings, version)
+    except (NightshiftError, MlflowException) as error:
+        log.warning("no importances: %s", error)
+        return None
+    scores = booster.get_score(importance_type="total_gain")
+    gains = {name: float(np.sum(gain)) for name, gain in scores.items()}
+    total = sum(gains.values()) or 1.0
+    return {name: gain / total for name, gain in gains.items()}
 
 
 def load_model(settings: Settings, version: ModelVersion) -> tuple[xgb.Booster, Signature]:

@@ -11,8 +11,14 @@ from nightshift.settings import Settings
 
 
 @contextmanager
-def spark_session(settings: Settings, name: str) -> Iterator[SparkSession]:
-    """A session on ``settings.spark_master``, stopped at the end of the block."""
+def spark_session(
+    settings: Settings, name: str, daemon: str = "pyspark.daemon"
+) -> Iterator[SparkSession]:
+    """A session on ``settings.spark_master``, stopped at the end of the block.
+
+    Args:
+        daemon: the module whose process the Python workers are forked from.
+    """
     os.environ["PYSPARK_PYTHON"] = sys.executable
     jdk = settings.state_dir / "jdk"
     if "JAVA_HOME" not in os.environ and jdk.is_dir():
@@ -22,6 +28,7 @@ def spark_session(settings: Settings, name: str) -> Iterator[SparkSession]:
         .appName(name)
         .config("spark.driver.memory", settings.spark_driver_memory)
         .config("spark.ui.enabled", "false")
+        .config("spark.python.daemon.module", daemon)
         .config("spark.ui.showConsoleProgress", "false")
         .config("spark.sql.session.timeZone", "UTC")
         .config("spark.sql.catalogImplementation", "in-memory")

@@ -58,39 +58,28 @@ def adversarial_events(rows: int = 4_000) -> list[dict[str, Any]]:
     return [*events, event("only-one", "2012-02-29T23:59:59")]
 
 
-def kernel_input(use_case: UseCase, rows: Sequence[Row]) -> pa.Table:
-    """What Spark hands the kernel for these rows, made without Spark."""
-    source = pa.Table.from_pylist(list(rows))
-    database = duckdb.connect()
-    database.register("events", source)
-    kinds = use_case.source.columns
-
-    def integer(column: str) -> str:
-        return {
-            "decimal": f"round({column} * 10000)::bigint",
-            "timestamp": f"epoch_us({column})",
-            "date": f"({column} - date '1970-01-01')::bigint",
-            "string": column,
-        }.get(kinds[column], f"{column}::bigint")
-
-    flags = job.conditions(use_case)
-    columns = job.measured_columns(use_case)
-    selected = [
-        f"{use_case.key} as __key",
-        f"epoch_us({use_case.source.event_time}) as __time",
-        f"{integer(use_case.source.landed_date)} as __landed",
-        *(f"coalesce({where}, false) as __f{i}" for i, where in enumerate(flags)),
-        *(f"{integer(column)} as __v{i}" for i, column in enumerate(columns)),
-    ]
-    return database.sql(f"select {', '.join(selected)} from events").to_arrow_table()
+def lake_rows(use_case: UseCase, rows: Sequence[Row]) -> pa.Table:
+    """The rows as a task reads them from the lake."""
+    types = {
+        "string": pa.string(), "boolean": pa.bool_(), "integer": pa.int64(),
+        "decimal": pa.decimal128(18, 4), "timestamp": pa.timestamp("us"), "date": pa.date32(),
+    }  # fmt: skip
+    columns = {
+        name: pa.array([row[name] for row in rows]).cast(types[kind])
+        for name, kind in use_case.source.columns.items()
+    }
+    return pa.table(
+        {n: c.dictionary_encode() if pa.types.is_string(c.type) else c for n, c in columns.items()}
+    )
 
 
 def vectors(
     use_case: UseCase, rows: Sequence[Row], snapshots: Sequence[date], known: date | None = None
 ) -> dict[tuple[str, date], dict[str, float]]:
     """(key, snapshot) → column → value, from the kernel."""
-    table = kernel_input(use_case, rows)
-    keys, events = job.events_of(table, job.conditions(use_case), job.measured_columns(use_case))
+    groups = (*use_case.feature_groups, use_case.population.group, job.outcome(use_case))
+    table = lake_rows(use_case, rows)
+    events, keys, _ = job.kernel_events(table, use_case.source, use_case.key, groups)
     names = keys.to_pylist()
     found = {}
     for as_of, columns in kernel.compute(use_case, events, snapshots, known):

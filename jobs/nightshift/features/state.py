@@ -1,0 +1,162 @@
+"""Tiles as files: what a night keeps, so that the next one reads the newest rows only.
+
+A file is an uncompressed ``.npz``: its zip container has a checksum for each array. Integers are
+stored in the smallest type that holds them.
+"""
+
+import json
+import uuid
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from nightshift.features.tiles import Grid, Items, Tiles, merge, recoded
+from nightshift.spec import FeatureGroup
+
+_LAYOUT = "layout"
+_GRID = ("entity", "time", "known")
+_ITEMS = ("entity", "item", "time", "known", "count")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Tiles of some landed months, with what their codes stand for.
+
+    Attributes:
+        tiles: on codes of ``entities`` and ``texts``.
+        entities: keys, ascending; an entity's code is its position.
+        texts: column or expression of text → its values, ascending.
+    """
+
+    tiles: Tiles
+    entities: pa.StringArray
+    texts: Mapping[str, pa.StringArray]
+
+
+def joined(group: FeatureGroup, parts: Sequence[Part]) -> Part:
+    """The tiles of all parts as one, on common codes."""
+    if len(parts) == 1:
+        return parts[0]
+    entities = _union([part.entities for part in parts])
+    texts = {name: _union([part.texts[name] for part in parts]) for name in parts[0].texts}
+    common = [
+        recoded(
+            [group],
+            part.tiles,
+            _lookup(part.entities, entities),
+            {name: _lookup(part.texts[name], union) for name, union in texts.items()},
+        )
+        for part in parts
+    ]
+    return Part(merge(common), entities, texts)
+
+
+def _union(values: Sequence[pa.StringArray]) -> pa.StringArray:
+    every = pc.unique(pa.concat_arrays(values))
+    return every.take(pc.sort_indices(every))
+
+
+def _lookup(old: pa.StringArray, new: pa.StringArray) -> npt.NDArray[np.int64]:
+    codes: npt.NDArray[np.int64] = pc.index_in(old, value_set=new).cast(pa.int64()).to_numpy()
+    return codes
+
+
+def save(file: Path, part: Part) -> None:
+    """Write a part; a reader sees all of it or none."""
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    tiles = part.tiles
+    for name, text in (("entities", part.entities), *part.texts.items()):
+        arrays |= {f"text {name} {i}": values for i, values in enumerate(_buffers(text))}
+    for known, grid in tiles.grids.items():
+        columns = {name: getattr(grid, name) for name in _GRID} | dict(grid.columns)
+        arrays |= {f"grid {known} {name}": values for name, values in columns.items()}
+    for measure, items in tiles.items.items():
+        arrays |= {f"items {measure} {name}": getattr(items, name) for name in _ITEMS}
+    layout = {
+        "resolution": tiles.resolution,
+        "texts": list(part.texts),
+        "grids": {known: list(grid.columns) for known, grid in tiles.grids.items()},
+        "items": list(tiles.items),
+        "arrays": list(arrays),
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex}.npz")
+    try:
+        stored: dict[str, Any] = {
+            str(i): _narrow(values) for i, values in enumerate(arrays.values())
+        }
+        stored[_LAYOUT] = np.frombuffer(json.dumps(layout).encode(), np.uint8)
+        np.savez(temporary, allow_pickle=False, **stored)
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load(file: Path) -> Part | None:
+    """A part that was kept; None where there is none, or a damaged one."""
+    try:
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as stored:
+            layout = json.loads(stored[_LAYOUT].tobytes())
+            arrays = {name: _wide(stored[str(i)]) for i, name in enumerate(layout["arrays"])}
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
+        return None
+
+    def text(name: str) -> pa.StringArray:
+        offsets, data = arrays[f"text {name} 0"], arrays[f"text {name} 1"]
+        return pa.StringArray.from_buffers(
+            len(offsets) - 1,
+            pa.py_buffer(offsets.astype(np.int32)),
+            pa.py_buffer(data.astype(np.uint8)),
+        )
+
+    grids = {
+        known: Grid(
+            arrays[f"grid {known} entity"],
+            arrays[f"grid {known} time"],
+            arrays[f"grid {known} known"],
+            {name: arrays[f"grid {known} {name}"] for name in columns},
+        )
+        for known, columns in layout["grids"].items()
+    }
+    items = {
+        measure: Items(*(arrays[f"items {measure} {name}"] for name in _ITEMS))
+        for measure in layout["items"]
+    }
+    return Part(
+        Tiles(layout["resolution"], grids, items),
+        text("entities"),
+        {name: text(name) for name in layout["texts"]},
+    )
+
+
+def _buffers(text: pa.StringArray) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Offsets and bytes, of an array without nulls."""
+    whole = pa.concat_arrays([text, text[:0]])  # begins at its buffers' begin
+    _, offsets, data = whole.buffers()
+    return (
+        np.frombuffer(offsets, np.int32, len(whole) + 1) if len(whole) else np.zeros(1, np.int32),
+        np.frombuffer(data, np.uint8) if data is not None else np.zeros(0, np.uint8),
+    )
+
+
+def _narrow(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    if values.dtype != np.int64 or not len(values):
+        return values
+    least, greatest = values.min(), values.max()
+    for kind in (np.int8, np.int16, np.int32):
+        limits = np.iinfo(kind)
+        if limits.min <= least and greatest <= limits.max:
+            return values.astype(kind)
+    return values
+
+
+def _wide(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    is_integer = np.issubdtype(values.dtype, np.signedinteger)
+    return values.astype(np.int64) if is_integer else values
