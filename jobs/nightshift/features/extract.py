@@ -187,7 +187,7 @@ def read(file: Path, bucket: int, source: Source, columns: Sequence[str]) -> pa.
     Raises:
         NightshiftError: when the file is damaged; each page has a checksum.
     """
-    strings = [name for name in columns if source.columns[name] == "string"]
+    strings = [name for name in columns if source.columns.get(name) == "string"]
     try:
         with pq.ParquetFile(
             file, read_dictionary=strings, page_checksum_verification=True

@@ -8,6 +8,7 @@ months, named by a digest of all that it is made of. A night makes tiles of the 
 import hashlib
 import re
 import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -123,41 +124,40 @@ class _Bucket:
     )
 
     def done(self) -> Done:
+        """Write the part, and tell of it."""
         work = self.work
-        names = [g.name for g in self._groups]
         parts = {group.name: self._part(group) for group in self._groups}
-        entities = parts[names[0]].entities
-        file = work.target / f"part-{work.bucket:05}.parquet"
-        columns_of = [
-            (as_of, columns) for as_of, columns in self._vectors(parts) if len(columns["entity"])
-        ]
-        rows = 0
-        nulls = dict.fromkeys(work.use_case.feature_names, 0)
-        if not columns_of:
-            return self._told("", 0, "", nulls)
         schema = output_schema(
             work.use_case,
             with_snapshot=work.label_known_as_of is not None or len(work.snapshots) > 1,
             with_label=work.label_known_as_of is not None,
         )
+        nulls = dict.fromkeys(work.use_case.feature_names, 0)
+        rows = 0
+        file = work.target / f"part-{work.bucket:05}.parquet"
+        # of a task that Spark runs twice, one file is kept whole
+        temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
         with pq.ParquetWriter(
-            file, schema, compression="lz4", use_dictionary=[work.use_case.key],
+            temporary, schema, compression="lz4", use_dictionary=[work.use_case.key],
             write_page_checksum=True,
         ) as writer:  # fmt: skip
-            for as_of, columns in columns_of:
-                table = self._table(schema, as_of, columns, entities, parts)
+            for as_of, columns in self._vectors(parts):
+                table = self._table(schema, as_of, columns, parts)
                 for name in nulls:
                     nulls[name] += table[name].null_count
                 rows += table.num_rows
                 writer.write_table(table)
-        with file.open("rb") as written:
-            sha256 = hashlib.file_digest(written, "sha256").hexdigest()
-        return self._told(file.name, rows, sha256, nulls)
-
-    def _told(self, part: str, rows: int, sha256: str, nulls: Mapping[str, int]) -> Done:
+        if rows == 0:
+            temporary.unlink()
+            file = Path()
+            sha256 = ""
+        else:
+            with temporary.open("rb") as written:
+                sha256 = hashlib.file_digest(written, "sha256").hexdigest()
+            temporary.replace(file)
         return Done(
-            use_case=self.work.use_case.name,
-            part=part,
+            use_case=work.use_case.name,
+            part=file.name,
             rows=rows,
             sha256=sha256,
             nulls=nulls,
@@ -245,14 +245,14 @@ class _Bucket:
 
     def _vectors(
         self, parts: Mapping[str, state.Part]
-    ) -> list[tuple[date, dict[str, npt.NDArray[Any]]]]:
+    ) -> Iterator[tuple[date, dict[str, npt.NDArray[Any]]]]:
+        """For each snapshot its columns; ``entity`` has the codes of the population's members."""
         use_case, known = self.work.use_case, self.work.label_known_as_of
         population = use_case.population.group
         windows = {
             group.name: kernel.Windows([group], parts[group.name].tiles) for group in self._groups
         }
         everyone = np.arange(len(parts[population.name].entities))
-        found = []
         for as_of in self.work.snapshots:
             requests = kernel.Requests.snapshot(everyone, as_of)
             with self._timed(population.name):
@@ -268,17 +268,17 @@ class _Bucket:
                     asked = kernel.Requests.snapshot(members, as_of, known)
                     values = windows[asked_of.name].features(asked)
                     columns[LABEL] = kernel.label_values(use_case.label, values)
-            found.append((as_of, columns))
-        return found
+            yield as_of, columns
 
     def _table(
         self,
         schema: pa.Schema,
         as_of: date,
         columns: Mapping[str, npt.NDArray[Any]],
-        entities: pa.StringArray,
         parts: Mapping[str, state.Part],
     ) -> pa.Table:
+        # all groups have read the same rows, and so have the same entities
+        entities = parts[self.work.use_case.population.group.name].entities
         members = columns["entity"]
         arrays = {
             self.work.use_case.key: entities.take(pa.array(members)),

@@ -215,9 +215,13 @@ def _write_month(
     renewed = pa.array([date.fromisoformat(day) for day in changed], pa.date32())
     table = read.filter(pc.is_in(landed, renewed))
     if set(days) - set(changed):
-        held = pq.read_table(folder / plan.FILE, schema=read.schema, partitioning=None)
+        held = pa.concat_tables(
+            plan.read(folder / plan.FILE, bucket, source, read.schema.names)
+            for bucket in range(plan.BUCKETS)
+        )
         held = held.filter(pc.invert(pc.is_in(held[source.landed_date], renewed)))
-        table = pa.concat_tables([held, table]).unify_dictionaries().combine_chunks()
+        table = pa.concat_tables([held.cast(read.schema), table])
+        table = table.unify_dictionaries().combine_chunks()
     buckets = plan.arranged(table, source, key, plan.BUCKETS)
     with lake.replacing(folder) as temporary:
         plan.write(temporary / plan.FILE, buckets)
@@ -368,6 +372,11 @@ def prove(settings: Settings, use_case: UseCase, as_of: date | None = None) -> l
             table = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
             if table.num_rows:
                 break
+        else:
+            raise NightshiftError(
+                f"the extract of {source.name} has no row with a {use_case.key}",
+                "land files, and run the stages before",
+            )
     landed = pc.max(table[source.landed_date]).as_py()
     newest = landed + timedelta(days=1 - use_case.label.maturity_days)
     first = pc.min(table[source.landed_date]).as_py()
@@ -556,7 +565,7 @@ def _forget(folder: Path, parts: Sequence[job.Done]) -> None:
     used = {folder / name for part in parts for name in part.state}
     for group in {file.parent for file in used}:
         group.touch()
-        for file in set(group.glob("*.npz")) - used:
+        for file in set(group.glob("[!.]*.npz")) - used:
             file.unlink(missing_ok=True)
     for group in folder.iterdir():
         if group.stat().st_mtime < time.time() - UNUSED_STATE_DAYS * 86_400:
