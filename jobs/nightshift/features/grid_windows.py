@@ -163,12 +163,13 @@ class _Run:
 
     def _last(self, values: Array, latest: Ints, known: Ints) -> Array:
         """The value of the last instant of each time; of several the last known, the greatest."""
-        if len(self._same) == len(values):
-            return values
-        order = np.lexsort(
-            (values, known, latest, np.repeat(np.arange(len(self._same)), self._lengths))
-        )
-        return np.repeat(values[order][self._same + self._lengths - 1], self._lengths)
+        tile = np.repeat(np.arange(len(self._same)), self._lengths)
+        several = np.flatnonzero(self._lengths[tile] > 1)
+        order = np.lexsort((values[several], known[several], latest[several], tile[several]))
+        ends = np.cumsum(self._lengths[self._lengths > 1]) - 1
+        values = values.copy()
+        values[several] = np.repeat(values[several][order][ends], self._lengths[self._lengths > 1])
+        return values
 
     def feature(self, asked: Asked, requests: Requests, segments: Segments) -> Array:
         """One feature over segments of the grid."""

@@ -133,7 +133,7 @@ class ItemWindows(Answers):
     def _previous(self) -> Ints:
         """For each row by time: 1 + the row where its pair occurred before, or 0."""
         items = self.by_time
-        order = np.lexsort((np.arange(len(items.entity)), items.item, items.entity))
+        order = np.argsort(sort_key(items.entity, items.item), kind="stable")
         entity, item = items.entity[order], items.item[order]
         previous = np.zeros(len(order), np.int64)
         same = np.flatnonzero((entity[1:] == entity[:-1]) & (item[1:] == item[:-1]))

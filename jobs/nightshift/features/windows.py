@@ -187,6 +187,7 @@ class Answers(ABC):
     def __init__(self, rows: Grid | Items, resolution: Resolution) -> None:
         self.rows = rows
         self.resolution: Resolution = resolution
+        self.unit = DAY_US if resolution == "day" else 1
 
     @property
     @abstractmethod
@@ -203,35 +204,54 @@ class Answers(ABC):
         if not unknown.any():
             return self.features(requests, wanted)
         result = {asked.feature.name: null_of(asked.feature, len(requests)) for asked in wanted}
-        parts = [(self, np.flatnonzero(~unknown))]
+
+        def fill(answers: "Answers", rows: Ints, some: Sequence[Asked]) -> None:
+            for name, values in answers.features(requests.take(rows), some).items():
+                result[name][rows] = values
+
+        fill(self, np.flatnonzero(~unknown), wanted)
         late = np.flatnonzero(unknown)
         late = late[np.argsort(requests.known_day[late], kind="stable")]
-        for asking in np.split(late, segment_starts(requests.known_day[late])[1:]):
-            day = int(requests.known_day[asking[0]])
-            entities = np.unique(requests.entity[asking])
-            first = np.searchsorted(self.rows.entity, entities, "left")
-            last = np.searchsorted(self.rows.entity, entities, "right")
-            seen = laid_out(first, last)
-            seen = seen[self.rows.known[seen] < day]
-            parts.append((type(self)(self.rows.take(seen), self.resolution), asking))
-        for answers, asking in parts:
-            for name, values in answers.features(requests.take(asking), wanted).items():
-                result[name][asking] = values
+        # What looks back some days needs but those days of an entity with a long history.
+        bounded = [asked for asked in wanted if asked.feature.window is not None]
+        unbounded = [asked for asked in wanted if asked.feature.window is None]
+        for rows in np.split(late, segment_starts(requests.known_day[late])[1:]):
+            for some in (bounded, unbounded):
+                if some:
+                    fill(self._known_part(requests.take(rows), some), rows, some)
         return result
+
+    def _known_part(self, requests: Requests, wanted: Sequence[Asked]) -> "Answers":
+        """The rows that these requests, which know the same day, may know and look at."""
+        rows, entities = self.rows, np.unique(requests.entity)
+        first = np.searchsorted(rows.entity, entities, "left")
+        last = np.searchsorted(rows.entity, entities, "right")
+        seen = laid_out(first, last)
+        is_seen = rows.known[seen] < requests.known_day[0]
+        reach = max(_reach(asked.feature) for asked in wanted)
+        lag = min(asked.feature.lag for asked in wanted)
+        time = rows.time[seen]
+        is_seen &= time >= (int(requests.time_us.min()) - reach * DAY_US) // self.unit
+        is_seen &= time < (int(requests.time_us.max()) - lag * DAY_US) // self.unit
+        return type(self)(rows.take(seen[is_seen]), self.resolution)
 
     def _has_unknown(self, requests: Requests, lag: int) -> Bools:
         """Whether the entity has a row before the window's end that is not known at the request."""
         rows, none = self.rows, np.zeros(len(requests), bool)
         if not len(requests) or not len(rows.known) or rows.known.max() < requests.known_day.min():
             return none
-        unit = DAY_US if self.resolution == "day" else 1
-        until = requests.time_us // unit - lag * (DAY_US // unit)
+        until = requests.time_us // self.unit - lag * (DAY_US // self.unit)
         if (until == until[0]).all() and (requests.known_day == requests.known_day[0]).all():
             is_late = (rows.known >= requests.known_day[0]) & (rows.time < until[0])
             has_late = np.zeros(max(int(rows.entity[-1]), int(requests.entity.max())) + 1, bool)
             has_late[rows.entity[is_late]] = True
             return has_late[requests.entity]
         return self.timeline.has_unknown(requests, until)
+
+
+def _reach(feature: Feature) -> int:
+    """How many days before the instant a window begins."""
+    return FOREVER // DAY_US if feature.window is None else feature.window + feature.lag
 
 
 def laid_out(start: Ints, end: Ints) -> Ints:
