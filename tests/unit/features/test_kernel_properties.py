@@ -148,7 +148,7 @@ RESOLUTIONS = pytest.mark.parametrize("resolution", ["day", "instant"])
 
 
 @RESOLUTIONS
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(rows=ROWS, data=st.data())
 def test_tiles_of_parts_merge_to_the_tiles_of_the_whole(
     resolution: Any, rows: list[Row], data: st.DataObject
@@ -181,7 +181,7 @@ def test_tiles_of_parts_merge_to_the_tiles_of_the_whole(
 
 
 @RESOLUTIONS
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(rows=ROWS, entity=st.integers(0, 3))
 def test_an_entity_gets_the_same_bits_alone_and_in_any_batch(
     resolution: Any, rows: list[Row], entity: int
@@ -197,7 +197,7 @@ def test_an_entity_gets_the_same_bits_alone_and_in_any_batch(
 
 
 @RESOLUTIONS
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(rows=ROWS, data=st.data())
 def test_what_is_not_known_at_a_request_changes_no_bit(
     resolution: Any, rows: list[Row], data: st.DataObject
@@ -222,7 +222,7 @@ def test_what_is_not_known_at_a_request_changes_no_bit(
     assert bits(with_future) == bits(without)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(rows=ROWS)
 def test_at_midnight_days_and_instants_agree(rows: list[Row]) -> None:
     by_day, by_instant = (
