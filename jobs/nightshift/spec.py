@@ -179,8 +179,8 @@ class Measure(_Declaration):
     Attributes:
         name: as features are named after it.
         column: of the source; or
-        expression: Spark SQL over the source's columns, of the stated ``type``.
-        where: a Spark SQL condition over the source's columns; None means every row.
+        expression: SQL (of DuckDB) over the source's columns, of the stated ``type``.
+        where: a condition in SQL (of DuckDB) over the source's columns; None means every row.
         known: a date column: a row counts only at requests after that date too (and after it
             landed), and never where it is null. So a report that comes weeks after its event.
         category: what a ``share`` is the share of.
