@@ -226,7 +226,8 @@ def test_a_canary_is_erased_from_everywhere_and_nobody_else_is_harmed(
         *("marts.fct_card_transactions", f"landing/order_lines/ds={DAY}/e.parquet"),
     } <= before
     for part in (
-        *("predictions.churn_p_", "lake/events/", "lake/features/", "lake/training/"),
+        *("predictions.churn_p_", "lake/events/", "lake/state/", "lake/features/"),
+        "lake/training/",
         *("lake/scores/", "mlflow-artifacts/", "logs/task.log", "a.csv.gz", "d.jsonl.gz"),
     ):
         assert any(part in place for place in before), part

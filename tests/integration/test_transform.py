@@ -245,7 +245,9 @@ def test_what_a_night_reads_of_the_fact_does_not_grow_with_history(
         # as autovacuum has done by the next night
         administrator.execute("vacuum analyze")
         land_history(warehouse, 1, night)
-        assert 100 < lines_read(warehouse, administrator, night + timedelta(days=1)) < 5_000
+        # no scan of it, though statistics choose how many rows a lookup takes in
+        read = lines_read(warehouse, administrator, night + timedelta(days=1))
+        assert 100 < read < days * 100 / 2
 
         # without the indexes it does
         for scan in ("indexscan", "bitmapscan", "indexonlyscan"):
