@@ -54,18 +54,18 @@ AGGREGATIONS: dict[Aggregation, AggregationRule] = {
     "count": AggregationRule(_ANY, 0, "number of {}"),
     "sum": AggregationRule(_NUMBERS, 0, "sum of {}"),
     "mean": AggregationRule(_NUMBERS, None, "mean of {}"),
-    "min": AggregationRule(_NUMBERS, None, "least {}"),
-    "max": AggregationRule(_NUMBERS, None, "greatest {}"),
+    "min": AggregationRule(_NUMBERS, None, "least of {}"),
+    "max": AggregationRule(_NUMBERS, None, "greatest of {}"),
     "std": AggregationRule(
         _NUMBERS, None, "sample standard deviation (n − 1) of {}", "of fewer than two"
     ),
     "distinct": AggregationRule(_ANY - {"double"}, 0, "number of different {}"),
     "last": AggregationRule(
         _NUMBERS | {"string", "boolean"}, None,
-        "last {}; of several at one instant the last landed, then the greatest",
+        "last of {}; of several at one instant the last landed, then the greatest",
     ),
-    "days_since_last": AggregationRule(_ANY, None, "days since the last {}"),
-    "days_since_first": AggregationRule(_ANY, None, "days since the first {}"),
+    "days_since_last": AggregationRule(_ANY, None, "days since the last of {}"),
+    "days_since_first": AggregationRule(_ANY, None, "days since the first of {}"),
     "gap_mean": AggregationRule(
         _ANY, None, "mean days between consecutive days with {}", "with fewer than two such days"
     ),

@@ -103,7 +103,7 @@ def test_every_column_says_what_it_is() -> None:
             "customer_last_country_last_all",
             "string",
             "null without events",
-            "last last country; of several at one instant the last landed, then the greatest, "
+            "last of last country; of several at one instant the last landed, then the greatest, "
             "over all time",
         ),
         (

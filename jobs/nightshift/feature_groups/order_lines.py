@@ -33,16 +33,58 @@ CUSTOMER_ORDERS = FeatureGroup(
     entity="customer",
     key="customer_id",
     measures=(
-        Measure(name="purchase", column="invoiced_at", where=IS_PURCHASE),
-        Measure(name="order", column="invoice_id", where=IS_PURCHASE),
-        Measure(name="purchase_day", column="invoiced_date", where=IS_PURCHASE),
-        Measure(name="purchase_amount", column="line_amount", where=IS_PURCHASE),
-        Measure(name="purchase_quantity", column="quantity", where=IS_PURCHASE),
-        Measure(name="purchase_price", column="unit_price", where=IS_PURCHASE),
-        Measure(name="product", column="product_id", where=f"{IS_PURCHASE} and is_product"),
-        Measure(name="return", column="invoiced_at", where="is_cancellation"),
-        Measure(name="return_order", column="invoice_id", where="is_cancellation"),
-        Measure(name="return_amount", column="line_amount", where="is_cancellation"),
+        Measure(
+            name="purchase", column="invoiced_at", where=IS_PURCHASE, description="lines bought"
+        ),
+        Measure(name="order", column="invoice_id", where=IS_PURCHASE, description="orders"),
+        Measure(
+            name="purchase_day",
+            column="invoiced_date",
+            where=IS_PURCHASE,
+            description="days with a purchase",
+        ),
+        Measure(
+            name="purchase_amount",
+            column="line_amount",
+            where=IS_PURCHASE,
+            description="amounts of lines bought",
+        ),
+        Measure(
+            name="purchase_quantity",
+            column="quantity",
+            where=IS_PURCHASE,
+            description="pieces of lines bought",
+        ),
+        Measure(
+            name="purchase_price",
+            column="unit_price",
+            where=IS_PURCHASE,
+            description="unit prices of lines bought",
+        ),
+        Measure(
+            name="product",
+            column="product_id",
+            where=f"{IS_PURCHASE} and is_product",
+            description="products bought",
+        ),
+        Measure(
+            name="return",
+            column="invoiced_at",
+            where="is_cancellation",
+            description="lines cancelled",
+        ),
+        Measure(
+            name="return_order",
+            column="invoice_id",
+            where="is_cancellation",
+            description="cancellations",
+        ),
+        Measure(
+            name="return_amount",
+            column="line_amount",
+            where="is_cancellation",
+            description="amounts of lines cancelled",
+        ),
     ),
     aggregates=(
         Aggregate(measure="purchase", aggregations=("days_since_last", "days_since_first")),
