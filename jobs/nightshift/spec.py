@@ -549,6 +549,14 @@ def _count_of(
     )
 
 
+def _require_columns(source: Source, where: str | None) -> None:
+    for name in source.lacks(where):
+        raise ValueError(
+            f"label: {where!r} reads {name!r}, which is not a column of "
+            f"{source.name}; it has {sorted(source.columns)}"
+        )
+
+
 class _WindowLabel(_Declaration):
     """A label over the events in ``[as_of, as_of + horizon)`` where ``where`` holds.
 
@@ -563,11 +571,7 @@ class _WindowLabel(_Declaration):
 
     @model_validator(mode="after")
     def _reads_columns(self) -> Self:
-        for name in self.source.lacks(self.where):
-            raise ValueError(
-                f"label: {self.where!r} reads {name!r}, which is not a column of "
-                f"{self.source.name}; it has {sorted(self.source.columns)}"
-            )
+        _require_columns(self.source, self.where)
         return self
 
     @property
@@ -650,11 +654,7 @@ class Reported(_Declaration):
             raise ValueError(
                 f"label: known {self.known!r} is not a date column of {self.source.name}"
             )
-        for name in self.source.lacks(self.where):
-            raise ValueError(
-                f"label: {self.where!r} reads {name!r}, which is not a column of "
-                f"{self.source.name}; it has {sorted(self.source.columns)}"
-            )
+        _require_columns(self.source, self.where)
         return self
 
     @property

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from nightshift.errors import NightshiftError
 from nightshift.features import extract, kernel, state
-from nightshift.spec import ColumnType, FeatureGroup, Reported, Source, UseCase
+from nightshift.spec import ColumnType, FeatureGroup, Source, UseCase
 
 SNAPSHOT = "snapshot"
 LABEL = "label"
@@ -169,7 +169,7 @@ class _Bucket:
     @property
     def _groups(self) -> tuple[FeatureGroup, ...]:
         use_case = self.work.use_case
-        outcomes = () if self.work.label_known_as_of is None else (outcome(use_case),)
+        outcomes = () if self.work.label_known_as_of is None else (kernel.outcome(use_case),)
         return (use_case.population.group, *use_case.feature_groups, *outcomes)
 
     @contextmanager
@@ -247,28 +247,22 @@ class _Bucket:
         self, parts: Mapping[str, state.Part]
     ) -> Iterator[tuple[date, dict[str, npt.NDArray[Any]]]]:
         """For each snapshot its columns; ``entity`` has the codes of the population's members."""
-        use_case, known = self.work.use_case, self.work.label_known_as_of
-        population = use_case.population.group
+        use_case = self.work.use_case
         windows = {
             group.name: kernel.Windows([group], parts[group.name].tiles) for group in self._groups
         }
-        everyone = np.arange(len(parts[population.name].entities))
-        for as_of in self.work.snapshots:
-            requests = kernel.Requests.snapshot(everyone, as_of)
-            with self._timed(population.name):
-                (active,) = windows[population.name].features(requests).values()
-            columns = {"entity": (members := np.flatnonzero(active > 0))}
-            requests = kernel.Requests.snapshot(members, as_of)
-            for group in use_case.feature_groups:
-                with self._timed(group.name):
-                    columns |= windows[group.name].features(requests)
-            if known is not None:
-                asked_of = outcome(use_case)
-                with self._timed(asked_of.name):
-                    asked = kernel.Requests.snapshot(members, as_of, known)
-                    values = windows[asked_of.name].features(asked)
-                    columns[LABEL] = kernel.label_values(use_case.label, values)
-            yield as_of, columns
+
+        def answer(group: FeatureGroup, requests: kernel.Requests) -> dict[str, npt.NDArray[Any]]:
+            with self._timed(group.name):
+                return windows[group.name].features(requests)
+
+        return kernel.vectors(
+            use_case,
+            answer,
+            len(parts[use_case.population.group.name].entities),
+            self.work.snapshots,
+            self.work.label_known_as_of,
+        )
 
     def _table(
         self,
@@ -301,20 +295,6 @@ class _Bucket:
 
 def _digest(value: Any) -> str:
     return hashlib.sha256(repr(value).encode()).hexdigest()[:20]
-
-
-def outcome(use_case: UseCase) -> FeatureGroup:
-    """The label as a feature of snapshots.
-
-    Raises:
-        NightshiftError: when it is a label of single events.
-    """
-    if isinstance(use_case.label, Reported):
-        raise NightshiftError(
-            f"{use_case.name}: a label of single events has no snapshots",
-            "declare a label over a window after as_of",
-        )
-    return use_case.label.group
 
 
 def output_schema(use_case: UseCase, with_snapshot: bool, with_label: bool) -> pa.Schema:

@@ -4,7 +4,7 @@ Rows are reduced to :mod:`tiles <nightshift.features.tiles>` once; every snapsho
 is then a question about :mod:`windows <nightshift.features.windows>` over them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import date
 
@@ -36,7 +36,8 @@ from nightshift.spec import FeatureGroup, Label, Ratio, Reported, Through, UseCa
 
 __all__ = [
     "DAY_US", "DECIMAL_SCALE", "EPOCH", "Events", "Grid", "Items", "Requests", "Tiles", "Windows",
-    "compute", "features", "label_values", "merge", "recoded", "reported", "tiles",
+    "compute", "features", "label_values", "merge", "outcome", "recoded", "reported", "tiles",
+    "vectors",
 ]  # fmt: skip
 
 
@@ -148,24 +149,61 @@ def compute(
         ascending), one float64 column a feature (NaN for null), and ``label``
         (see :func:`label_values`).
     """
-    population, label = use_case.population.group, use_case.label
-    labels = [] if isinstance(label, Reported) else [label.group]
-    found = tiles([*use_case.feature_groups, population, *labels], events, "day")
-    members_of = Windows([population], found)
-    vectors = Windows(use_case.feature_groups, found)
-    outcomes = Windows(labels, found)
-    everyone = np.arange(events.entities)
-    tables: list[tuple[date, dict[str, Array]]] = []
+    groups = [use_case.population.group, *use_case.feature_groups]
+    if label_known_as_of is not None:
+        groups.append(outcome(use_case))
+    found = tiles(groups, events, "day")
+    windows = {group.name: Windows([group], found) for group in groups}
+
+    def answer(group: FeatureGroup, requests: Requests) -> dict[str, Array]:
+        return windows[group.name].features(requests)
+
+    return list(vectors(use_case, answer, events.entities, snapshots, label_known_as_of))
+
+
+def vectors(
+    use_case: UseCase,
+    answer: Callable[[FeatureGroup, Requests], dict[str, Array]],
+    entities: int,
+    snapshots: Sequence[date],
+    label_known_as_of: date | None,
+) -> Iterator[tuple[date, dict[str, Array]]]:
+    """The same as of :func:`compute`, from whatever answers for a feature group.
+
+    Args:
+        use_case: the declaration.
+        answer: the features of a group (also of the population's and the label's) at requests.
+        entities: how many codes there are.
+        snapshots: the ``as_of`` dates.
+        label_known_as_of: as of :func:`compute`.
+    """
+    everyone = np.arange(entities)
     for as_of in snapshots:
-        active = members_of.features(Requests.snapshot(everyone, as_of))
-        members = np.flatnonzero(active[population.feature_names[0]] > 0)
+        (active,) = answer(use_case.population.group, Requests.snapshot(everyone, as_of)).values()
+        members = np.flatnonzero(active > 0)
         columns: dict[str, Array] = {"entity": members}
-        columns |= vectors.features(Requests.snapshot(members, as_of))
+        requests = Requests.snapshot(members, as_of)
+        for group in use_case.feature_groups:
+            columns |= answer(group, requests)
         if label_known_as_of is not None:
             asked = Requests.snapshot(members, as_of, label_known_as_of)
-            columns["label"] = label_values(label, outcomes.features(asked))
-        tables.append((as_of, columns))
-    return tables
+            found = answer(outcome(use_case), asked)
+            columns["label"] = label_values(use_case.label, found)
+        yield as_of, columns
+
+
+def outcome(use_case: UseCase) -> FeatureGroup:
+    """The label as a feature of snapshots.
+
+    Raises:
+        NightshiftError: when it is a label of single events.
+    """
+    if isinstance(use_case.label, Reported):
+        raise NightshiftError(
+            f"{use_case.name}: a label of single events has no snapshots",
+            "declare a label over a window after as_of",
+        )
+    return use_case.label.group
 
 
 def label_values(label: Label, found: dict[str, Array]) -> Array:

@@ -20,7 +20,7 @@ from nightshift.spec import Aggregate, Feature, FeatureGroup, UseCase, Window
 MOST_PLANTED = 5_000
 _SEED = 20111209
 _LATER = timedelta(days=401)
-_AGES = np.iinfo(np.int64)
+_INT64 = np.iinfo(np.int64)
 
 Columns = Mapping[str, npt.NDArray[Any]]
 Ints = npt.NDArray[np.int64]
@@ -84,7 +84,7 @@ class _Prover:
     def _vectors(self, table: pa.Table, as_of: date) -> dict[str, npt.NDArray[Any]]:
         """The vectors at ``as_of`` as columns, the keys among them, ascending."""
         use_case = self.use_case
-        groups = (*use_case.feature_groups, use_case.population.group, job.outcome(use_case))
+        groups = (*use_case.feature_groups, use_case.population.group, kernel.outcome(use_case))
         events, entities, texts = job.kernel_events(table, use_case.source, use_case.key, groups)
         ((_, columns),) = kernel.compute(use_case, events, [as_of], self.known)
         columns["entity"] = np.asarray(entities.to_pylist(), dtype=object)[columns["entity"]]
@@ -130,7 +130,7 @@ class _Prover:
         windows = {
             (f.window, f.lag) for group in self.use_case.feature_groups for f in group.features
         }
-        for days, lag in sorted(windows, key=lambda window: (window[0] or _AGES.max, window[1])):
+        for days, lag in sorted(windows, key=lambda window: (window[0] or _INT64.max, window[1])):
             name = Window.model_construct(days=days, lag=lag).suffix
             since, until = self._bounds(days, lag)
             for which in ("oldest", "newest"):
@@ -148,7 +148,7 @@ class _Prover:
     ) -> Trial:
         entity, entities = job.codes(self.table[self.use_case.key].combine_chunks())
         seen = (self.landed < _day(self.as_of)) & (self.time >= since) & (self.time < until)
-        edge = np.full(len(entities), _AGES.max if which == "oldest" else _AGES.min)
+        edge = np.full(len(entities), _INT64.max if which == "oldest" else _INT64.min)
         extreme = np.minimum if which == "oldest" else np.maximum
         extreme.at(edge, entity[seen], self.time[seen])
         is_removed = seen & (self.time == edge[entity])
@@ -201,7 +201,7 @@ class _Prover:
 
     def _bounds(self, days: int | None, lag: int) -> tuple[int, int]:
         until = self.cut - lag * kernel.DAY_US
-        return (int(_AGES.min) if days is None else until - days * kernel.DAY_US), until
+        return (int(_INT64.min) if days is None else until - days * kernel.DAY_US), until
 
     def _planted(self, since: int, until: int, first: int) -> dict[str, Any]:
         """Rows like those that there are, with other values, at instants in ``[since, until)``."""

@@ -11,7 +11,7 @@ from psycopg2.extensions import connection as Connection
 from psycopg2.sql import SQL, Identifier
 
 MESSAGE_ROWS = 8_192
-"""Rows of a message, some 1 MiB: few enough that the server does not wait while one is made."""
+"""Rows that are encoded at a time; the encoder gives a message for each MiB of them."""
 _MESSAGES_AHEAD = 16
 
 

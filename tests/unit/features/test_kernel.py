@@ -77,7 +77,7 @@ def vectors(
     use_case: UseCase, rows: Sequence[Row], snapshots: Sequence[date], known: date | None = None
 ) -> dict[tuple[str, date], dict[str, float]]:
     """(key, snapshot) → column → value, from the kernel."""
-    groups = (*use_case.feature_groups, use_case.population.group, job.outcome(use_case))
+    groups = (*use_case.feature_groups, use_case.population.group, kernel.outcome(use_case))
     table = lake_rows(use_case, rows)
     events, keys, _ = job.kernel_events(table, use_case.source, use_case.key, groups)
     names = keys.to_pylist()
