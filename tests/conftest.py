@@ -126,6 +126,21 @@ def warehouse(
         cursor.execute(f"drop database {name} with (force)")
 
 
+@pytest.fixture
+def empty_mart(warehouse: Settings) -> Settings:
+    """``warehouse`` with the mart of order lines, and the days that landed in it, both empty."""
+    with warehouse_io.connect(warehouse) as connection:
+        connection.cursor().execute(
+            "create schema marts; create table marts.fct_order_lines (order_line_id text primary"
+            " key, invoice_id text, is_cancellation boolean, product_id text, is_product boolean,"
+            " description text, quantity integer, unit_price numeric(14, 4), line_amount"
+            " numeric(18, 4), invoiced_at timestamp, invoiced_date date, customer_id text,"
+            " country text, landed_date date); create table marts.fct_landed_days (source text,"
+            " landed_date date, rows_kept bigint, build_id text)"
+        )
+    return warehouse
+
+
 @pytest.fixture(scope="session")
 def mlflow_template(postgres_server: EmbeddedPostgres) -> str:
     """Name of a database with MLflow's tables: making them takes seconds, copying them does not."""

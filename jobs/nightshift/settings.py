@@ -65,6 +65,11 @@ class Settings(BaseSettings):
 
     spark_master: str = "local[*]"
     spark_driver_memory: str = "2g"
+    spark_driver_host: str | None = None
+    """Name or address at which the workers of a Spark cluster reach this machine; the default is
+    Spark's own, the machine's name."""
+    spark_executor_memory: str = "1g"
+    """Of an executor's JVM on a Spark cluster; its Python workers take theirs beside it."""
     postgres_port: int = 5433
     airflow_port: int = 8080
     seed: int = 20111209

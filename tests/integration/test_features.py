@@ -2,9 +2,10 @@
 
 import json
 import os
+import resource
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from datetime import date, datetime, timedelta
 from typing import Any
 from uuid import uuid4
@@ -74,22 +75,13 @@ def insert(settings: Settings, lines: Sequence[Sequence[Any]]) -> None:
 
 
 @pytest.fixture
-def mart(warehouse: Settings) -> Iterator[Settings]:
+def mart(empty_mart: Settings) -> Settings:
     """A mart of a customer who buys every week and one who stopped in February 2011."""
-    with closing(psycopg2.connect(warehouse.warehouse_url)) as connection, connection:
-        connection.cursor().execute(
-            "create schema marts; create table marts.fct_order_lines (order_line_id text primary"
-            " key, invoice_id text, is_cancellation boolean, product_id text, is_product boolean,"
-            " description text, quantity integer, unit_price numeric(14, 4), line_amount"
-            " numeric(18, 4), invoiced_at timestamp, invoiced_date date, customer_id text,"
-            " country text, landed_date date); create table marts.fct_landed_days (source text,"
-            " landed_date date, rows_kept bigint, build_id text)"
-        )
     start = date(2010, 6, 1)
     weekly = [line(n, "weekly", str(start + timedelta(days=7 * n))) for n in range(65)]
     gone = [line(100 + n, "gone", str(start + timedelta(days=9 * n))) for n in range(28)]
-    insert(warehouse, [*weekly, *gone, line(200, None, "2011-01-05")])
-    yield warehouse
+    insert(empty_mart, [*weekly, *gone, line(200, None, "2011-01-05")])
+    return empty_mart
 
 
 def rows_of(result: DatasetResult) -> list[dict[str, Any]]:
@@ -158,6 +150,32 @@ def test_a_damaged_month_is_written_anew(mart: Settings, damage: str) -> None:
         manifest = json.loads((folder / "manifest.json").read_text())
         (folder / "manifest.json").write_text(json.dumps(manifest | {"declared": "older"}))
     assert extract(mart, [CHURN], AS_OF).rows == 9
+    assert lake_rows(mart) == mart_rows(mart)
+
+
+@contextmanager
+def room_of(size: int) -> Iterator[None]:
+    """No file may grow over ``size`` bytes: what a full disk looks like to who writes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_leaves_the_extract_as_it_was(mart: Settings) -> None:
+    extract(mart, [CHURN], AS_OF)
+    before = lake_rows(mart)
+    insert(mart, [line(300, "late", "2010-12-24", landed="2011-01-02")])
+
+    with room_of(4_000), pytest.raises(NightshiftError, match=r"was not written: .*too large"):
+        extract(mart, [CHURN], AS_OF)
+
+    assert lake_rows(mart) == before
+    root = events_dir(mart, CHURN.source, CHURN.key)
+    assert not list(root.glob(".*")), "nothing half-written is left"
+    assert extract(mart, [CHURN], AS_OF).rows == 1
     assert lake_rows(mart) == mart_rows(mart)
 
 

@@ -5,6 +5,7 @@ complete or not at all; ``manifest.json`` says what it was made from (``key``), 
 reader trusts.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -16,7 +17,10 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from nightshift.errors import NightshiftError
+
 MANIFEST = "manifest.json"
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 def dataset_dir(lake: Path, kind: str, name: str, as_of: date) -> Path:
@@ -61,7 +65,11 @@ def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
 def replacing(folder: Path) -> Iterator[Path]:
     """Yield an empty folder beside ``folder`` that takes its place when the block ends well.
 
-    What a killed run left behind under ``folder``'s temporary names is removed first.
+    What a killed run left behind under ``folder``'s temporary names is removed first; and at the
+    end what a writer that died left in it, under a name that begins with a dot.
+
+    Raises:
+        NightshiftError: when the disk is full; ``folder`` is as it was.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     for left in folder.parent.glob(f".{folder.name}.*"):
@@ -70,6 +78,8 @@ def replacing(folder: Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
+        for left in temporary.glob(".*"):
+            left.unlink()
         if folder.exists():
             old = folder.parent / f".{folder.name}.{uuid.uuid4().hex}.old"
             folder.rename(old)
@@ -77,5 +87,11 @@ def replacing(folder: Path) -> Iterator[Path]:
             shutil.rmtree(old, ignore_errors=True)
         else:
             temporary.rename(folder)
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise NightshiftError(
+            f"{folder} was not written: {error}", "make room on its disk, and run again"
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -4,10 +4,14 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from pyspark.sql import SparkSession
 
+import nightshift
 from nightshift.settings import Settings
+
+_PACKAGE_ROOT = Path(nightshift.__file__).parents[1]
 
 
 @contextmanager
@@ -19,7 +23,9 @@ def spark_session(
     Args:
         daemon: the module whose process the Python workers are forked from.
     """
-    os.environ["PYSPARK_PYTHON"] = sys.executable
+    is_local = settings.spark_master.startswith("local")
+    if is_local or "PYSPARK_PYTHON" not in os.environ:
+        os.environ["PYSPARK_PYTHON"] = sys.executable
     jdk = settings.state_dir / "jdk"
     if "JAVA_HOME" not in os.environ and jdk.is_dir():
         os.environ["JAVA_HOME"] = str(next(jdk.glob("*/bin/java"), jdk / "bin/java").parents[1])
@@ -27,8 +33,11 @@ def spark_session(
         SparkSession.builder.master(settings.spark_master)
         .appName(name)
         .config("spark.driver.memory", settings.spark_driver_memory)
-        .config("spark.ui.enabled", "false")
+        .config("spark.executor.memory", settings.spark_executor_memory)
+        # also where the package is not installed, the daemon's module is found
+        .config("spark.executorEnv.PYTHONPATH", str(_PACKAGE_ROOT))
         .config("spark.python.daemon.module", daemon)
+        .config("spark.ui.enabled", "false")
         .config("spark.ui.showConsoleProgress", "false")
         .config("spark.sql.session.timeZone", "UTC")
         .config("spark.sql.catalogImplementation", "in-memory")
@@ -37,11 +46,10 @@ def spark_session(
         .config("spark.sql.parquet.compression.codec", "zstd")
         .config("spark.sql.parquet.outputTimestampType", "TIMESTAMP_MICROS")
     )
-    if settings.spark_master.startswith("local"):
-        # executors on other machines must reach the driver; those of one machine need not
-        builder = builder.config("spark.driver.bindAddress", "127.0.0.1").config(
-            "spark.driver.host", "127.0.0.1"
-        )
+    # executors of other machines must reach the driver; the one of this process need not
+    host = "127.0.0.1" if is_local else settings.spark_driver_host
+    if host is not None:
+        builder = builder.config("spark.driver.host", host)
     session = builder.getOrCreate()
     session.sparkContext.setLogLevel("ERROR")
     try:
