@@ -31,7 +31,7 @@ from nightshift.orchestration import (
 from nightshift.settings import settings
 from nightshift.use_cases import USE_CASES, find_use_case
 
-SOURCES = tuple(sorted({use_case.source.name for use_case in USE_CASES}))
+SOURCES = tuple(sorted({source.name for use_case in USE_CASES for source in use_case.sources}))
 
 with DAG(
     dag_id="nightly",

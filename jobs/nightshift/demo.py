@@ -97,7 +97,7 @@ def _is_mature(settings: Settings, known_as_of: date) -> bool:
     zone = landing_zone(settings)
     return all(
         max((entry.name for entry in zone.entries(source)), default="") >= f"ds={last_day}"
-        for source in {use_case.source.name for use_case in USE_CASES}
+        for source in {source.name for use_case in USE_CASES for source in use_case.sources}
     )
 
 

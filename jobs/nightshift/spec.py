@@ -6,7 +6,8 @@ loads in milliseconds.
 
 Time: a snapshot for ``as_of`` = D sees events that happened before D 00:00 and landed in a folder
 dated before D. A window of n days is ``[D − n days, D)``; a label with horizon h is taken over
-``[D, D + h days)``.
+``[D, D + h days)``. Where each event is scored, its own instant takes the place of D 00:00, and it
+still knows what landed before D, the day after it.
 """
 
 import re
@@ -17,6 +18,8 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, model_validator
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=48)]
+Key = Name | tuple[Name, ...]
+"""A column that identifies an entity, or several: customer × product."""
 Days = Annotated[int, Field(gt=0, le=3660)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Category = Annotated[str, Field(pattern=r"^[^\\]*$", min_length=1)] | StrictBool | StrictInt
@@ -91,6 +94,11 @@ _SQL_WORDS = """
     date timestamp interval bigint int double decimal string boolean distinct from div
     year years month months day days hour hours minute minutes
 """
+
+
+def key_columns(key: Key) -> tuple[str, ...]:
+    """The columns that identify an entity."""
+    return key if isinstance(key, tuple) else (key,)
 
 
 def _columns_read(sql: str) -> set[str]:
@@ -250,6 +258,11 @@ class Through(Measure):
             raise ValueError(f"{where}: {self.group.name} has no number {self.feature!r}")
         if self.known is not None or self.category is not None:
             raise ValueError(f"{where}: takes neither `known` nor `category`")
+        if any(isinstance(measure, Through) for measure in self.group.measures):
+            raise ValueError(
+                f"{where}: {self.group.name} itself goes through other entities; "
+                "one step is all there is"
+            )
         return self
 
 
@@ -310,6 +323,11 @@ class Feature(_Declaration):
     null: str = ""
     description: str = ""
 
+    @property
+    def is_text(self) -> bool:
+        """Whether its values are text."""
+        return self.type == "string"
+
 
 @dataclass(frozen=True)
 class Described:
@@ -322,15 +340,12 @@ class Described:
 
 
 class FeatureGroup(_Declaration):
-    """Features of one entity from one source.
-
-    ``key`` is the column that identifies the entity, or several: customer × product.
-    """
+    """Features of one entity from one source."""
 
     name: Name
     source: Source
     entity: Name
-    key: Name | tuple[Name, ...]
+    key: Key
     measures: tuple[Through | Measure, ...]
     aggregates: tuple[Aggregate, ...]
     ratios: tuple[Ratio, ...] = ()
@@ -377,6 +392,8 @@ class FeatureGroup(_Declaration):
         has = f"a column of {self.source.name}; it has {sorted(columns)}"
         if measure.column is not None and measure.column not in columns:
             raise ValueError(f"{where} reads {measure.column!r}, which is not {has}")
+        if isinstance(measure, Through) and columns[str(measure.column)] != "string":
+            raise ValueError(f"{where} goes through {measure.column!r}, which is not text")
         for sql in (measure.expression, measure.where):
             for name in self.source.lacks(sql):
                 raise ValueError(f"{where}: {sql!r} reads {name!r}, which is not {has}")
@@ -421,7 +438,7 @@ class FeatureGroup(_Declaration):
     @property
     def key_columns(self) -> tuple[str, ...]:
         """The columns that identify the entity."""
-        return self.key if isinstance(self.key, tuple) else (self.key,)
+        return key_columns(self.key)
 
     def type_of(self, measure: Measure) -> ColumnType:
         """The type of a measure's value."""
@@ -521,10 +538,13 @@ Through.model_rebuild()
 
 
 class Population(_Declaration):
-    """Who is scored: entities with an event, where ``where`` holds, in the last ``active_days``."""
+    """Who is scored: entities with an event, where ``where`` holds, in the last ``active_days``.
+
+    A key of several columns makes candidates: each pair of customer and product that occurs.
+    """
 
     source: Source
-    key: Name
+    key: Key
     where: str | None = None
     active_days: Days
 
@@ -536,8 +556,29 @@ class Population(_Declaration):
         )
 
 
+class EveryEvent(_Declaration):
+    """What is scored: each event, where ``where`` holds, that happened and landed on the day before
+    ``as_of``, at its own instant.
+
+    Its features see neither itself nor what happened at its instant or later.
+    """
+
+    source: Source
+    where: str | None = None
+
+    @model_validator(mode="after")
+    def _reads_columns(self) -> Self:
+        _require_columns("population", self.source, self.where)
+        if self.source.row_id not in self.source.columns:
+            raise ValueError(
+                f"population: {self.source.name} names each event by {self.source.row_id!r}, "
+                "which is not among its columns; add it"
+            )
+        return self
+
+
 def _count_of(
-    name: str, source: Source, key: str, where: str | None, window: Window
+    name: str, source: Source, key: Key, where: str | None, window: Window
 ) -> FeatureGroup:
     return FeatureGroup(
         name=name,
@@ -549,10 +590,10 @@ def _count_of(
     )
 
 
-def _require_columns(source: Source, where: str | None) -> None:
+def _require_columns(what: str, source: Source, where: str | None) -> None:
     for name in source.lacks(where):
         raise ValueError(
-            f"label: {where!r} reads {name!r}, which is not a column of "
+            f"{what}: {where!r} reads {name!r}, which is not a column of "
             f"{source.name}; it has {sorted(source.columns)}"
         )
 
@@ -564,14 +605,14 @@ class _WindowLabel(_Declaration):
     """
 
     source: Source
-    key: Name
+    key: Key
     where: str | None = None
     horizon_days: Days
     reporting_delay_days: Annotated[int, Field(ge=0, le=366)] = 0
 
     @model_validator(mode="after")
     def _reads_columns(self) -> Self:
-        _require_columns(self.source, self.where)
+        _require_columns("label", self.source, self.where)
         return self
 
     @property
@@ -643,7 +684,6 @@ class Reported(_Declaration):
 
     kind: Literal["reported"] = "reported"
     source: Source
-    key: Name
     where: str
     known: Name
     reporting_delay_days: Annotated[int, Field(ge=0, le=366)]
@@ -654,7 +694,7 @@ class Reported(_Declaration):
             raise ValueError(
                 f"label: known {self.known!r} is not a date column of {self.source.name}"
             )
-        _require_columns(self.source, self.where)
+        _require_columns("label", self.source, self.where)
         return self
 
     @property
@@ -763,7 +803,7 @@ class UseCase(_Declaration):
     owner: str
     entity: Name
     key: Name
-    population: Population
+    population: Population | EveryEvent
     label: Label
     feature_groups: tuple[FeatureGroup, ...] = Field(min_length=1)
     snapshots: Snapshots
@@ -807,15 +847,68 @@ class UseCase(_Declaration):
         return self
 
     @model_validator(mode="after")
-    def _reads_one_stream(self) -> Self:
-        streams = {(g.source.name, g.key) for g in self.feature_groups}
-        streams |= {(part.source.name, part.key) for part in (self.population, self.label)}
-        if streams != {(self.population.source.name, self.key)}:
-            raise ValueError(
-                f"use case {self.name}: population, label and feature groups must share one source "
-                f"and the key {self.key!r}; got {sorted(streams)}"
-            )
+    def _is_of_one_mode(self) -> Self:
+        where, population, label = f"use case {self.name}", self.population, self.label
+        groups = [*self.feature_groups, *self._through_groups]
+        groups += [population.group] if isinstance(population, Population) else []
+        groups += [self.outcome] if self.outcome is not None else []
+        sources = [population.source, label.source, *(group.source for group in groups)]
+        parts: list[Source | FeatureGroup] = [*sources, *groups]
+        named: dict[str, Source | FeatureGroup] = {}
+        for part in parts:
+            if named.setdefault(f"{type(part).__name__} {part.name}", part) != part:
+                raise ValueError(f"{where}: two differ that are named {part.name}; rename one")
+        if isinstance(population, EveryEvent):
+            known = tuple(population.source.columns)
+            if self.key not in known:
+                raise ValueError(
+                    f"{where}: key {self.key!r} is not a column of {population.source.name}"
+                )
+            if isinstance(label, Reported) and label.source != population.source:
+                raise ValueError(
+                    f"{where}: what is reported of events is read from {population.source.name}, "
+                    f"where they are; got {label.source.name}"
+                )
+        else:
+            known = key_columns(population.key)
+            if known[0] != self.key:
+                raise ValueError(f"{where}: the population is of {known}, the key {self.key!r}")
+            if isinstance(label, Reported):
+                raise ValueError(
+                    f"{where}: what is reported of single events is no label of a {self.entity}; "
+                    "score EveryEvent, or declare a label over a window after as_of"
+                )
+        if not isinstance(label, Reported):
+            keys = key_columns(label.key)
+            same = set(keys) <= set(known) if self.mode == "event" else keys == known
+            if not same or self.key not in keys:
+                raise ValueError(f"{where}: the label is of {keys}, what is scored of {known}")
+        for group in self.feature_groups:
+            if not set(group.key_columns) <= set(known):
+                raise ValueError(
+                    f"{where}: feature group {group.name} is of {group.key_columns}, of which a row"
+                    f" that is scored has {known}; to reach another entity, declare a Through"
+                )
+            if self.mode == "event" and any(isinstance(m, Through) for m in group.measures):
+                raise ValueError(
+                    f"{where}: feature group {group.name} goes through other entities, which is "
+                    f"for snapshots; take features of the {group.key_columns} of each event"
+                )
         return self
+
+    @property
+    def mode(self) -> Literal["snapshot", "candidate", "event"]:
+        """What a row is: an entity at ``as_of``, several together, or an event at its instant."""
+        if isinstance(self.population, EveryEvent):
+            return "event"
+        return "snapshot" if isinstance(self.population.key, str) else "candidate"
+
+    @property
+    def vector_key(self) -> tuple[str, ...]:
+        """The columns that name a row of features: key, key and item, or event and key."""
+        if isinstance(self.population, EveryEvent):
+            return (self.population.source.row_id, self.key)
+        return key_columns(self.population.key)
 
     @property
     def feature_names(self) -> tuple[str, ...]:
@@ -824,8 +917,47 @@ class UseCase(_Declaration):
 
     @property
     def source(self) -> Source:
-        """The mart that the use case reads."""
+        """The mart that tells who or what is scored."""
         return self.population.source
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """Every mart that the use case reads."""
+        return tuple({source.name: source for source, _ in self.streams}.values())
+
+    @property
+    def outcome(self) -> FeatureGroup | None:
+        """The label as a feature group; None where it is read off the event itself."""
+        return None if isinstance(self.label, Reported) else self.label.group
+
+    @property
+    def related_groups(self) -> tuple[FeatureGroup, ...]:
+        """The groups of other entities than the use case's own, each once."""
+        groups = (group for group in self.feature_groups if self.key not in group.key_columns)
+        return tuple({g.name: g for g in (*groups, *self._through_groups)}.values())
+
+    @property
+    def _through_groups(self) -> tuple[FeatureGroup, ...]:
+        return tuple(
+            measure.group
+            for group in self.feature_groups
+            for measure in group.measures
+            if isinstance(measure, Through)
+        )
+
+    @property
+    def streams(self) -> tuple[tuple[Source, str], ...]:
+        """The marts that are read, each with the key by whose buckets: the population's first."""
+        found = [(self.population.source, self.key)]
+        if self.outcome is not None:
+            found.append((self.outcome.source, self.key))
+        own = (group for group in self.feature_groups if self.key in group.key_columns)
+        found += [(group.source, self.key) for group in own]
+        for group in self.related_groups:
+            found.append((group.source, group.key_columns[0]))
+            if self.mode == "event":  # the events themselves, by that key
+                found.append((self.population.source, group.key_columns[0]))
+        return tuple({(source.name, key): (source, key) for source, key in found}.values())
 
     @property
     def table(self) -> str:

@@ -290,9 +290,9 @@ def test_conditions_may_use_functions_literals_and_any_column() -> None:
     ],
 )
 def test_nonsense_in_a_label_is_refused(label: Any, fields: Any, message: str) -> None:
-    delay = {"reporting_delay_days": 7} if label is Reported else {}
+    of = {"reporting_delay_days": 7} if label is Reported else {"key": "customer_id"}
     with pytest.raises(ValidationError, match=message):
-        label(source=ORDER_LINES, key="customer_id", **fields, **delay)
+        label(source=ORDER_LINES, **fields, **of)
 
 
 def test_a_source_needs_its_times() -> None:
@@ -325,7 +325,7 @@ def test_a_window_must_have_a_length(window: int) -> None:
         ({"gates": (BeatsBaseline(metric="auc", baseline="luck", by=0.1),)}, "against 'luck'"),
         ({"gates": (AtLeast(metric="auc", value=0.5),) * 2}, "the same gate twice"),
         ({"bands": (Band(name="high", from_score=0.5),)}, "bands must start at 0"),
-        ({"key": "country"}, "must share one source and the key 'country'"),
+        ({"key": "country"}, "the population is of .'customer_id',., the key 'country'"),
     ],
 )
 def test_nonsense_in_a_use_case_is_refused(changes: dict[str, Any], message: str) -> None:

@@ -1,34 +1,36 @@
 """What one Spark task does: a bucket of entities, from its rows to its feature vectors.
 
+Where a use case asks for other entities (a payment's terminal, the products a customer bought), a
+first round of tasks, by buckets of those, writes what the tasks of the vectors then look up.
+
 A task reads its bucket from the file of every landed month itself, so that no row crosses the JVM.
 Rows become tiles, which are kept as *state*: one file for each feature group, bucket and stretch of
 months, named by a digest of all that it is made of. A night makes tiles of the newest month only.
 """
 
 import hashlib
-import re
 import time
 import uuid
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from datetime import date
+from dataclasses import dataclass
+from datetime import date, timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from nightshift.errors import NightshiftError
-from nightshift.features import extract, kernel, state
-from nightshift.spec import ColumnType, FeatureGroup, Source, UseCase
+from nightshift.features import extract, kernel, rows, state, vectors
+from nightshift.features.vectors import LABEL, SNAPSHOT
+from nightshift.features.windows import Floats
+from nightshift.spec import FeatureGroup, Population, Source, Through, UseCase
 
-SNAPSHOT = "snapshot"
-LABEL = "label"
 RECENT_MONTHS = 2
 """Newest landed months whose tiles are kept apart; all older ones share a file."""
 
@@ -44,21 +46,26 @@ class Month:
 
 @dataclass(frozen=True)
 class Work:
-    """What a task is asked for.
+    """What a task is asked for: a bucket by one key.
+
+    By the use case's own key it makes vectors. By another, what the tasks of the vectors will look
+    up: the features of other entities, of the use case's ``related_groups``.
 
     Attributes:
         use_case: the declaration.
-        months: of the use case's source by its key, ascending.
-        snapshots: the ``as_of`` dates.
+        key: by which the bucket is.
+        months: (source, key) → of each stream of the use case, ascending.
+        snapshots: the ``as_of`` dates, ascending.
         label_known_as_of: adds the column ``label`` when given.
-        state: folder of the kept tiles.
+        state: folder of the kept tiles, of all streams.
         target: folder that the part is written to.
         code: digest of the code that makes tiles.
         bucket: which of ``extract.BUCKETS``.
     """
 
     use_case: UseCase
-    months: tuple[Month, ...]
+    key: str
+    months: Mapping[tuple[str, str], tuple[Month, ...]]
     snapshots: tuple[date, ...]
     label_known_as_of: date | None
     state: Path
@@ -78,7 +85,7 @@ class Done:
         sha256: of the file's bytes.
         nulls: feature → vectors in which it is null.
         seconds: CPU by feature group, and under "rows" of reading rows.
-        months_read: whose rows were read; the tiles of all others were kept.
+        months_read: ``<source>/<key>/<month>`` whose rows were read; the tiles of others were kept.
         state: the kept files that were used, relative to the state's folder.
     """
 
@@ -101,9 +108,11 @@ class Refused:
 
 
 def run(work: Work) -> Done | Refused:
-    """Compute the vectors of one bucket, and write them as one Parquet file."""
+    """Compute one bucket, and write it as one Parquet file (of other entities: one a group)."""
     try:
-        return _Bucket(work).done()
+        if work.key == work.use_case.key:
+            return _VectorTask(work).done()
+        return _RelatedTask(work).done()
     except NightshiftError as error:
         return Refused(error.what, error.remedy)
     except OSError as error:
@@ -113,51 +122,28 @@ def run(work: Work) -> Done | Refused:
         )
 
 
-@dataclass
-class _Bucket:
-    work: Work
-    seconds: dict[str, float] = field(default_factory=dict)
-    months_read: set[str] = field(default_factory=set)
-    kept: list[str] = field(default_factory=list)
-    _read: dict[tuple[Month, ...], tuple[kernel.Events, pa.StringArray, dict[str, Any]]] = field(
-        default_factory=dict
-    )
+class _Task(vectors.Reader):
+    """A bucket by one key: its rows, and the tiles that were kept of them."""
 
-    def done(self) -> Done:
-        """Write the part, and tell of it."""
-        work = self.work
-        parts = {group.name: self._part(group) for group in self._groups}
-        schema = output_schema(
-            work.use_case,
-            with_snapshot=work.label_known_as_of is not None or len(work.snapshots) > 1,
-            with_label=work.label_known_as_of is not None,
-        )
-        nulls = dict.fromkeys(work.use_case.feature_names, 0)
-        rows = 0
-        file = work.target / f"part-{work.bucket:05}.parquet"
-        # of a task that Spark runs twice, one file is kept whole
-        temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
-        with pq.ParquetWriter(
-            temporary, schema, compression="lz4", use_dictionary=[work.use_case.key],
-            write_page_checksum=True,
-        ) as writer:  # fmt: skip
-            for as_of, columns in self._vectors(parts):
-                table = self._table(schema, as_of, columns, parts)
-                for name in nulls:
-                    nulls[name] += table[name].null_count
-                rows += table.num_rows
-                writer.write_table(table)
-        if rows == 0:
-            temporary.unlink()
-            file = Path()
-            sha256 = ""
-        else:
-            with temporary.open("rb") as written:
-                sha256 = hashlib.file_digest(written, "sha256").hexdigest()
-            temporary.replace(file)
+    def __init__(self, work: Work) -> None:
+        super().__init__(work.use_case, work.label_known_as_of)
+        self.work = work
+        self.seconds: dict[str, float] = {}
+        self.months_read: set[str] = set()
+        self.kept: list[str] = []
+        self._parts: dict[str, state.Part] = {}
+        self._read: dict[Any, tuple[kernel.Events, pa.StringArray, dict[str, pa.StringArray]]] = {}
+
+    @property
+    @abstractmethod
+    def groups(self) -> tuple[FeatureGroup, ...]:
+        """The groups that are made of this bucket's rows."""
+
+    def tell(self, part: Path | None, rows: int, sha256: str, nulls: Mapping[str, int]) -> Done:
+        """What was done."""
         return Done(
-            use_case=work.use_case.name,
-            part=file.name,
+            use_case=self.use_case.name,
+            part="" if part is None else part.name,
             rows=rows,
             sha256=sha256,
             nulls=nulls,
@@ -166,25 +152,29 @@ class _Bucket:
             state=tuple(self.kept),
         )
 
-    @property
-    def _groups(self) -> tuple[FeatureGroup, ...]:
-        use_case = self.work.use_case
-        outcomes = () if self.work.label_known_as_of is None else (kernel.outcome(use_case),)
-        return (use_case.population.group, *use_case.feature_groups, *outcomes)
-
     @contextmanager
-    def _timed(self, name: str) -> Iterator[None]:
+    def timed(self, name: str) -> Iterator[None]:
+        """Adds up the CPU seconds of a block."""
         started = time.process_time()
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.process_time() - started
 
-    def _part(self, group: FeatureGroup) -> state.Part:
-        older = self.work.months[:-RECENT_MONTHS]
-        recent = self.work.months[-RECENT_MONTHS:]
-        parts = [self._older(group, older)] if older else []
-        parts += [self._tiled(group, (month,)) for month in recent]
-        with self._timed(group.name):
-            return state.joined(group, parts)
+    def answered(self, group: FeatureGroup, *asked: Any) -> dict[str, pa.Array]:
+        """See :meth:`vectors.Reader.answered`."""
+        self.part(group)  # has its own time
+        with self.timed(group.name):
+            return super().answered(group, *asked)
+
+    def part(self, group: FeatureGroup) -> state.Part:
+        """The tiles of a group's rows, of all landed months."""
+        if group.name not in self._parts:
+            months = self.work.months[group.source.name, self.work.key]
+            older, recent = months[:-RECENT_MONTHS], months[-RECENT_MONTHS:]
+            parts = [self._older(group, older)] if older else []
+            parts += [self._tiled(group, (month,)) for month in recent]
+            with self.timed(group.name):
+                self._parts[group.name] = state.joined(group, parts)
+        return self._parts[group.name]
 
     def _older(self, group: FeatureGroup, months: tuple[Month, ...]) -> state.Part:
         """The tiles of all older months; where a month has become old, made of what was kept."""
@@ -194,7 +184,7 @@ class _Bucket:
             if before.exists() and latest.exists():
                 found = [state.load(before), state.load(latest)]
                 if all(found):
-                    with self._timed(group.name):
+                    with self.timed(group.name):
                         part = state.joined(group, [part for part in found if part])
                         self._keep(file, part)
                     return part
@@ -202,13 +192,13 @@ class _Bucket:
 
     def _tiled(self, group: FeatureGroup, months: tuple[Month, ...]) -> state.Part:
         file = self._file(group, months)
-        with self._timed(group.name):
+        with self.timed(group.name):
             part = state.load(file)
         if part is None:
-            events, entities, texts = self._rows(months)
-            with self._timed(group.name):
+            events, entities, texts = self._events(group, months)
+            with self.timed(group.name):
                 part = state.Part(
-                    kernel.tiles([group], events, "day"),
+                    kernel.tiles([group], events, vectors.resolution(self.use_case)),
                     entities,
                     {name: texts[name] for name in group.measured if name in texts},
                 )
@@ -223,74 +213,213 @@ class _Bucket:
 
     def _file(self, group: FeatureGroup, months: Sequence[Month]) -> Path:
         rows = _digest([(month.name, month.signature) for month in months])
-        folder = (
-            self.work.state / f"{group.name}-{_digest([group.model_dump_json(), self.work.code])}"
-        )
-        return folder / f"{self.work.bucket:05}-{rows}.npz"
+        made = [group.model_dump_json(), vectors.resolution(self.use_case), self.work.code]
+        folder = self.work.state / group.source.name / self.work.key
+        return folder / f"{group.name}-{_digest(made)}" / f"{self.work.bucket:05}-{rows}.npz"
 
-    def _rows(
-        self, months: tuple[Month, ...]
+    def _events(
+        self, group: FeatureGroup, months: tuple[Month, ...]
     ) -> tuple[kernel.Events, pa.StringArray, dict[str, pa.StringArray]]:
-        if months not in self._read:
-            with self._timed("rows"):
-                self._read[months] = read_events(
-                    [month.file for month in months],
-                    self.work.bucket,
-                    self.work.use_case.source,
-                    self.work.use_case.key,
-                    self._groups,
-                )
-            self.months_read.update(month.name for month in months)
-        return self._read[months]
+        alike = [g for g in self.groups if (g.source.name, g.key) == (group.source.name, group.key)]
+        asked = (group.source.name, group.key, months)
+        if asked not in self._read:
+            names = rows.columns_read(group.source, alike)
+            table = self._rows(group.source, months, names)
+            with self.timed("rows"):
+                self._read[asked] = rows.kernel_events(table, group.source, group.key, alike)
+        return self._read[asked]
 
-    def _vectors(
-        self, parts: Mapping[str, state.Part]
-    ) -> Iterator[tuple[date, dict[str, npt.NDArray[Any]]]]:
-        """For each snapshot its columns; ``entity`` has the codes of the population's members."""
-        use_case = self.work.use_case
-        windows = {
-            group.name: kernel.Windows([group], parts[group.name].tiles) for group in self._groups
-        }
+    def _rows(self, source: Source, months: Sequence[Month], names: Sequence[str]) -> pa.Table:
+        """Columns of this bucket's rows of some months."""
+        with self.timed("rows"):
+            tables = [extract.read(m.file, self.work.bucket, source, names) for m in months]
+            self.months_read.update(f"{source.name}/{self.work.key}/{m.name}" for m in months)
+            return pa.concat_tables(tables).unify_dictionaries().combine_chunks()
 
-        def answer(group: FeatureGroup, requests: kernel.Requests) -> dict[str, npt.NDArray[Any]]:
-            with self._timed(group.name):
-                return windows[group.name].features(requests)
+    def event_rows(self, snapshots: Sequence[date]) -> pa.Table:
+        """The rows of the months in which the days before the snapshots lie."""
+        landed = {f"{as_of - timedelta(days=1):%Y-%m}" for as_of in snapshots}
+        source = self.use_case.source
+        months = self.work.months[source.name, self.work.key]
+        # of no month the schema is still needed
+        wanted = [month for month in months if month.name[:7] in landed] or months[:1]
+        return self._rows(source, wanted, vectors.event_columns(self.use_case))
 
-        return kernel.vectors(
+
+class _VectorTask(_Task):
+    """Makes the vectors of a bucket of the use case's entities."""
+
+    @property
+    def groups(self) -> tuple[FeatureGroup, ...]:
+        use_case = self.use_case
+        found = [group for group in use_case.feature_groups if use_case.key in group.key_columns]
+        if isinstance(use_case.population, Population):
+            found.append(use_case.population.group)
+        if use_case.outcome is not None and self.label_known_as_of is not None:
+            found.append(use_case.outcome)
+        return tuple(found)
+
+    def done(self) -> Done:
+        """Write the part, and tell of it."""
+        work, use_case = self.work, self.use_case
+        schema = output_schema(
             use_case,
-            answer,
-            len(parts[use_case.population.group.name].entities),
-            self.work.snapshots,
-            self.work.label_known_as_of,
+            with_snapshot=work.label_known_as_of is not None or len(work.snapshots) > 1,
+            with_label=work.label_known_as_of is not None,
         )
+        nulls = dict.fromkeys(use_case.feature_names, 0)
+        count = 0
+        file = work.target / f"part-{work.bucket:05}.parquet"
+        with _written(file, schema, use_case.vector_key) as (temporary, writer):
+            for batch, columns in vectors.vectors(self, work.snapshots):
+                snapshot = pa.array(batch.as_of.astype(np.int32)).cast(pa.date32())
+                found = columns | dict(batch.columns) | {SNAPSHOT: snapshot}
+                table = pa.table({f.name: found[f.name].cast(f.type) for f in schema}, schema)
+                for name in nulls:
+                    nulls[name] += table[name].null_count
+                count += table.num_rows
+                writer.write_table(table)
+            writer.close()
+            if count == 0:
+                temporary.unlink()
+                return self.tell(None, 0, "", nulls)
+            with temporary.open("rb") as written:
+                sha256 = hashlib.file_digest(written, "sha256").hexdigest()
+        return self.tell(file, count, sha256, nulls)
 
-    def _table(
-        self,
-        schema: pa.Schema,
-        as_of: date,
-        columns: Mapping[str, npt.NDArray[Any]],
-        parts: Mapping[str, state.Part],
-    ) -> pa.Table:
-        # all groups have read the same rows, and so have the same entities
-        entities = parts[self.work.use_case.population.group.name].entities
-        members = columns["entity"]
-        arrays = {
-            self.work.use_case.key: entities.take(pa.array(members)),
-            SNAPSHOT: pa.array(np.full(len(members), np.datetime64(as_of, "D"))),
-        }
-        for group in self.work.use_case.feature_groups:
-            for feature in group.features:
-                if feature.type == "string":
-                    codes = columns[feature.name]
-                    text = parts[group.name].texts[group.measure(feature.measure).value]
-                    arrays[feature.name] = text.take(pa.array(codes, mask=codes < 0))
-        return pa.table(
-            [
-                arrays[f.name] if f.name in arrays else pa.array(columns[f.name], from_pandas=True)
-                for f in schema
-            ],
-            schema=schema,
-        )
+    def features(self, group: FeatureGroup, batch: vectors.Batch) -> dict[str, pa.Array]:
+        """See :meth:`vectors.Reader.features`; those of other entities are looked up."""
+        if self.use_case.key in group.key_columns:
+            return super().features(group, batch)
+        if self.use_case.mode == "event":
+            ids = batch.columns[self.use_case.source.row_id]
+            return self._looked_up(group, self.work.bucket, ids, group.feature_names)
+        names = rows.entity_names([batch.columns[name] for name in group.key_columns])
+        return self._looked_up(group, self._snapshot(batch), names, group.feature_names)
+
+    def values_through(
+        self, measure: Through, batch: vectors.Batch, names: pa.StringArray
+    ) -> Floats:
+        """See :meth:`vectors.Reader.values_through`; looked up."""
+        if not len(batch):
+            return np.full(len(names), np.nan)
+        group, feature = measure.group, measure.feature
+        found = self._looked_up(group, self._snapshot(batch), names, [feature])[feature]
+        return np.asarray(pc.fill_null(found, np.nan))
+
+    def _snapshot(self, batch: vectors.Batch) -> int:
+        """Which snapshot a batch is of."""
+        if not len(batch):
+            return 0
+        return self.work.snapshots.index(kernel.EPOCH + timedelta(days=int(batch.as_of[0])))
+
+    def _looked_up(
+        self, group: FeatureGroup, row_group: int, ids: pa.Array, names: Sequence[str]
+    ) -> dict[str, pa.Array]:
+        """What the tasks of other entities found; of those whom they do not know, no events."""
+        ids = ids.cast(pa.string())
+        with self.timed(group.name):
+            found = []
+            for bucket in range(extract.BUCKETS):
+                with pq.ParquetFile(
+                    _related_file(self.work, group, bucket), page_checksum_verification=True
+                ) as parquet:
+                    table = parquet.read_row_group(
+                        row_group, columns=[_ID, *names], use_threads=False
+                    )
+                # whoever else there is is not held
+                found.append(table.filter(pc.is_in(table[_ID], value_set=ids)))
+            table = pa.concat_tables(found).combine_chunks()
+            at = pc.index_in(ids, value_set=table[_ID].combine_chunks())
+            empty = vectors.without_events(group, len(ids))
+            unknown = at.is_null()
+            return {
+                name: pc.if_else(unknown, empty[name], table[name].combine_chunks().take(at))
+                for name in names
+            }
+
+
+class _RelatedTask(_Task):
+    """Makes the features of a bucket of other entities: a file a group.
+
+    Of snapshots a file has a row group for each, of all entities, by name. Of events it has one for
+    each bucket of the use case's own key, by event.
+    """
+
+    @property
+    def groups(self) -> tuple[FeatureGroup, ...]:
+        related = self.use_case.related_groups
+        return tuple(group for group in related if group.key_columns[0] == self.work.key)
+
+    def done(self) -> Done:
+        """Write the files, and tell of them."""
+        for group in self.groups:
+            file = _related_file(self.work, group, self.work.bucket)
+            file.parent.mkdir(exist_ok=True)
+            types = _feature_types([group])
+            schema = pa.schema([pa.field(_ID, pa.string()), *types])
+            asked = self._events_asked if self.use_case.mode == "event" else self._snapshots_asked
+            with _written(file, schema, [_ID]) as (_, writer):
+                for ids, columns in asked(group):
+                    table = pa.table([ids, *(columns[field.name] for field in types)], schema)
+                    writer.write_table(table, row_group_size=max(1, table.num_rows))
+                writer.close()
+        return self.tell(None, 0, "", {})
+
+    def _snapshots_asked(
+        self, group: FeatureGroup
+    ) -> Iterator[tuple[pa.Array, dict[str, pa.Array]]]:
+        entities = self.part(group).entities
+        for as_of in self.work.snapshots:
+            day = np.full(len(entities), (as_of - kernel.EPOCH).days)
+            yield entities, self.answered(group, entities, day * kernel.DAY_US, day)
+
+    def _events_asked(self, group: FeatureGroup) -> Iterator[tuple[pa.Array, dict[str, pa.Array]]]:
+        batch = self._batch
+        found = self.features(group, batch)
+        ids = batch.columns[self.use_case.source.row_id].cast(pa.string())
+        owners = batch.columns[self.use_case.key].dictionary_encode()
+        buckets = np.array(
+            [extract.bucket_of(str(name), extract.BUCKETS) for name in owners.dictionary], np.int64
+        )[owners.indices.to_numpy()]
+        for bucket in range(extract.BUCKETS):
+            at = pa.array(np.flatnonzero(buckets == bucket))
+            yield ids.take(at), {name: values.take(at) for name, values in found.items()}
+
+    @cached_property
+    def _batch(self) -> vectors.Batch:
+        (batch,) = vectors.batches(self, self.work.snapshots)
+        return batch
+
+
+_ID = "id"
+RELATED = "related"
+"""Folder, in that of the vectors, of what is looked up while they are made."""
+
+
+def _related_file(work: Work, group: FeatureGroup, bucket: int) -> Path:
+    return work.target / RELATED / f"{group.name}-{bucket:05}.parquet"
+
+
+@contextmanager
+def _written(
+    file: Path, schema: pa.Schema, text: Sequence[str]
+) -> Iterator[tuple[Path, pq.ParquetWriter]]:
+    """A writer of a file that appears whole when the block ends well.
+
+    Of a task that Spark runs twice, one file is kept.
+    """
+    temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
+    try:
+        with pq.ParquetWriter(
+            temporary, schema, compression="lz4", use_dictionary=list(text),
+            write_page_checksum=True, write_statistics=False,
+        ) as writer:  # fmt: skip
+            yield temporary, writer
+        if temporary.exists():
+            temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _digest(value: Any) -> str:
@@ -298,118 +427,20 @@ def _digest(value: Any) -> str:
 
 
 def output_schema(use_case: UseCase, with_snapshot: bool, with_label: bool) -> pa.Schema:
-    """Key; the snapshot and the label where asked for; then the features, in order."""
-    types = {
-        feature.name: pa.string() if feature.type == "string" else pa.float64()
-        for group in use_case.feature_groups
-        for feature in group.features
-    }
-    fields = [pa.field(use_case.key, pa.string(), nullable=False)]
+    """What names a row; the snapshot and the label where asked for; then the features, in order."""
+    fields = [pa.field(name, pa.string(), nullable=False) for name in use_case.vector_key]
     if with_snapshot:
         fields.append(pa.field(SNAPSHOT, pa.date32(), nullable=False))
     if with_label:
         kind = pa.float64() if use_case.label.kind == "sum" else pa.int32()
         fields.append(pa.field(LABEL, kind, nullable=False))
-    fields += [pa.field(name, types.get(name, pa.float64())) for name in use_case.feature_names]
-    return pa.schema(fields)
+    return pa.schema([*fields, *_feature_types(use_case.feature_groups)])
 
 
-def read_events(
-    files: Sequence[Path], bucket: int, source: Source, key: str, groups: Sequence[FeatureGroup]
-) -> tuple[kernel.Events, pa.StringArray, dict[str, pa.StringArray]]:
-    """One bucket's rows of some months, as the kernel wants them.
-
-    Returns:
-        The events, the entities by code, and the values of each measured text by code.
-    """
-    names = columns_read(source, key, groups)
-    tables = [extract.read(file, bucket, source, names) for file in files]
-    table = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
-    return kernel_events(table, source, key, groups)
-
-
-def columns_read(source: Source, key: str, groups: Sequence[FeatureGroup]) -> list[str]:
-    """The columns of the source that the groups need."""
-    words = {key, source.event_time, source.landed_date}
-    for group in groups:
-        for sql in (*group.measured, *group.conditions):
-            words |= set(re.findall(r"\w+", sql))
-    return [name for name in source.columns if name in words]
-
-
-def kernel_events(
-    table: pa.Table, source: Source, key: str, groups: Sequence[FeatureGroup]
-) -> tuple[kernel.Events, pa.StringArray, dict[str, pa.StringArray]]:
-    """The same of a table of the source's columns; text is dictionary-encoded."""
-    conditions = list(dict.fromkeys(sql for group in groups for sql in group.conditions))
-    measured: dict[str, ColumnType] = {}
-    for group in groups:
-        measured |= group.measured
-    expressions = [name for name in measured if name not in source.columns]
-    found = evaluated(table, [*conditions, *expressions])
-    values: dict[str, npt.NDArray[Any]] = {}
-    valid: dict[str, npt.NDArray[np.bool_]] = {}
-    texts: dict[str, pa.StringArray] = {}
-    for name, kind in measured.items():
-        column = found[name] if name in found else table[name].combine_chunks()
-        valid[name] = np.asarray(column.is_valid())
-        if kind == "string":
-            values[name], texts[name] = codes(column)
-        else:
-            values[name] = as_numbers(column, kind)
-    entity, entities = codes(table[key].combine_chunks())
-    return (
-        kernel.Events(
-            entity=entity,
-            entities=len(entities),
-            time_us=as_numbers(table[source.event_time].combine_chunks(), "timestamp"),
-            landed_day=as_numbers(table[source.landed_date].combine_chunks(), "date"),
-            flags={sql: np.asarray(pc.fill_null(found[sql], False)) for sql in conditions},
-            values=values,
-            valid=valid,
-        ),
-        entities,
-        texts,
-    )
-
-
-def evaluated(table: pa.Table, expressions: Sequence[str]) -> dict[str, pa.Array]:
-    """SQL over the table's columns, by DuckDB."""
-    if not expressions:
-        return {}
-    with duckdb.connect(config={"threads": 1}) as database:
-        database.register("source", table)
-        listed = ", ".join(f"({sql}) as e{i}" for i, sql in enumerate(expressions))
-        found = database.sql(f"select {listed} from source").to_arrow_table()
-    return {sql: found.column(i).combine_chunks() for i, sql in enumerate(expressions)}
-
-
-def codes(column: pa.Array) -> tuple[npt.NDArray[np.int64], pa.StringArray]:
-    """Codes that sort as the text does, 0 for null, and the text by code."""
-    if not pa.types.is_dictionary(column.type):
-        column = column.cast(pa.string()).dictionary_encode()
-    order = pc.sort_indices(column.dictionary)
-    rank = np.empty(len(order), np.int64)
-    rank[order.to_numpy()] = np.arange(len(order))
-    codes = pc.fill_null(column.indices, 0).to_numpy()
-    ranked = rank[codes] if len(rank) else np.zeros(len(codes), np.int64)
-    return ranked, column.dictionary.take(order).cast(pa.string())
-
-
-def as_numbers(column: pa.Array, kind: ColumnType) -> npt.NDArray[Any]:
-    """A column for the kernel, 0 for null: decimals in 1/10,000, times in microseconds."""
-    if kind == "decimal":
-        column = column.cast(extract.DECIMAL)
-        # of 128 bits the lower 64: 18 digits have room in them
-        places = np.frombuffer(column.buffers()[1] or b"", np.int64)[::2]
-        numbers = places[column.offset : column.offset + len(column)]
-        return np.where(np.asarray(column.is_valid()), numbers, 0)
-    if kind == "timestamp":
-        column = column.cast(pa.timestamp("us")).cast(pa.int64())
-    elif kind == "date":
-        column = column.cast(pa.date32()).cast(pa.int32()).cast(pa.int64())
-    elif kind == "double":
-        return np.asarray(pc.fill_null(column.cast(pa.float64()), 0.0))
-    else:
-        column = column.cast(pa.int64())
-    return np.asarray(pc.fill_null(column, 0))
+def _feature_types(groups: Sequence[FeatureGroup]) -> list[pa.Field]:
+    is_text = {f.name for group in groups for f in group.features if f.is_text}
+    return [
+        pa.field(name, pa.string() if name in is_text else pa.float64())
+        for group in groups
+        for name in group.feature_names
+    ]

@@ -4,9 +4,8 @@ Rows are reduced to :mod:`tiles <nightshift.features.tiles>` once; every snapsho
 is then a question about :mod:`windows <nightshift.features.windows>` over them.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import date
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +21,7 @@ from nightshift.features.tiles import (
     Events,
     Grid,
     Items,
+    Resolution,
     Tiles,
     is_by_item,
     merge,
@@ -31,13 +31,12 @@ from nightshift.features.tiles import (
     tile_name,
     tiles,
 )
-from nightshift.features.windows import Answers, Asked, Floats, Requests, divided
-from nightshift.spec import FeatureGroup, Label, Ratio, Reported, Through, UseCase
+from nightshift.features.windows import Answers, Asked, Bools, Floats, Ints, Requests, divided
+from nightshift.spec import FeatureGroup, Label, Ratio, Through
 
 __all__ = [
-    "DAY_US", "DECIMAL_SCALE", "EPOCH", "Events", "Grid", "Items", "Requests", "Tiles", "Windows",
-    "compute", "features", "label_values", "merge", "outcome", "recoded", "reported", "tiles",
-    "vectors",
+    "DAY_US", "DECIMAL_SCALE", "EPOCH", "Events", "Grid", "Items", "Requests", "Resolution",
+    "Tiles", "Windows", "features", "label_values", "merge", "recoded", "reported", "tiles",
 ]  # fmt: skip
 
 
@@ -130,82 +129,6 @@ def features(
     return Windows(groups, tiles).features(requests, related)
 
 
-def compute(
-    use_case: UseCase,
-    events: Events,
-    snapshots: Sequence[date],
-    label_known_as_of: date | None = None,
-) -> list[tuple[date, dict[str, Array]]]:
-    """The feature vectors of every entity of the population, at every snapshot.
-
-    Args:
-        use_case: the declaration, of a label over a window.
-        events: all events of these entities, in any order.
-        snapshots: the ``as_of`` dates.
-        label_known_as_of: when given, a column ``label`` is added, from what landed before it.
-
-    Returns:
-        For each snapshot its columns: ``entity`` (int64 codes of the members of the population,
-        ascending), one float64 column a feature (NaN for null), and ``label``
-        (see :func:`label_values`).
-    """
-    groups = [use_case.population.group, *use_case.feature_groups]
-    if label_known_as_of is not None:
-        groups.append(outcome(use_case))
-    found = tiles(groups, events, "day")
-    windows = {group.name: Windows([group], found) for group in groups}
-
-    def answer(group: FeatureGroup, requests: Requests) -> dict[str, Array]:
-        return windows[group.name].features(requests)
-
-    return list(vectors(use_case, answer, events.entities, snapshots, label_known_as_of))
-
-
-def vectors(
-    use_case: UseCase,
-    answer: Callable[[FeatureGroup, Requests], dict[str, Array]],
-    entities: int,
-    snapshots: Sequence[date],
-    label_known_as_of: date | None,
-) -> Iterator[tuple[date, dict[str, Array]]]:
-    """The same as of :func:`compute`, from whatever answers for a feature group.
-
-    Args:
-        use_case: the declaration.
-        answer: the features of a group (also of the population's and the label's) at requests.
-        entities: how many codes there are.
-        snapshots: the ``as_of`` dates.
-        label_known_as_of: as of :func:`compute`.
-    """
-    everyone = np.arange(entities)
-    for as_of in snapshots:
-        (active,) = answer(use_case.population.group, Requests.snapshot(everyone, as_of)).values()
-        members = np.flatnonzero(active > 0)
-        columns: dict[str, Array] = {"entity": members}
-        requests = Requests.snapshot(members, as_of)
-        for group in use_case.feature_groups:
-            columns |= answer(group, requests)
-        if label_known_as_of is not None:
-            asked = Requests.snapshot(members, as_of, label_known_as_of)
-            found = answer(outcome(use_case), asked)
-            columns["label"] = label_values(use_case.label, found)
-        yield as_of, columns
-
-
-def outcome(use_case: UseCase) -> FeatureGroup:
-    """The label as a feature of snapshots.
-
-    Raises:
-        NightshiftError: when it is a label of single events.
-    """
-    if isinstance(use_case.label, Reported):
-        raise NightshiftError(
-            f"{use_case.name}: a label of single events has no snapshots",
-            "declare a label over a window after as_of",
-        )
-    return use_case.label.group
-
-
 def label_values(label: Label, found: dict[str, Array]) -> Array:
     """The label of each request, from the features of ``label.group``: int32, of Sum float64.
 
@@ -219,14 +142,17 @@ def label_values(label: Label, found: dict[str, Array]) -> Array:
     return ((value > 0) == (label.kind == "any_event")).astype(np.int32)
 
 
-def reported(label: Reported, events: Events, known_day: int) -> npt.NDArray[np.int32]:
+def reported(
+    is_reported: Bools, reported_day: Ints, has_day: Bools, landed_day: Ints, known_day: int
+) -> npt.NDArray[np.int32]:
     """The label of each event: 1 where it was reported, and the report known, before the day.
 
     Args:
-        label: the declaration.
-        events: with the flag ``label.where`` and the value ``label.known``.
+        is_reported: where the label's condition holds.
+        reported_day: the report's date, days since 1970-01-01.
+        has_day: False where there is no date.
+        landed_day: of the event itself.
         known_day: days since 1970-01-01.
     """
-    known = np.maximum(events.values[label.known], events.landed_day)
-    is_known = events.valid[label.known] & (known < known_day)
-    return (events.satisfying(label.where) & is_known).astype(np.int32)
+    known = np.maximum(reported_day, landed_day)
+    return (is_reported & has_day & (known < known_day)).astype(np.int32)

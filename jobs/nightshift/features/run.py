@@ -26,7 +26,7 @@ from nightshift.io import lake, model_store
 from nightshift.io.spark import spark_session
 from nightshift.io.warehouse import connect, holding, recorded_run
 from nightshift.settings import Settings
-from nightshift.spec import Source, UseCase
+from nightshift.spec import Population, Source, UseCase
 
 log = logging.getLogger(__name__)
 
@@ -87,10 +87,10 @@ def extract(settings: Settings, use_cases: Sequence[UseCase], as_of: date) -> Ex
 def _streams(use_cases: Sequence[UseCase]) -> list[tuple[Source, list[str]]]:
     """Each source that the use cases read, with the keys by which they read it."""
     found: dict[str, tuple[Source, list[str]]] = {}
-    for use_case in use_cases:
-        _, keys = found.setdefault(use_case.source.name, (use_case.source, []))
-        if use_case.key not in keys:
-            keys.append(use_case.key)
+    for source, key in (stream for use_case in use_cases for stream in use_case.streams):
+        _, keys = found.setdefault(source.name, (source, []))
+        if key not in keys:
+            keys.append(key)
     return list(found.values())
 
 
@@ -364,19 +364,10 @@ def prove(settings: Settings, use_case: UseCase, as_of: date | None = None) -> l
     Raises:
         NightshiftError: when there is no extract, or no snapshot whose label is known.
     """
-    with holding(settings, shared=[_lake_lock(use_case.source)]):
-        months = _months_there(settings, use_case)
-        source, wanted = use_case.source, list(use_case.source.columns)
-        for bucket in range(plan.BUCKETS):
-            tables = [plan.read(month.file, bucket, source, wanted) for month in months]
-            table = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
-            if table.num_rows:
-                break
-        else:
-            raise NightshiftError(
-                f"the extract of {source.name} has no row with a {use_case.key}",
-                "land files, and run the stages before",
-            )
+    with holding(settings, shared=_lake_locks(use_case)):
+        tables = _tables_of_some(settings, use_case)
+    source = use_case.source
+    table = tables[source.name]
     landed = pc.max(table[source.landed_date]).as_py()
     newest = landed + timedelta(days=1 - use_case.label.maturity_days)
     first = pc.min(table[source.landed_date]).as_py()
@@ -387,7 +378,27 @@ def prove(settings: Settings, use_case: UseCase, as_of: date | None = None) -> l
             f" allows dates after {first} up to {newest}, when the label is known",
             "choose such a date with --as-of, or land more days",
         )
-    return list(prover.trials(use_case, table, as_of))
+    return list(prover.trials(use_case, tables, as_of))
+
+
+def _tables_of_some(settings: Settings, use_case: UseCase) -> dict[str, pa.Table]:
+    """All rows of some entities, of each source: by the use case's own key where that reads it."""
+    streams = dict[str, tuple[Source, str]]()
+    for source, key in use_case.streams:  # its own key comes first
+        streams.setdefault(source.name, (source, key))
+    for bucket in range(plan.BUCKETS):
+        tables = {}
+        for name, (source, key) in streams.items():
+            wanted = list(source.columns)
+            files = [month.file for month in _months_there(settings, source, key)]
+            parts = [plan.read(file, bucket, source, wanted) for file in files]
+            tables[name] = pa.concat_tables(parts).unify_dictionaries().combine_chunks()
+        if tables[use_case.source.name].num_rows:
+            return tables
+    raise NightshiftError(
+        f"the extract of {use_case.source.name} has no row with a {use_case.key}",
+        "land files, and run the stages before",
+    )
 
 
 _Job = tuple[UseCase, tuple[date, ...], date | None]
@@ -397,6 +408,10 @@ def _lake_lock(source: Source) -> str:
     return f"lake:{source.name}"
 
 
+def _lake_locks(*use_cases: UseCase) -> set[str]:
+    return {_lake_lock(source) for use_case in use_cases for source in use_case.sources}
+
+
 def _build(
     settings: Settings, kind: str, as_of: date, jobs: Sequence[_Job]
 ) -> dict[str, DatasetResult]:
@@ -404,7 +419,7 @@ def _build(
     with holding(
         settings,
         exclusive={f"{kind}:{use_case.name}:{as_of}" for use_case, _, _ in jobs},
-        shared={_lake_lock(use_case.source) for use_case, _, _ in jobs},
+        shared=_lake_locks(*(use_case for use_case, _, _ in jobs)),
     ):
         return _build_locked(settings, kind, as_of, jobs)
 
@@ -414,7 +429,10 @@ def _build_locked(
 ) -> dict[str, DatasetResult]:
     results, missing = {}, []
     for use_case, snapshots, known in jobs:
-        months = _months_there(settings, use_case)
+        months = {
+            (source.name, key): _months_there(settings, source, key)
+            for source, key in use_case.streams
+        }
         key = _dataset_key(use_case, months, snapshots, known)
         folder = lake.dataset_dir(settings.lake_dir, kind, use_case.name, as_of)
         manifest = lake.read_manifest(folder)
@@ -429,27 +447,29 @@ def _build_locked(
             works = [
                 job.Work(
                     use_case=dataset.use_case,
+                    key=key,
                     months=dataset.months,
                     snapshots=dataset.snapshots,
                     label_known_as_of=dataset.known,
-                    state=_state_dir(settings, dataset.use_case),
+                    state=_state_dir(settings),
                     target=target,
                     code=dataset.key["code_sha256"],
                     bucket=bucket,
                 )
                 for dataset, target in zip(missing, targets, strict=True)
+                for key in dict.fromkeys(key for _, key in dataset.use_case.streams)
                 for bucket in range(plan.BUCKETS)
             ]
             done = _done(settings, f"nightshift {kind} {as_of}", works)
+            for target in targets:
+                shutil.rmtree(target / job.RELATED, ignore_errors=True)
             for dataset, target in zip(missing, targets, strict=True):
                 parts = [part for part in done if part.use_case == dataset.use_case.name]
                 rows = _describe(dataset, target, as_of, parts)
                 results[dataset.use_case.name] = DatasetResult(
                     dataset.folder, rows, dataset.snapshots, False
                 )
-        for dataset in missing:
-            parts = [part for part in done if part.use_case == dataset.use_case.name]
-            _forget(_state_dir(settings, dataset.use_case), parts)
+        _forget(_state_dir(settings), done)
     return results
 
 
@@ -459,18 +479,18 @@ class _Dataset:
 
     folder: Path
     use_case: UseCase
-    months: tuple[job.Month, ...]
+    months: dict[tuple[str, str], tuple[job.Month, ...]]
     snapshots: tuple[date, ...]
     known: date | None
     key: dict[str, Any]
 
 
-def _state_dir(settings: Settings, use_case: UseCase) -> Path:
-    return settings.lake_dir / "state" / use_case.source.name / use_case.key
+def _state_dir(settings: Settings) -> Path:
+    return settings.lake_dir / "state"
 
 
-def _months_there(settings: Settings, use_case: UseCase) -> tuple[job.Month, ...]:
-    root = events_dir(settings, use_case.source, use_case.key)
+def _months_there(settings: Settings, source: Source, key: str) -> tuple[job.Month, ...]:
+    root = events_dir(settings, source, key)
     months = tuple(
         job.Month(folder.name.removeprefix("month="), folder / plan.FILE, manifest["signature"])
         for folder in sorted(root.glob("month=*"))
@@ -478,51 +498,62 @@ def _months_there(settings: Settings, use_case: UseCase) -> tuple[job.Month, ...
     )
     if not months:
         raise NightshiftError(
-            f"the lake has no extract of {use_case.source.name}", "run the extract stage first"
+            f"the lake has no extract of {source.name} by {key}", "run the extract stage first"
         )
     return months
 
 
 def _dataset_key(
     use_case: UseCase,
-    months: Sequence[job.Month],
+    months: Mapping[tuple[str, str], Sequence[job.Month]],
     snapshots: Sequence[date],
     known: date | None,
 ) -> dict[str, Any]:
     return {
         "spec_sha256": lake.digest(use_case.model_dump(mode="json")),
-        "source_sha256": lake.digest([(month.name, month.signature) for month in months]),
+        "source_sha256": lake.digest(_signatures(months)),
         "code_sha256": _folder_sha256(Path(__file__).parent, "*.py"),
         "snapshots": [d.isoformat() for d in snapshots],
         "label_known_as_of": known.isoformat() if known else None,
     }
 
 
+def _signatures(months: Mapping[tuple[str, str], Sequence[job.Month]]) -> dict[str, str]:
+    """``<source>/<key>/<month>`` → what its rows are known by."""
+    return {
+        f"{source}/{key}/{month.name}": month.signature
+        for (source, key), found in months.items()
+        for month in found
+    }
+
+
 def _done(settings: Settings, name: str, works: Sequence[job.Work]) -> list[job.Done]:
-    """What the tasks did, in one Spark job.
+    """What the tasks did: first what others look up, then the vectors, in one Spark session.
 
     Raises:
         NightshiftError: what the first task that could not do its work said.
     """
+    rounds = [
+        [work for work in works if work.key != work.use_case.key],
+        [work for work in works if work.key == work.use_case.key],
+    ]
+    done: list[job.Done] = []
     with spark_session(settings, name, daemon="nightshift.features.daemon") as spark:
-        # a task of several buckets costs less than one each, and two a core even out
-        tasks = min(len(works), 2 * spark.sparkContext.defaultParallelism)
-        found = spark.sparkContext.parallelize(works, tasks).map(job.run).collect()
-    for refused in found:
-        if isinstance(refused, job.Refused):
-            raise NightshiftError(refused.what, refused.remedy)
-    return [done for done in found if isinstance(done, job.Done)]
+        for some in filter(None, rounds):
+            # a task of several buckets costs less than one each, and two a core even out
+            tasks = min(len(some), 2 * spark.sparkContext.defaultParallelism)
+            for found in spark.sparkContext.parallelize(some, tasks).map(job.run).collect():
+                if isinstance(found, job.Refused):
+                    raise NightshiftError(found.what, found.remedy)
+                done.append(found)
+    return done
 
 
 def _describe(dataset: _Dataset, target: Path, as_of: date, parts: Sequence[job.Done]) -> int:
     """Write the manifest; rows of the dataset."""
     use_case, rows = dataset.use_case, sum(part.rows for part in parts)
     if rows == 0:
-        raise RefusedAsOf(
-            f"{use_case.name}: nobody had an event in the {use_case.population.active_days} "
-            f"days before {', '.join(map(str, dataset.snapshots))} in what had landed by then",
-            "choose a later as_of, or land the missing days and run `nightshift ingest`",
-        )
+        raise _nobody(use_case, dataset.snapshots)
     written = sorted((part for part in parts if part.part), key=lambda part: part.part)
     groups = {name for part in parts for name in part.seconds}
     read = sorted({month for part in parts for month in part.months_read})
@@ -539,7 +570,7 @@ def _describe(dataset: _Dataset, target: Path, as_of: date, parts: Sequence[job.
             "columns": list(pq.read_schema(target / written[0].part).names),
             "sha256": lake.digest([part.sha256 for part in written]),
             "parts": {part.part: {"rows": part.rows, "sha256": part.sha256} for part in written},
-            "months": {month.name: month.signature for month in dataset.months},
+            "months": _signatures(dataset.months),
             "months_read": read,
             "null_share": {
                 name: sum(part.nulls[name] for part in parts) / rows
@@ -554,9 +585,21 @@ def _describe(dataset: _Dataset, target: Path, as_of: date, parts: Sequence[job.
     log.info(
         "%s: %d vectors of %d features at %d snapshots; rows of %d of %d months read",
         use_case.name, rows, len(use_case.feature_names), len(dataset.snapshots), len(read),
-        len(dataset.months),
+        len(_signatures(dataset.months)),
     )  # fmt: skip
     return rows
+
+
+def _nobody(use_case: UseCase, snapshots: Sequence[date]) -> RefusedAsOf:
+    population, days = use_case.population, ", ".join(map(str, snapshots))
+    if isinstance(population, Population):
+        what = f"nobody had an event in the {population.active_days} days before {days}"
+    else:
+        what = f"no event happened on the day before {days}"
+    return RefusedAsOf(
+        f"{use_case.name}: {what} in what had landed by then",
+        "choose a later as_of, or land the missing days and run `nightshift ingest`",
+    )
 
 
 def _forget(folder: Path, parts: Sequence[job.Done]) -> None:
@@ -567,7 +610,7 @@ def _forget(folder: Path, parts: Sequence[job.Done]) -> None:
         group.touch()
         for file in set(group.glob("[!.]*.npz")) - used:
             file.unlink(missing_ok=True)
-    for group in folder.iterdir():
+    for group in folder.glob("*/*/*"):
         if group.stat().st_mtime < time.time() - UNUSED_STATE_DAYS * 86_400:
             shutil.rmtree(group, ignore_errors=True)
 

@@ -87,7 +87,7 @@ def ingest(settings: Settings, as_of: date) -> IngestResult:
         _require_past(settings, as_of)
         tally = _Tally()
         zone = landing_zone(settings)
-        needed = {use_case.source.name for use_case in USE_CASES}
+        needed = {source.name for use_case in USE_CASES for source in use_case.sources}
         for source in SOURCES:
             _ingest_source(settings, zone, load_contract(source), as_of, source in needed, tally)
         run.result |= {

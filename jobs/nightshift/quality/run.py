@@ -95,7 +95,7 @@ def _check(
     calendars: Mapping[str, ArrivalCalendar],
 ) -> QualityResult:
     _silence_great_expectations()
-    needed = {use_case.source.name for use_case in USE_CASES}
+    needed = {source.name for use_case in USE_CASES for source in use_case.sources}
     with recorded_run(settings, stage, as_of) as run:
         batches: list[_Batch] = []
         outcomes: list[Outcome] = []

@@ -63,6 +63,22 @@ def landed(folder: Path, tables: dict[str, pa.Table]) -> tuple[job.Month, ...]:
     return tuple(months)
 
 
+def work(
+    use_case: UseCase, months: tuple[job.Month, ...], root: Path, target: Path, bucket: int
+) -> job.Work:
+    return job.Work(
+        use_case=use_case,
+        key=use_case.key,
+        months={(use_case.source.name, use_case.key): months},
+        snapshots=(AS_OF,),
+        label_known_as_of=None,
+        state=root / "state",
+        target=target,
+        code="code",
+        bucket=bucket,
+    )
+
+
 def run(
     root: Path, months: tuple[job.Month, ...], use_case: UseCase = CHURN
 ) -> tuple[list[dict[str, Any]], set[str]]:
@@ -72,11 +88,9 @@ def run(
     rows: list[dict[str, Any]] = []
     read: set[str] = set()
     for bucket in range(extract.BUCKETS):
-        done = job.run(
-            job.Work(use_case, months, (AS_OF,), None, root / "state", target, "code", bucket)
-        )
+        done = job.run(work(use_case, months, root, target, bucket))
         assert isinstance(done, job.Done), done
-        read |= set(done.months_read)
+        read |= {month.rpartition("/")[2] for month in done.months_read}
         if done.part:
             table = pq.read_table(target / done.part)
             assert table.num_rows == done.rows
@@ -179,7 +193,7 @@ def test_a_damaged_month_is_named(tmp_path: Path, months: tuple[job.Month, ...])
     assert str(months[1].file) in error.value.what
 
     refused = [
-        job.run(job.Work(CHURN, months, (AS_OF,), None, tmp_path / "s", tmp_path, "code", bucket))
+        job.run(work(CHURN, months, tmp_path, tmp_path, bucket))
         for bucket in range(extract.BUCKETS)
     ]
     assert any(isinstance(each, job.Refused) and "damaged" in each.what for each in refused)
@@ -191,9 +205,7 @@ def test_a_full_disk_is_an_error_and_leaves_no_state_half_written(
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, before[1]))
     try:
-        refused = job.run(
-            job.Work(CHURN, months, (AS_OF,), None, tmp_path / "state", tmp_path, "code", 0)
-        )
+        refused = job.run(work(CHURN, months, tmp_path, tmp_path, 0))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 

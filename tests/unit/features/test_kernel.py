@@ -1,5 +1,6 @@
 """The kernel against independently written SQL, and its cuts in time at their exact edges."""
 
+import math
 from collections.abc import Mapping, Sequence
 from datetime import date, datetime, timedelta
 from typing import Any
@@ -9,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from nightshift.features import job, kernel
+from nightshift.features import kernel, vectors
 from nightshift.spec import Feature, UseCase
 from nightshift.use_cases import CHURN
 
@@ -73,19 +74,20 @@ def lake_rows(use_case: UseCase, rows: Sequence[Row]) -> pa.Table:
     )
 
 
-def vectors(
+def computed_vectors(
     use_case: UseCase, rows: Sequence[Row], snapshots: Sequence[date], known: date | None = None
 ) -> dict[tuple[str, date], dict[str, float]]:
     """(key, snapshot) → column → value, from the kernel."""
-    groups = (*use_case.feature_groups, use_case.population.group, kernel.outcome(use_case))
-    table = lake_rows(use_case, rows)
-    events, keys, _ = job.kernel_events(table, use_case.source, use_case.key, groups)
-    names = keys.to_pylist()
+    tables = {use_case.source.name: lake_rows(use_case, rows)}
+    reader = vectors.InMemory(use_case, tables, known)
     found = {}
-    for as_of, columns in kernel.compute(use_case, events, snapshots, known):
-        members = columns.pop("entity")
-        for position, member in enumerate(members):
-            found[names[member], as_of] = {n: v[position] for n, v in columns.items()}
+    for batch, columns in vectors.vectors(reader, snapshots):
+        names = batch.columns[use_case.key].to_pylist()
+        values = {name: column.to_pylist() for name, column in columns.items()}
+        for position, (name, day) in enumerate(zip(names, batch.as_of, strict=True)):
+            as_of = kernel.EPOCH + timedelta(days=int(day))
+            row = {n: math.nan if v[position] is None else v[position] for n, v in values.items()}
+            found[name, as_of] = row
     return found
 
 
@@ -116,7 +118,7 @@ def events() -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def computed(events: list[dict[str, Any]]) -> dict[tuple[str, date], dict[str, float]]:
-    return vectors(CHURN, events, SNAPSHOTS, KNOWN)
+    return computed_vectors(CHURN, events, SNAPSHOTS, KNOWN)
 
 
 def test_every_feature_equals_plain_sql(
@@ -191,15 +193,15 @@ HISTORY = [event("a", "2012-02-01T10:00:00"), event("b", "2012-01-15T10:00:00")]
     ids=["at midnight of as_of", "dated after as_of", "landed on as_of", "landed a month late"],
 )
 def test_what_is_not_known_yet_changes_no_feature(future: dict[str, Any]) -> None:
-    assert repr(vectors(CHURN, [*HISTORY, future], [AS_OF])) == repr(
-        vectors(CHURN, HISTORY, [AS_OF])
+    assert repr(computed_vectors(CHURN, [*HISTORY, future], [AS_OF])) == repr(
+        computed_vectors(CHURN, HISTORY, [AS_OF])
     )
 
 
 def test_what_is_known_does_change_features() -> None:
     known = event("a", "2012-02-29T23:59:59", "2012-02-29", line_amount=999.0)
-    assert repr(vectors(CHURN, [*HISTORY, known], [AS_OF])) != repr(
-        vectors(CHURN, HISTORY, [AS_OF])
+    assert repr(computed_vectors(CHURN, [*HISTORY, known], [AS_OF])) != repr(
+        computed_vectors(CHURN, HISTORY, [AS_OF])
     )
 
 
@@ -209,7 +211,9 @@ def test_what_is_known_does_change_features() -> None:
 )
 def test_a_window_begins_at_its_first_midnight(at: str, count: int) -> None:
     rows = [event("a", "2012-02-15T10:00:00"), event("a", at)]
-    assert vectors(CHURN, rows, [AS_OF])["a", AS_OF]["customer_purchase_count_30d"] == count
+    assert (
+        computed_vectors(CHURN, rows, [AS_OF])["a", AS_OF]["customer_purchase_count_30d"] == count
+    )
 
 
 @pytest.mark.parametrize(
@@ -225,7 +229,7 @@ def test_a_window_begins_at_its_first_midnight(at: str, count: int) -> None:
 )
 def test_label_window_is_closed_below_and_open_above(at: str, label: int) -> None:
     rows = [event("a", "2012-02-15T10:00:00"), event("a", at)]
-    assert vectors(CHURN, rows, [AS_OF], date(2012, 7, 1))["a", AS_OF]["label"] == label
+    assert computed_vectors(CHURN, rows, [AS_OF], date(2012, 7, 1))["a", AS_OF]["label"] == label
 
 
 def test_a_purchase_that_landed_after_the_label_was_taken_is_unknown_to_it() -> None:
@@ -233,18 +237,18 @@ def test_a_purchase_that_landed_after_the_label_was_taken_is_unknown_to_it() -> 
         event("a", "2012-02-15T10:00:00"),
         event("a", "2012-03-10T10:00:00", landed="2012-05-30"),
     ]
-    assert vectors(CHURN, rows, [AS_OF], date(2012, 5, 30))["a", AS_OF]["label"] == 1
-    assert vectors(CHURN, rows, [AS_OF], date(2012, 5, 31))["a", AS_OF]["label"] == 0
+    assert computed_vectors(CHURN, rows, [AS_OF], date(2012, 5, 30))["a", AS_OF]["label"] == 1
+    assert computed_vectors(CHURN, rows, [AS_OF], date(2012, 5, 31))["a", AS_OF]["label"] == 0
 
 
 @pytest.mark.parametrize(
     ("at", "is_member"), [("2011-03-02T00:00:00", True), ("2011-03-01T23:59:59", False)]
 )
 def test_population_is_who_was_active_in_the_window(at: str, is_member: bool) -> None:
-    assert (("a", AS_OF) in vectors(CHURN, [event("a", at)], [AS_OF])) is is_member
+    assert (("a", AS_OF) in computed_vectors(CHURN, [event("a", at)], [AS_OF])) is is_member
 
 
 def test_the_order_of_rows_does_not_matter(events: list[dict[str, Any]]) -> None:
-    assert repr(vectors(CHURN, events[::-1], SNAPSHOTS, KNOWN)) == repr(
-        vectors(CHURN, events, SNAPSHOTS, KNOWN)
+    assert repr(computed_vectors(CHURN, events[::-1], SNAPSHOTS, KNOWN)) == repr(
+        computed_vectors(CHURN, events, SNAPSHOTS, KNOWN)
     )

@@ -17,7 +17,6 @@ from nightshift.spec import (
     Aggregation,
     FeatureGroup,
     Measure,
-    Reported,
     Source,
     Sum,
     Window,
@@ -391,18 +390,25 @@ def test_narrow_integers_are_as_good_as_wide_ones() -> None:
     assert bits(found) == bits(expected)
 
 
-def test_a_sum_label_and_a_reported_label() -> None:
+def test_a_sum_label() -> None:
     label = Sum(source=CARDS, key="customer", column="amount", horizon_days=2)
     rows = [one(CUT, amount=20_000), one(CUT + 2 * kernel.DAY_US), one(CUT - 1)]
     tiles = kernel.tiles([label.group], events_of(rows), "day")
     asked = kernel.Requests(np.array([0, 1]), np.array([CUT, CUT]), np.array([120, 120]))
     found = kernel.features([label.group], tiles, asked)
     assert kernel.label_values(label, found).tolist() == [2.0, 0.0]
-    reported = Reported(
-        source=CARDS, key="customer", where="flag", known="reported", reporting_delay_days=7
+
+
+def test_a_report_counts_from_the_day_after_it_came() -> None:
+    day = np.array([0, 108, 109, 100, 100])
+    found = kernel.reported(
+        is_reported=np.array([True, True, True, True, False]),
+        reported_day=day,
+        has_day=day > 0,
+        landed_day=np.array([100, 100, 100, 109, 100]),
+        known_day=109,
     )
-    rows = [one(CUT, reported_day=day) for day in (None, 108, 109)]
-    assert kernel.reported(reported, events_of(rows), 109).tolist() == [0, 1, 0]
+    assert found.tolist() == [0, 1, 0, 0, 0]
 
 
 def test_a_snapshot_request_is_a_midnight() -> None:

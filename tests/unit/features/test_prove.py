@@ -4,6 +4,7 @@ from datetime import date, datetime, timedelta
 from typing import Any
 
 import numpy as np
+import payment_cases as payments
 import pyarrow as pa
 import pytest
 
@@ -13,6 +14,7 @@ from nightshift.spec import Aggregate, UseCase, Window
 from nightshift.use_cases import CHURN
 
 AS_OF = date(2011, 9, 1)
+AS_OF_PAYMENTS = payments.AS_OF
 TYPES = {
     "string": pa.string(), "boolean": pa.bool_(), "integer": pa.int64(),
     "decimal": pa.decimal128(18, 4), "timestamp": pa.timestamp("us"), "date": pa.date32(),
@@ -48,6 +50,9 @@ def events(rows: int = 1_500) -> pa.Table:
     return table
 
 
+TABLES = {CHURN.source.name: events()}
+
+
 def with_window(window: Window) -> UseCase:
     """Churn with one feature more, which a check at import would refuse."""
     (group,) = CHURN.feature_groups
@@ -59,7 +64,7 @@ def with_window(window: Window) -> UseCase:
 
 
 def test_no_feature_moves() -> None:
-    trials = list(prove.trials(CHURN, events(), AS_OF))
+    trials = list(prove.trials(CHURN, TABLES, AS_OF))
 
     assert [trial.change for trial in trials if not trial.holds] == []
     assert len(trials) == 3 + 4 * 6 - 1, "four for each window"
@@ -69,24 +74,24 @@ def test_no_feature_moves() -> None:
 def test_a_window_that_ends_after_the_instant_is_caught() -> None:
     leaking = with_window(Window.model_construct(days=30, lag=-1))
 
-    found = {trial.change: trial.moved for trial in prove.trials(leaking, events(), AS_OF)}
+    found = {trial.change: trial.moved for trial in prove.trials(leaking, TABLES, AS_OF)}
 
     name = "customer_purchase_amount_sum_30d_lag-1d"
-    assert name in found["rows that happen on as_of or after it"]
+    assert name in found["rows of order_lines that happen on as_of or after it"]
 
 
 def test_rows_that_had_not_landed_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """A kernel that forgets when rows landed."""
-    compute = prove.kernel.compute
+    tiles = prove.kernel.tiles
 
-    def forgetful(use_case: UseCase, events: Any, *rest: Any) -> Any:
+    def forgetful(groups: Any, events: Any, resolution: Any) -> Any:
         object.__setattr__(events, "landed_day", np.zeros_like(events.landed_day))
-        return compute(use_case, events, *rest)
+        return tiles(groups, events, resolution)
 
-    monkeypatch.setattr(prove.kernel, "compute", forgetful)
-    found = {trial.change: trial.moved for trial in prove.trials(CHURN, events(), AS_OF)}
+    monkeypatch.setattr(prove.kernel, "tiles", forgetful)
+    found = {trial.change: trial.moved for trial in prove.trials(CHURN, TABLES, AS_OF)}
 
-    assert found["rows that happened before as_of and landed on it or after it"]
+    assert found["rows of order_lines that happened before as_of and landed on it or after it"]
 
 
 def test_a_window_that_is_a_day_too_long_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,6 +103,52 @@ def test_a_window_that_is_a_day_too_long_is_caught(monkeypatch: pytest.MonkeyPat
         return (since - 1 if feature.window == 30 else since), until
 
     monkeypatch.setattr(Timeline, "edges", too_early)
-    found = {trial.change: trial.moved for trial in prove.trials(CHURN, events(), AS_OF)}
+    found = {trial.change: trial.moved for trial in prove.trials(CHURN, TABLES, AS_OF)}
 
     assert any("30d" in name for moved in found.values() for name in moved)
+
+
+@pytest.mark.parametrize(
+    ("use_case", "trials"),
+    [
+        # rows of two sources, labels, reports, edges of each window of each source, instants
+        (payments.FRAUD, 4 + 1 + 1 + (5 * 4 - 1) + 3 + 2),
+        (payments.PAIRS, 4 + 1 + 1 + (5 * 4 - 1) + 3),
+        (payments.SPENDERS, 4 + 1 + 0 + (2 * 4) + 3),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_no_feature_of_any_mode_moves(use_case: UseCase, trials: int) -> None:
+    found = list(prove.trials(use_case, payments.TABLES, AS_OF_PAYMENTS))
+
+    assert [trial for trial in found if not trial.holds] == []
+    assert len(found) == trials
+
+
+def test_reports_that_are_not_known_yet_are_caught() -> None:
+    """A rate of fraud that looks back seven days, and does not ask when the fraud was reported."""
+    risk = payments.RISK
+    careless = tuple(measure.model_copy(update={"known": None}) for measure in risk.measures)
+    groups = (risk.model_copy(update={"measures": careless}), payments.SPENDING)
+    leaking = payments.FRAUD.model_copy(update={"feature_groups": groups})
+
+    found = {t.change: t.moved for t in prove.trials(leaking, payments.TABLES, AS_OF_PAYMENTS)}
+
+    labels = "what was reported on as_of or after it, or never, told otherwise: other labels"
+    assert found[labels] == ("terminal_fraud_count_30d_lag7d", "terminal_fraud_rate")
+
+
+def test_an_event_that_sees_its_own_instant_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel whose windows end a microsecond late."""
+    edges = Timeline.edges
+
+    def too_late(self: Timeline, requests: Any, feature: Any) -> Any:
+        since, until = edges(self, requests, feature)
+        return since, until + 1
+
+    monkeypatch.setattr(Timeline, "edges", too_late)
+    trials = prove.trials(payments.FRAUD, payments.TABLES, AS_OF_PAYMENTS)
+    found = {trial.change: trial.moved for trial in trials}
+
+    assert "customer_payment_count_7d" in found["a twin of every event at its own instant"]
+    assert found["rows of payments that happen on as_of or after it"] == ()

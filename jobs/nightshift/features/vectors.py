@@ -1,0 +1,300 @@
+"""Feature vectors of a use case: what is scored and when, and what is asked of each feature group.
+
+The same for a task that reads its bucket's files and for tables in memory; the two differ in where
+a :class:`Reader` has tiles from.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import date
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from nightshift.features import kernel, rows, state
+from nightshift.features.windows import Floats, Ints, null_of
+from nightshift.spec import FeatureGroup, Reported, Source, Through, UseCase, key_columns
+
+LABEL = "label"
+SNAPSHOT = "snapshot"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What is scored together, all arrays of length m.
+
+    Attributes:
+        as_of: the night of each, days since 1970-01-01.
+        time_us: the instant of each: ``as_of`` 00:00, or the event's own.
+        columns: name → text, of each column that names a row or an entity of one.
+        reported: the label of each event, where it is read off the event.
+    """
+
+    as_of: Ints
+    time_us: Ints
+    columns: Mapping[str, pa.Array]
+    reported: npt.NDArray[np.int32] | None = None
+
+    def __len__(self) -> int:
+        return len(self.as_of)
+
+    def take(self, rows: Ints) -> "Batch":
+        """The rows at these positions."""
+        at = pa.array(rows)
+        return Batch(
+            as_of=self.as_of[rows],
+            time_us=self.time_us[rows],
+            columns={name: text.take(at) for name, text in self.columns.items()},
+            reported=None if self.reported is None else self.reported[rows],
+        )
+
+    def at(self, as_of: date) -> "Batch":
+        """The same entities, asked as of another midnight."""
+        day = (as_of - kernel.EPOCH).days
+        size = len(self)
+        return replace(self, as_of=np.full(size, day), time_us=np.full(size, day * kernel.DAY_US))
+
+
+class Reader(ABC):
+    """What answers for a use case, from some of its entities' rows.
+
+    Attributes:
+        use_case: whose groups are asked.
+        label_known_as_of: labels are taken, from what landed before it; None for no labels.
+    """
+
+    def __init__(self, use_case: UseCase, label_known_as_of: date | None) -> None:
+        self.use_case = use_case
+        self.label_known_as_of = label_known_as_of
+        self._windows: dict[str, kernel.Windows] = {}
+
+    @abstractmethod
+    def part(self, group: FeatureGroup) -> state.Part:
+        """The tiles of a group."""
+
+    @abstractmethod
+    def event_rows(self, snapshots: Sequence[date]) -> pa.Table:
+        """Rows of the population's source, among them all that landed on the days before."""
+
+    def features(self, group: FeatureGroup, batch: Batch) -> dict[str, pa.Array]:
+        """Each feature of the group for each row of the batch."""
+        related = {
+            measure.name: self.values_through(measure, batch, self._texts(group, measure))
+            for measure in group.measures
+            if isinstance(measure, Through)
+        }
+        names = rows.entity_names([batch.columns[name] for name in group.key_columns])
+        return self.answered(group, names, batch.time_us, batch.as_of, related)
+
+    def values_through(self, measure: Through, batch: Batch, names: pa.StringArray) -> Floats:
+        """The feature that a measure is of, for other entities by name, when the batch is asked."""
+        if not len(batch):
+            return np.full(len(names), np.nan)
+        time, known = (np.full(len(names), column[0]) for column in (batch.time_us, batch.as_of))
+        found = self.answered(measure.group, names, time, known)[measure.feature]
+        return np.asarray(pc.fill_null(found, np.nan))
+
+    def answered(
+        self,
+        group: FeatureGroup,
+        names: pa.Array,
+        time_us: Ints,
+        known_day: Ints,
+        related: Mapping[str, Floats] | None = None,
+    ) -> dict[str, pa.Array]:
+        """Each feature of the group, for entities by name."""
+        part = self.part(group)
+        if group.name not in self._windows:
+            self._windows[group.name] = kernel.Windows([group], part.tiles)
+        requests = kernel.Requests(_codes(names, part.entities), time_us, known_day)
+        found = self._windows[group.name].features(requests, related)
+        texts = {f.name: self._text_of(group, f.measure) for f in group.features if f.is_text}
+        return {
+            name: pa.array(values, from_pandas=True)
+            if name not in texts
+            else texts[name].take(pa.array(values, mask=values < 0))
+            for name, values in found.items()
+        }
+
+    def _texts(self, group: FeatureGroup, measure: Through) -> pa.StringArray:
+        return self.part(group).texts[measure.value]
+
+    def _text_of(self, group: FeatureGroup, measure: str) -> pa.StringArray:
+        return self.part(group).texts[group.measure(measure).value]
+
+    def label(self, batch: Batch) -> npt.NDArray[Any]:
+        """The label of each row: int32, of Sum float64."""
+        group, label = self.use_case.outcome, self.use_case.label
+        if group is None or isinstance(label, Reported):
+            assert batch.reported is not None  # as the events were read
+            return batch.reported
+        assert self.label_known_as_of is not None
+        known = np.full(len(batch), (self.label_known_as_of - kernel.EPOCH).days)
+        names = rows.entity_names([batch.columns[name] for name in group.key_columns])
+        found = self.answered(group, names, batch.time_us, known)
+        return kernel.label_values(label, {n: np.asarray(v) for n, v in found.items()})
+
+
+def _codes(names: pa.Array, entities: pa.StringArray) -> Ints:
+    """The codes of entities by name; those without rows get the code after the last."""
+    if pa.types.is_dictionary(names.type):
+        own = _codes(names.dictionary, entities)
+        indices = pc.fill_null(names.indices, len(own))
+        return np.append(own, len(entities))[indices.to_numpy()]
+    if names is entities:
+        return np.arange(len(entities))
+    found = pc.fill_null(pc.index_in(names, value_set=entities), len(entities))
+    codes: Ints = found.cast(pa.int64()).to_numpy()
+    return codes
+
+
+def batches(reader: Reader, snapshots: Sequence[date]) -> Iterator[Batch]:
+    """What is scored at each snapshot, among the reader's entities."""
+    if reader.use_case.mode == "event":
+        yield _events(reader, snapshots)
+        return
+    for as_of in snapshots:
+        yield _members(reader, as_of)
+
+
+def _members(reader: Reader, as_of: date) -> Batch:
+    """The population at a snapshot, in the order of its keys."""
+    population = reader.use_case.population
+    group, keys = population.group, key_columns(population.key)  # type: ignore[union-attr]
+    entities = reader.part(group).entities
+    day = (as_of - kernel.EPOCH).days
+    time = np.full(len(entities), day * kernel.DAY_US)
+    (active,) = reader.answered(group, entities, time, np.full(len(entities), day)).values()
+    names = entities.filter(pc.greater(active, 0))
+    columns = dict(zip(keys, rows.key_parts(names, len(keys)), strict=True))
+    return Batch(time_us=time[: len(names)], as_of=np.full(len(names), day), columns=columns)
+
+
+def event_columns(use_case: UseCase) -> list[str]:
+    """The columns of the population's source that :func:`batches` needs of events."""
+    source, label = use_case.source, use_case.label
+    wanted = [source.row_id, source.event_time, source.landed_date, use_case.key]
+    wanted += [name for group in use_case.feature_groups for name in group.key_columns]
+    wanted += [] if use_case.outcome is None else use_case.outcome.key_columns
+    wanted += rows.named_in(source, use_case.population.where)
+    if isinstance(label, Reported):
+        wanted += rows.named_in(source, label.where, label.known)
+    return list(dict.fromkeys(wanted))
+
+
+def _events(reader: Reader, snapshots: Sequence[date]) -> Batch:
+    """The events of the days before the snapshots, each at its own instant."""
+    use_case, table = reader.use_case, reader.event_rows(snapshots)
+    source, label = use_case.source, use_case.label
+    time = _numbers(table, source, source.event_time)
+    landed = _numbers(table, source, source.landed_date)
+    days = np.array([(as_of - kernel.EPOCH).days - 1 for as_of in snapshots])
+    is_scored = (time // kernel.DAY_US == landed) & np.isin(landed, days)
+    for name in (use_case.key, source.row_id):
+        is_scored &= np.asarray(table[name].is_valid())
+    conditions = [use_case.population.where]
+    conditions += [label.where] if isinstance(label, Reported) else []
+    found = rows.evaluated(table, [sql for sql in conditions if sql is not None])
+    if use_case.population.where is not None:
+        is_scored &= np.asarray(pc.fill_null(found[use_case.population.where], False))
+    scored = np.flatnonzero(is_scored)
+    reported = None
+    if isinstance(label, Reported) and reader.label_known_as_of is not None:
+        known = table[label.known].combine_chunks()
+        reported = kernel.reported(
+            is_reported=np.asarray(pc.fill_null(found[label.where], False))[scored],
+            reported_day=rows.as_numbers(known, "date")[scored],
+            has_day=np.asarray(known.is_valid())[scored],
+            landed_day=landed[scored],
+            known_day=(reader.label_known_as_of - kernel.EPOCH).days,
+        )
+    named = [name for name in event_columns(use_case) if name in _naming(use_case)]
+    return Batch(
+        as_of=landed[scored] + 1,
+        time_us=time[scored],
+        columns={
+            name: rows.entity_names([table[name].combine_chunks().take(pa.array(scored))])
+            for name in named
+        },
+        reported=reported,
+    )
+
+
+def _naming(use_case: UseCase) -> set[str]:
+    groups = (*use_case.feature_groups, *([use_case.outcome] if use_case.outcome else []))
+    return {*use_case.vector_key, *(name for group in groups for name in group.key_columns)}
+
+
+def _numbers(table: pa.Table, source: Source, name: str) -> Ints:
+    column: Ints = rows.as_numbers(table[name].combine_chunks(), source.columns[name])
+    return column
+
+
+def vectors(
+    reader: Reader, snapshots: Sequence[date]
+) -> Iterator[tuple[Batch, dict[str, pa.Array]]]:
+    """Batch by batch, the features of every row that is scored, and its label where asked for.
+
+    Yields:
+        The batch and its columns: one a feature, in order (float64 or text, null for null), and
+        ``label`` (see :func:`kernel.label_values`).
+    """
+    for batch in batches(reader, snapshots):
+        yield batch, columns_of(reader, batch)
+
+
+def columns_of(reader: Reader, batch: Batch) -> dict[str, pa.Array]:
+    """The features, and the label where asked for, of one batch."""
+    columns: dict[str, pa.Array] = {}
+    for group in reader.use_case.feature_groups:
+        columns |= reader.features(group, batch)
+    if reader.label_known_as_of is not None:
+        columns[LABEL] = pa.array(reader.label(batch))
+    return columns
+
+
+def without_events(group: FeatureGroup, size: int) -> dict[str, pa.Array]:
+    """Each feature of the group for entities that have no events."""
+    empty = {
+        feature.name: pa.nulls(size, pa.string())
+        if feature.is_text
+        else pa.array(null_of(feature, size), from_pandas=True)
+        for feature in group.features
+    }
+    return {n: empty.get(n, pa.nulls(size, pa.float64())) for n in group.feature_names}
+
+
+class InMemory(Reader):
+    """A reader of whole tables, one a source, in the source's columns."""
+
+    def __init__(
+        self,
+        use_case: UseCase,
+        tables: Mapping[str, pa.Table],
+        label_known_as_of: date | None = None,
+    ) -> None:
+        super().__init__(use_case, label_known_as_of)
+        self._tables = tables
+        self._parts: dict[str, state.Part] = {}
+
+    def part(self, group: FeatureGroup) -> state.Part:
+        """The tiles of a group, of all rows."""
+        if group.name not in self._parts:
+            table = self._tables[group.source.name]
+            events, entities, texts = rows.kernel_events(table, group.source, group.key, [group])
+            tiles = kernel.tiles([group], events, resolution(self.use_case))
+            self._parts[group.name] = state.Part(tiles, entities, texts)
+        return self._parts[group.name]
+
+    def event_rows(self, snapshots: Sequence[date]) -> pa.Table:
+        """All rows."""
+        return self._tables[self.use_case.source.name]
+
+
+def resolution(use_case: UseCase) -> kernel.Resolution:
+    """Of the tiles: events are asked at instants, all else at midnights."""
+    return "instant" if use_case.mode == "event" else "day"

@@ -1,0 +1,253 @@
+"""Snapshots, events and candidates, over several sources and keys, through the job's own tasks."""
+
+from collections.abc import Sequence
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from payment_cases import AS_OF, FRAUD, PAIRS, PAYMENTS, RISK, SPENDERS, SPENDING, TABLES, TOUCHED
+
+from nightshift.features import extract, job, vectors
+from nightshift.spec import EveryEvent, Source, UseCase
+
+NIGHTS = tuple(AS_OF - timedelta(days=days) for days in (33, 2, 1, 0))
+KNOWN = AS_OF + timedelta(days=5)
+
+
+def months_of(
+    root: Path, source: Source, key: str, tables: dict[str, pa.Table]
+) -> tuple[job.Month, ...]:
+    """A source as the extract keeps it."""
+    table = tables[source.name]
+    table = table.append_column(extract.TIE, pa.array(range(table.num_rows), pa.int64()))
+    landed = np.array([f"{day:%Y-%m}" for day in table[source.landed_date].to_pylist()])
+    months = []
+    for month in sorted(set(landed)):
+        file = root / source.name / key / month / extract.FILE
+        file.parent.mkdir(parents=True, exist_ok=True)
+        rows = table.filter(pa.array(landed == month))
+        extract.write(file, extract.arranged(rows, source, key, extract.BUCKETS))
+        months.append(job.Month(f"{month}-01", file, f"{source.name} {rows.num_rows}"))
+    return tuple(months)
+
+
+def through_the_job(
+    root: Path, wanted: UseCase, nights: Sequence[date], known: date | None
+) -> list[dict[str, Any]]:
+    """All vectors, from the files of all buckets, as the stage runs its tasks."""
+    months = {
+        (source.name, key): months_of(root / "events", source, key, TABLES)
+        for source, key in wanted.streams
+    }
+    target = root / wanted.name
+    target.mkdir()
+    keys = sorted({key for _, key in wanted.streams}, key=lambda key: key == wanted.key)
+    rows: list[dict[str, Any]] = []
+    for key in keys:
+        for bucket in range(extract.BUCKETS):
+            done = job.run(
+                job.Work(
+                    wanted, key, months, tuple(nights), known, root / "state", target, "code",
+                    bucket,
+                )
+            )  # fmt: skip
+            assert isinstance(done, job.Done), done
+            if done.part:
+                rows += pq.read_table(target / done.part).to_pylist()
+    return in_order(rows, wanted)
+
+
+def in_memory(wanted: UseCase, nights: Sequence[date], known: date | None) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    for batch, columns in vectors.vectors(vectors.InMemory(wanted, TABLES, known), nights):
+        names = {name: batch.columns[name].to_pylist() for name in wanted.vector_key}
+        days = pa.array(batch.as_of.astype(np.int32)).cast(pa.date32()).to_pylist()
+        table = names | {"snapshot": days} | {n: v.to_pylist() for n, v in columns.items()}
+        found += [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
+    return in_order(found, wanted)
+
+
+def in_order(rows: list[dict[str, Any]], wanted: UseCase) -> list[dict[str, Any]]:
+    return sorted(rows, key=lambda row: (str(row.get("snapshot")), row[wanted.vector_key[0]],
+                                         row[wanted.vector_key[-1]]))  # fmt: skip
+
+
+@pytest.mark.parametrize("wanted", [FRAUD, PAIRS, SPENDERS], ids=lambda wanted: wanted.name)
+def test_files_of_buckets_give_the_bits_that_whole_tables_give(
+    tmp_path: Path, wanted: UseCase
+) -> None:
+    rows = through_the_job(tmp_path, wanted, NIGHTS, KNOWN)
+
+    assert rows == in_memory(wanted, NIGHTS, KNOWN)
+    assert len(rows) > 20
+    assert {row["snapshot"] for row in rows} == set(NIGHTS)
+    assert {row["label"] for row in rows} == {0, 1}
+    filled = [name for name in wanted.feature_names if any(row[name] for row in rows)]
+    assert filled == list(wanted.feature_names), "no feature is empty or zero everywhere"
+
+
+@pytest.mark.parametrize("wanted", [FRAUD, PAIRS, SPENDERS], ids=lambda wanted: wanted.name)
+def test_a_night_equals_its_snapshot_in_a_training_set(tmp_path: Path, wanted: UseCase) -> None:
+    night = through_the_job(tmp_path / "a", wanted, [AS_OF], None)
+    trained = through_the_job(tmp_path / "b", wanted, NIGHTS, KNOWN)
+
+    of_that_night = [row for row in trained if row["snapshot"] == AS_OF]
+    assert (
+        night
+        and [
+            {name: value for name, value in row.items() if name not in ("snapshot", "label")}
+            for row in of_that_night
+        ]
+        == night
+    )
+
+
+def database() -> duckdb.DuckDBPyConnection:
+    connection = duckdb.connect()
+    for name, table in TABLES.items():
+        connection.register(name, table)
+    return connection
+
+
+SPENDING_SQL = """
+    (select count(*) from payments p where {of} and p.customer_id = e.customer_id
+       and p.paid_at >= e.at - interval 7 day) as customer_payment_count_7d,
+    (select avg(amount) from payments p where {of} and p.customer_id = e.customer_id
+       and p.paid_at >= e.at - interval 30 day) as customer_amount_mean_30d,
+    (select is_member::double from customers p where p.customer_id = e.customer_id
+       and p.valid_from < e.at and p.landed_date < e.snapshot
+       order by valid_from desc, landed_date desc, is_member desc limit 1)
+       as customer_member_last_all"""
+RISK_SQL = """
+    (select count(*) from payments p where {of} and p.terminal_id = e.terminal_id
+       and p.paid_at >= e.at - interval 1 day) as terminal_payment_count_1d,
+    (select count(*) filter (where is_fraud and reported_on < e.snapshot)
+       / nullif(count(*), 0)
+       from payments p where {of} and p.terminal_id = e.terminal_id
+       and p.paid_at >= e.at - interval 37 day and p.paid_at < e.at - interval 7 day)
+       as terminal_fraud_rate,
+    (select coalesce(sum(amount), 0)::double from payments p where {of}
+       and p.terminal_id = e.terminal_id and p.customer_id = e.customer_id)
+       as pair_amount_sum_all"""
+SEEN = "p.paid_at < e.at and p.landed_date < e.snapshot"
+
+
+def require_equal(rows: list[dict[str, Any]], query: str, names: Sequence[str]) -> None:
+    """Compare rows with those of a query, by its first columns, as many as are ``names``."""
+    found = database().sql(query)
+    expected = {tuple(row[: len(names)]): row[len(names) :] for row in found.fetchall()}
+    actual = {tuple(row[name] for name in names): row for row in rows}
+    assert actual.keys() == expected.keys()
+    assert len(expected) > 20
+    for key, values in expected.items():
+        for name, value in zip(found.columns[len(names) :], values, strict=True):
+            assert actual[key][name] == (None if value is None else pytest.approx(value)), (
+                key, name,
+            )  # fmt: skip
+
+
+def test_events_equal_plain_sql(tmp_path: Path) -> None:
+    nights = ", ".join(f"date '{night}'" for night in NIGHTS)
+    require_equal(
+        through_the_job(tmp_path, FRAUD, NIGHTS, KNOWN),
+        f"""
+        with e as (
+            select *, paid_at as at, paid_at::date + 1 as snapshot from payments
+            where amount > 0 and customer_id is not null and landed_date = paid_at::date
+            and paid_at::date + 1 in ({nights})
+        )
+        select payment_id, {SPENDING_SQL}, {RISK_SQL},
+            (is_fraud and reported_on < date '{KNOWN}')::int as label
+        from e
+        """.format(of=SEEN),
+        ("payment_id",),
+    )
+
+
+def test_candidates_equal_plain_sql(tmp_path: Path) -> None:
+    nights = ", ".join(f"(date '{night}')" for night in NIGHTS)
+    require_equal(
+        through_the_job(tmp_path, PAIRS, NIGHTS, KNOWN),
+        f"""
+        with n(snapshot) as (values {nights}), e as (
+            select distinct customer_id, terminal_id, snapshot, snapshot::timestamp as at
+            from payments p, n
+            where amount > 0 and customer_id is not null and terminal_id is not null
+            and paid_at >= snapshot - interval 60 day and paid_at < snapshot
+            and landed_date < snapshot
+        )
+        select snapshot, customer_id, terminal_id, {SPENDING_SQL}, {RISK_SQL},
+            exists (select 1 from payments p where p.customer_id = e.customer_id
+                and p.terminal_id = e.terminal_id and p.paid_at >= e.at
+                and p.paid_at < e.at + interval 5 day and p.landed_date < date '{KNOWN}'
+            )::int as label
+        from e
+        """.format(of=SEEN),
+        ("snapshot", "customer_id", "terminal_id"),
+    )
+
+
+def test_what_other_entities_tell_a_snapshot_equals_plain_sql(tmp_path: Path) -> None:
+    nights = ", ".join(f"(date '{night}')" for night in NIGHTS)
+    require_equal(
+        through_the_job(tmp_path, SPENDERS, NIGHTS, KNOWN),
+        f"""
+        with n(snapshot) as (values {nights}), e as (
+            select distinct customer_id, snapshot, snapshot::timestamp as at
+            from payments p, n
+            where customer_id is not null and paid_at >= snapshot - interval 60 day
+            and paid_at < snapshot and landed_date < snapshot
+        ), t as (
+            select terminal_id, snapshot, count(*) filter (
+                where paid_at >= snapshot - interval 37 day
+                and paid_at < snapshot - interval 7 day
+            ) as counted
+            from payments p, n where paid_at < snapshot and landed_date < snapshot
+            group by all
+        )
+        select snapshot, customer_id, {SPENDING_SQL},
+            (select avg(counted) from payments p join t using (terminal_id)
+              where {{of}} and p.customer_id = e.customer_id and t.snapshot = e.snapshot
+              and p.paid_at >= e.at - interval 30 day) as customer_terminal_payments_mean_30d,
+            exists (select 1 from customers p where p.customer_id = e.customer_id
+                and p.valid_from >= e.at and p.valid_from < e.at + interval 5 day
+                and p.landed_date < date '{KNOWN}')::int as label
+        from e
+        """.format(of=SEEN),
+        ("snapshot", "customer_id"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("wanted", "changes", "message"),
+    [
+        (FRAUD, {"key": "merchant_id"}, "key 'merchant_id' is not a column of payments"),
+        (FRAUD, {"feature_groups": (TOUCHED,)}, "goes through other entities, which is for snap"),
+        (SPENDERS, {"feature_groups": (RISK,)}, "a row that is scored has .'customer_id',."),
+        (SPENDERS, {"key": "terminal_id"}, "the population is of .'customer_id',."),
+        (SPENDERS, {"label": PAIRS.label}, "the label is of .'customer_id', 'terminal_id'.,"),
+        (SPENDERS, {"label": FRAUD.label}, "is no label of a customer"),
+        (PAIRS, {"label": SPENDERS.label}, "the label is of .'customer_id',., what is scored"),
+        (
+            FRAUD,
+            {"feature_groups": (SPENDING.model_copy(update={"name": "risk"}), RISK)},
+            "two differ that are named risk",
+        ),
+    ],
+)
+def test_what_does_not_fit_a_mode_is_refused(
+    wanted: UseCase, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        UseCase(**(dict(wanted) | changes))
+
+
+def test_events_are_named_by_a_column() -> None:
+    columns = {name: kind for name, kind in PAYMENTS.columns.items() if name != "payment_id"}
+    with pytest.raises(ValueError, match="names each event by 'payment_id', which is not among"):
+        EveryEvent(source=PAYMENTS.model_copy(update={"columns": columns}))
