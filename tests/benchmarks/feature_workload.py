@@ -7,7 +7,7 @@ seven days later. All of it is drawn from one seed, so that every run is of the 
 
 import hashlib
 from collections.abc import Iterator
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,19 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from nightshift.feature_groups.order_lines import CUSTOMER_ORDERS, ORDER_LINES
-from nightshift.spec import Aggregate, Feature, FeatureGroup, Ratio
+from nightshift.spec import (
+    Aggregate,
+    AtLeast,
+    EveryEvent,
+    Feature,
+    FeatureGroup,
+    Measure,
+    Ratio,
+    Reported,
+    Source,
+    UseCase,
+    Window,
+)
 from nightshift.use_cases import CHURN
 
 START, AS_OF = date(2024, 1, 1), date(2026, 1, 1)
@@ -84,6 +96,72 @@ EVENT_FEATURES = tuple(
     for days in (1, 7, 30)
 )
 """What is known of a payment's customer and terminal at its instant."""
+
+PAYMENTS = Source(
+    name="payments",
+    relation="marts.payments",
+    row_id="transaction_id",
+    event_time="transaction_at",
+    landed_date="landed_date",
+    columns={
+        "transaction_id": "integer", "transaction_at": "timestamp", "customer_id": "string",
+        "terminal_id": "string", "amount": "decimal", "landed_date": "date",
+        "reported_date": "date",
+    },
+)  # fmt: skip
+_PAID = (
+    Measure(name="payment", column="transaction_at"),
+    Measure(name="amount", column="amount"),
+)
+_OF_DAYS = (
+    Aggregate(measure="payment", aggregations=("count",), windows=(1, 7, 30)),
+    Aggregate(measure="amount", aggregations=("mean",), windows=(1, 7, 30)),
+)
+_OF_KNOWN_DAYS = tuple(Window(days=days, lag=REPORT_DELAY_DAYS) for days in (1, 7, 30))
+CARD_FRAUD = UseCase(
+    **dict(CHURN)
+    | {
+        "name": "card_fraud",
+        "population": EveryEvent(source=PAYMENTS),
+        "label": Reported(
+            source=PAYMENTS, where="reported_date is not null", known="reported_date",
+            reporting_delay_days=REPORT_DELAY_DAYS,
+        ),
+        "feature_groups": (
+            FeatureGroup(
+                name="customer_payments", source=PAYMENTS, entity="customer", key="customer_id",
+                measures=_PAID, aggregates=_OF_DAYS,
+            ),
+            FeatureGroup(
+                name="terminal_payments",
+                source=PAYMENTS,
+                entity="terminal",
+                key="terminal_id",
+                measures=(
+                    *_PAID, Measure(name="fraud", column="transaction_at", known="reported_date"),
+                ),
+                aggregates=(
+                    *_OF_DAYS,
+                    Aggregate(measure="payment", aggregations=("count",), windows=_OF_KNOWN_DAYS),
+                    Aggregate(measure="fraud", aggregations=("count",), windows=_OF_KNOWN_DAYS),
+                ),
+                ratios=tuple(
+                    Ratio(
+                        name=f"terminal_fraud_rate_{days}d",
+                        numerator=f"terminal_fraud_count_{days}d_lag{REPORT_DELAY_DAYS}d",
+                        denominator=f"terminal_payment_count_{days}d_lag{REPORT_DELAY_DAYS}d",
+                    )
+                    for days in (1, 7, 30)
+                ),
+            ),
+        ),
+        "heuristics": (),
+        "gates": (AtLeast(metric="auc", value=0.5),),
+    }
+)  # fmt: skip
+"""The fifteen features, and the six counts that the rates of fraud are made of."""
+CARD_NIGHTS = tuple(CARDS_START + timedelta(days=day + 1) for day in range(CARDS_DAYS))
+"""The nights that score all payments."""
 
 EXACT = {f.name for f in STANDARD_ORDERS.features if f.aggregation in ("count", "distinct")}
 EXACT |= {name for name in EVENT_FEATURES if "_count_" in name}

@@ -270,21 +270,24 @@ class _VectorTask(_Task):
         nulls = dict.fromkeys(use_case.feature_names, 0)
         count = 0
         file = work.target / f"part-{work.bucket:05}.parquet"
-        with _written(file, schema, use_case.vector_key) as (temporary, writer):
-            for batch, columns in vectors.vectors(self, work.snapshots):
-                snapshot = pa.array(batch.as_of.astype(np.int32)).cast(pa.date32())
-                found = columns | dict(batch.columns) | {SNAPSHOT: snapshot}
-                table = pa.table({f.name: found[f.name].cast(f.type) for f in schema}, schema)
-                for name in nulls:
-                    nulls[name] += table[name].null_count
-                count += table.num_rows
-                writer.write_table(table)
-            writer.close()
-            if count == 0:
-                temporary.unlink()
-                return self.tell(None, 0, "", nulls)
+        with _appearing(file) as temporary:
+            with pq.ParquetWriter(
+                temporary, schema, compression="lz4", use_dictionary=[use_case.key],
+                write_page_checksum=True,
+            ) as writer:  # fmt: skip
+                for batch, columns in vectors.vectors(self, work.snapshots):
+                    snapshot = pa.array(batch.as_of.astype(np.int32)).cast(pa.date32())
+                    found = columns | dict(batch.columns) | {SNAPSHOT: snapshot}
+                    table = pa.table({f.name: found[f.name].cast(f.type) for f in schema}, schema)
+                    for name in nulls:
+                        nulls[name] += table[name].null_count
+                    count += table.num_rows
+                    writer.write_table(table)
             with temporary.open("rb") as written:
                 sha256 = hashlib.file_digest(written, "sha256").hexdigest()
+        if count == 0:
+            file.unlink()
+            return self.tell(None, 0, "", nulls)
         return self.tell(file, count, sha256, nulls)
 
     def features(self, group: FeatureGroup, batch: vectors.Batch) -> dict[str, pa.Array]:
@@ -314,35 +317,31 @@ class _VectorTask(_Task):
         return self.work.snapshots.index(kernel.EPOCH + timedelta(days=int(batch.as_of[0])))
 
     def _looked_up(
-        self, group: FeatureGroup, row_group: int, ids: pa.Array, names: Sequence[str]
+        self, group: FeatureGroup, number: int, ids: pa.Array, names: Sequence[str]
     ) -> dict[str, pa.Array]:
         """What the tasks of other entities found; of those whom they do not know, no events."""
         ids = ids.cast(pa.string())
         with self.timed(group.name):
             found = []
             for bucket in range(extract.BUCKETS):
-                with pq.ParquetFile(
-                    _related_file(self.work, group, bucket), page_checksum_verification=True
-                ) as parquet:
-                    table = parquet.read_row_group(
-                        row_group, columns=[_ID, *names], use_threads=False
-                    )
-                # whoever else there is is not held
-                found.append(table.filter(pc.is_in(table[_ID], value_set=ids)))
-            table = pa.concat_tables(found).combine_chunks()
+                with pa.memory_map(str(_related_file(self.work, group, bucket))) as file:
+                    batch = pa.ipc.open_file(file).get_batch(number).select([_ID, *names])
+                if self.use_case.mode != "event":  # which has asked for these and no others
+                    batch = batch.filter(pc.is_in(batch[_ID], value_set=ids))
+                found.append(batch)
+            table = pa.Table.from_batches(found).combine_chunks()
             at = pc.index_in(ids, value_set=table[_ID].combine_chunks())
-            empty = vectors.without_events(group, len(ids))
-            unknown = at.is_null()
-            return {
-                name: pc.if_else(unknown, empty[name], table[name].combine_chunks().take(at))
-                for name in names
-            }
+            columns = {name: table[name].combine_chunks().take(at) for name in names}
+            if at.null_count:
+                unknown, empty = at.is_null(), vectors.without_events(group, len(ids))
+                columns = {n: pc.if_else(unknown, empty[n], v) for n, v in columns.items()}
+            return columns
 
 
 class _RelatedTask(_Task):
     """Makes the features of a bucket of other entities: a file a group.
 
-    Of snapshots a file has a row group for each, of all entities, by name. Of events it has one for
+    Of snapshots a file has a batch for each, of all entities, by name. Of events it has one for
     each bucket of the use case's own key, by event.
     """
 
@@ -359,11 +358,10 @@ class _RelatedTask(_Task):
             types = _feature_types([group])
             schema = pa.schema([pa.field(_ID, pa.string()), *types])
             asked = self._events_asked if self.use_case.mode == "event" else self._snapshots_asked
-            with _written(file, schema, [_ID]) as (_, writer):
+            with _appearing(file) as temporary, pa.ipc.new_file(temporary, schema) as writer:
                 for ids, columns in asked(group):
-                    table = pa.table([ids, *(columns[field.name] for field in types)], schema)
-                    writer.write_table(table, row_group_size=max(1, table.num_rows))
-                writer.close()
+                    arrays = [ids, *(columns[field.name] for field in types)]
+                    writer.write_batch(pa.record_batch(arrays, schema))
         return self.tell(None, 0, "", {})
 
     def _snapshots_asked(
@@ -402,22 +400,15 @@ def _related_file(work: Work, group: FeatureGroup, bucket: int) -> Path:
 
 
 @contextmanager
-def _written(
-    file: Path, schema: pa.Schema, text: Sequence[str]
-) -> Iterator[tuple[Path, pq.ParquetWriter]]:
-    """A writer of a file that appears whole when the block ends well.
+def _appearing(file: Path) -> Iterator[Path]:
+    """A name to write to; the file appears whole when the block ends well.
 
     Of a task that Spark runs twice, one file is kept.
     """
     temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
     try:
-        with pq.ParquetWriter(
-            temporary, schema, compression="lz4", use_dictionary=list(text),
-            write_page_checksum=True, write_statistics=False,
-        ) as writer:  # fmt: skip
-            yield temporary, writer
-        if temporary.exists():
-            temporary.replace(file)
+        yield temporary
+        temporary.replace(file)
     finally:
         temporary.unlink(missing_ok=True)
 

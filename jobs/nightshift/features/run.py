@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from psycopg2.extensions import connection as Connection
+from pyspark.sql import SparkSession
 
 from nightshift.errors import NightshiftError, RefusedAsOf, SettingError
 from nightshift.features import extract as plan
@@ -460,7 +461,9 @@ def _build_locked(
                 for key in dict.fromkeys(key for _, key in dataset.use_case.streams)
                 for bucket in range(plan.BUCKETS)
             ]
-            done = _done(settings, f"nightshift {kind} {as_of}", works)
+            name, daemon = f"nightshift {kind} {as_of}", "nightshift.features.daemon"
+            with spark_session(settings, name, daemon) as spark:
+                done = run_tasks(spark, works)
             for target in targets:
                 shutil.rmtree(target / job.RELATED, ignore_errors=True)
             for dataset, target in zip(missing, targets, strict=True):
@@ -527,8 +530,8 @@ def _signatures(months: Mapping[tuple[str, str], Sequence[job.Month]]) -> dict[s
     }
 
 
-def _done(settings: Settings, name: str, works: Sequence[job.Work]) -> list[job.Done]:
-    """What the tasks did: first what others look up, then the vectors, in one Spark session.
+def run_tasks(spark: SparkSession, works: Sequence[job.Work]) -> list[job.Done]:
+    """What the tasks did: first those of what others look up, then those of the vectors.
 
     Raises:
         NightshiftError: what the first task that could not do its work said.
@@ -538,14 +541,13 @@ def _done(settings: Settings, name: str, works: Sequence[job.Work]) -> list[job.
         [work for work in works if work.key == work.use_case.key],
     ]
     done: list[job.Done] = []
-    with spark_session(settings, name, daemon="nightshift.features.daemon") as spark:
-        for some in filter(None, rounds):
-            # a task of several buckets costs less than one each, and two a core even out
-            tasks = min(len(some), 2 * spark.sparkContext.defaultParallelism)
-            for found in spark.sparkContext.parallelize(some, tasks).map(job.run).collect():
-                if isinstance(found, job.Refused):
-                    raise NightshiftError(found.what, found.remedy)
-                done.append(found)
+    for some in filter(None, rounds):
+        # a task of several buckets costs less than one each, and two a core even out
+        tasks = min(len(some), 2 * spark.sparkContext.defaultParallelism)
+        for found in spark.sparkContext.parallelize(some, tasks).map(job.run).collect():
+            if isinstance(found, job.Refused):
+                raise NightshiftError(found.what, found.remedy)
+            done.append(found)
     return done
 
 
