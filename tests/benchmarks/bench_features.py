@@ -122,7 +122,7 @@ class Session(NamedTuple):
         works = [
             job.Work(
                 workload.STANDARD, workload.STANDARD.key, streams, tuple(snapshots), None,
-                self.state, self.out, "bench", bucket,
+                self.state, self.out, job.code_sha256(), bucket,
             )
             for bucket in range(extract.BUCKETS)
         ]  # fmt: skip

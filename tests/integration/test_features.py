@@ -4,7 +4,9 @@ import json
 import os
 import resource
 import shutil
+import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from datetime import date, datetime, timedelta
 from typing import Any
@@ -26,6 +28,7 @@ from nightshift.features.run import (
     build_training_set,
     events_dir,
     extract,
+    prove,
 )
 from nightshift.settings import Settings
 from nightshift.use_cases import CHURN
@@ -171,6 +174,8 @@ def test_a_full_disk_leaves_the_extract_as_it_was(mart: Settings) -> None:
 
     with room_of(4_000), pytest.raises(NightshiftError, match=r"was not written: .*too large"):
         extract(mart, [CHURN], AS_OF)
+    with pytest.raises(NightshiftError, match="has not come to its end"):
+        prove(mart, CHURN)
 
     assert lake_rows(mart) == before
     root = events_dir(mart, CHURN.source, CHURN.key)
@@ -220,5 +225,76 @@ def test_a_night_without_population_is_refused_and_leaves_no_dataset(mart: Setti
 
 
 def test_features_without_an_extract_are_refused(mart: Settings) -> None:
-    with pytest.raises(NightshiftError, match="no extract of order_lines"):
+    with pytest.raises(NightshiftError, match="no row of order_lines by customer_id"):
         build_features(mart, [CHURN], AS_OF)
+
+
+def test_a_mart_without_a_row(empty_mart: Settings) -> None:
+    assert extract(empty_mart, [CHURN], AS_OF) == ExtractResult(0, 0, 0)
+    with pytest.raises(NightshiftError) as error:
+        build_features(empty_mart, [CHURN], AS_OF)
+    assert error.value.what == "the lake has no row of order_lines by customer_id"
+    assert "marts.fct_order_lines has no such row" in error.value.remedy
+
+
+def test_a_damaged_month_is_extracted_anew_by_the_job_that_finds_it(mart: Settings) -> None:
+    extract(mart, [CHURN], AS_OF)
+    file = events_dir(mart, CHURN.source, CHURN.key) / "month=2011-01-01" / "part-00000.parquet"
+    whole = file.read_bytes()
+    # the pages of one bucket, of the same length: only their checksums tell
+    file.write_bytes(bytes([*whole[:200], *(byte ^ 0xFF for byte in whole[200:400]), *whole[400:]]))
+
+    assert build_features(mart, [CHURN], AS_OF)["churn"].rows == 2
+    assert file.read_bytes() == whole
+
+    insert(mart, [line(300, "late", "2010-12-24", landed="2011-01-02")])
+    file.write_bytes(bytes([*whole[:200], *(byte ^ 0xFF for byte in whole[200:400]), *whole[400:]]))
+    assert extract(mart, [CHURN], AS_OF).rows == 10, "to which a day is to be added"
+    assert lake_rows(mart) == mart_rows(mart)
+
+
+def test_of_two_runs_at_once_one_computes(mart: Settings) -> None:
+    extract(mart, [CHURN], AS_OF)
+    both = threading.Barrier(2)
+
+    def night() -> DatasetResult:
+        both.wait()
+        return build_features(mart, [CHURN], AS_OF)["churn"]
+
+    with ThreadPoolExecutor() as threads:
+        first, second = (each.result() for each in [threads.submit(night), threads.submit(night)])
+
+    assert sorted([first.is_reused, second.is_reused]) == [False, True]
+    assert first.folder == second.folder
+    assert len(rows_of(first)) == first.rows == second.rows == 2
+
+
+def test_keys_of_any_text_and_prices_that_are_no_number(empty_mart: Settings) -> None:
+    source = CHURN.source.model_copy(
+        update={"columns": {**CHURN.source.columns, "unit_price": "double"}}
+    )
+    of = {"source": source}
+    use_case = CHURN.model_copy(
+        update={
+            "population": CHURN.population.model_copy(update=of),
+            "label": CHURN.label.model_copy(update=of),
+            "feature_groups": tuple(g.model_copy(update=of) for g in CHURN.feature_groups),
+        }
+    )
+    keys = ["", " ", "Zoë Ωmega 张 🛒", "a\nb\t'\"\\", "x" * 10_000, "X" * 10_000, "null", "NaN"]
+    lines = [line(number, key, "2011-05-02") for number, key in enumerate([*keys, None])]
+    priceless = [list(line(100 + n, key, "2011-05-03")) for n, key in enumerate(keys)]
+    for each in priceless:
+        each[6] = "NaN"
+    insert(empty_mart, [*lines, *(tuple(each) for each in priceless)])
+
+    with pytest.raises(NightshiftError) as error:
+        extract(empty_mart, [CHURN], AS_OF)
+    assert "marts.fct_order_lines.unit_price holds NaN" in error.value.what
+    assert "landed on 2011-05-03" in error.value.what
+
+    assert extract(empty_mart, [use_case], AS_OF).rows == 17
+    found = rows_of(build_features(empty_mart, [use_case], AS_OF)["churn"])
+    assert [row["customer_id"] for row in found] == sorted(keys, key=str.encode)
+    assert {row["customer_purchase_count_30d"] for row in found} == {2.0}
+    assert {row["customer_purchase_price_mean_365d"] for row in found} == {2.55}, "of one line"

@@ -58,6 +58,10 @@ _SQL_TYPES: dict[str, tuple[str, ...]] = {
 }
 
 
+class DamagedMonth(NightshiftError):
+    """A month's file that cannot be read as it was written."""
+
+
 def quote(identifier: str) -> str:
     """A quoted SQL identifier; a dotted name is quoted part by part."""
     return ".".join('"' + part.replace('"', '""') + '"' for part in identifier.split("."))
@@ -101,15 +105,39 @@ def schema(source: Source) -> pa.Schema:
 
 
 def typed(table: pa.Table, source: Source) -> pa.Table:
-    """The rows that ``rows_query`` gave, in the types of :func:`schema`."""
+    """The rows that ``rows_query`` gave, in the types of :func:`schema`.
+
+    Raises:
+        NightshiftError: when a value does not fit its type, such as a NaN among decimals.
+    """
     wanted = schema(source)
     columns = []
     for field in wanted:
         column = table[field.name]
         if pa.types.is_dictionary(field.type):
             column = pc.dictionary_encode(column)
-        columns.append(column.cast(field.type))
+        try:
+            columns.append(column.cast(field.type))
+        except pa.ArrowInvalid as error:
+            raise _unfit(table, source, field) from error
     return pa.table(columns, schema=wanted).unify_dictionaries().combine_chunks()
+
+
+def _unfit(table: pa.Table, source: Source, field: pa.Field) -> NightshiftError:
+    """Which value of a column cannot be of the field's type, and when it landed."""
+    for value in pc.unique(table[field.name]):
+        try:
+            value.cast(field.type)
+        except pa.ArrowInvalid:
+            row = pc.index(table[field.name], value).as_py()
+            break
+    landed = table[source.landed_date][row]
+    return NightshiftError(
+        f"{source.relation}.{field.name} holds {value}, which is no {field.type}, in a row that"
+        f" landed on {landed}",
+        f"select {source.row_id} from {source.relation} where {field.name} = '{value}': correct"
+        " the dbt model or land the file again; or declare the column as double",
+    )
 
 
 def bucket_of(key: str, buckets: int) -> int:
@@ -185,7 +213,7 @@ def read(file: Path, bucket: int, source: Source, columns: Sequence[str]) -> pa.
     """Columns of one bucket's rows of a month's file; text is dictionary-encoded.
 
     Raises:
-        NightshiftError: when the file is damaged; each page has a checksum.
+        DamagedMonth: when the file is damaged; each page has a checksum.
     """
     strings = [name for name in columns if source.columns.get(name) == "string"]
     try:
@@ -193,8 +221,10 @@ def read(file: Path, bucket: int, source: Source, columns: Sequence[str]) -> pa.
             file, read_dictionary=strings, page_checksum_verification=True
         ) as parquet:
             return parquet.read_row_group(bucket, columns=list(columns), use_threads=False)
+    except FileNotFoundError:
+        raise
     except (OSError, pa.ArrowException) as error:
-        raise NightshiftError(
+        raise DamagedMonth(
             f"{file} is damaged: {' '.join(str(error).split())}",
             f"remove {file.parent}, and run the extract stage: it writes it anew",
         ) from error

@@ -9,6 +9,7 @@ months, named by a digest of all that it is made of. A night makes tiles of the 
 """
 
 import hashlib
+import socket
 import time
 import uuid
 from abc import abstractmethod
@@ -16,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, timedelta
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -101,20 +102,46 @@ class Done:
 
 @dataclass(frozen=True)
 class Refused:
-    """Why a task did nothing, as a :class:`NightshiftError` says it."""
+    """Why a task did nothing, as a :class:`NightshiftError` says it.
+
+    Attributes:
+        is_damage: whether a month's file is at fault.
+    """
 
     what: str
     remedy: str
+    is_damage: bool = False
+
+
+@cache
+def code_sha256() -> str:
+    """A digest of the code that makes features, as it is on this machine."""
+    found = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        found.update(f"{file.name}\n".encode() + file.read_bytes())
+    return found.hexdigest()
 
 
 def run(work: Work) -> Done | Refused:
     """Compute one bucket, and write it as one Parquet file (of other entities: one a group)."""
+    if work.code != code_sha256():
+        return Refused(
+            f"{socket.gethostname()} would compute features by other code than was asked for",
+            "install this version of nightshift on all Spark workers; where it was changed while"
+            " a job ran, run again",
+        )
     try:
         if work.key == work.use_case.key:
             return _VectorTask(work).done()
         return _RelatedTask(work).done()
     except NightshiftError as error:
-        return Refused(error.what, error.remedy)
+        return Refused(error.what, error.remedy, isinstance(error, extract.DamagedMonth))
+    except FileNotFoundError as error:
+        return Refused(
+            f"{socket.gethostname()} does not find a file of the lake: {error}",
+            "run the extract stage; on a Spark cluster, the lake must be under the same path on"
+            " every worker",
+        )
     except OSError as error:
         return Refused(
             f"{work.use_case.name}, bucket {work.bucket}: {error}",

@@ -76,7 +76,12 @@ def extract(settings: Settings, use_cases: Sequence[UseCase], as_of: date) -> Ex
         total = ExtractResult(0, 0, 0)
         for source, keys in _streams(use_cases):
             with holding(settings, exclusive=[_lake_lock(source)]):
-                total += _extract_source(settings, source, keys)
+                try:
+                    total += _extract_source(settings, source, keys)
+                except plan.DamagedMonth:  # that is to get more days
+                    if not _damaged_removed(settings, source, keys):
+                        raise
+                    total += _extract_source(settings, source, keys)
         run.result = asdict(total)
         log.info(
             "extract: %d of %d landed days have changed, %d rows read",
@@ -102,6 +107,10 @@ def _extract_source(settings: Settings, source: Source, keys: Sequence[str]) -> 
     work = _months_to_write(settings, source, keys, days, declared)
     asked = {month: sorted(set().union(*by_key.values())) for month, by_key in work.items()}
     rows = 0
+    unfinished = _unfinished(settings, source)
+    if work:
+        unfinished.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.touch()
     with closing(_months(settings, source, asked)) as months:
         for month, table in months:
             rows += table.num_rows
@@ -109,7 +118,13 @@ def _extract_source(settings: Settings, source: Source, keys: Sequence[str]) -> 
             for key, changed in work[month].items():
                 folder = events_dir(settings, source, key) / f"month={month}"
                 _write_month(folder, source, key, table, changed, of_month, declared)
+    unfinished.unlink(missing_ok=True)
     return ExtractResult(sum(map(len, asked.values())), len(days), rows)
+
+
+def _unfinished(settings: Settings, source: Source) -> Path:
+    """There while months are written, and after an extract that was killed: some may lack rows."""
+    return settings.lake_dir / "events" / source.name / ".unfinished"
 
 
 def _months(
@@ -200,6 +215,19 @@ def _sound_month(folder: Path, declared: str) -> dict[str, str]:
         return {}
     days: dict[str, str] = manifest["days"]
     return days
+
+
+def _damaged_removed(settings: Settings, source: Source, keys: Sequence[str]) -> bool:
+    """Whether a month's file has other bytes than were written; such ones are removed."""
+    found = False
+    for key in keys:
+        for folder in events_dir(settings, source, key).glob("month=*"):
+            file, manifest = folder / plan.FILE, lake.read_manifest(folder) or {}
+            if not file.is_file() or lake.file_sha256(file) != manifest.get("signature"):
+                log.warning("%s is damaged, and is written anew from %s", file, source.relation)
+                file.unlink(missing_ok=True)
+                found = True
+    return found
 
 
 def _write_month(
@@ -416,13 +444,37 @@ def _lake_locks(*use_cases: UseCase) -> set[str]:
 def _build(
     settings: Settings, kind: str, as_of: date, jobs: Sequence[_Job]
 ) -> dict[str, DatasetResult]:
-    """Build what is missing: one writer a dataset, and no extract changes what a job reads."""
-    with holding(
-        settings,
-        exclusive={f"{kind}:{use_case.name}:{as_of}" for use_case, _, _ in jobs},
-        shared=_lake_locks(*(use_case for use_case, _, _ in jobs)),
-    ):
-        return _build_locked(settings, kind, as_of, jobs)
+    """Build what is missing: one writer a dataset, and no extract changes what a job reads.
+
+    Where a month's file turns out to be damaged, it is extracted anew, and the build goes on.
+    """
+    use_cases = [use_case for use_case, _, _ in jobs]
+
+    def build() -> dict[str, DatasetResult]:
+        with holding(
+            settings,
+            exclusive={f"{kind}:{use_case.name}:{as_of}" for use_case in use_cases},
+            shared=_lake_locks(*use_cases),
+        ):
+            return _build_locked(settings, kind, as_of, jobs)
+
+    try:
+        return build()
+    except plan.DamagedMonth:
+        if not _mended(settings, use_cases):
+            raise
+    return build()
+
+
+def _mended(settings: Settings, use_cases: Sequence[UseCase]) -> bool:
+    """Whether there were damaged or missing files, which have been extracted anew."""
+    found = False
+    for source, keys in _streams(use_cases):
+        with holding(settings, exclusive=[_lake_lock(source)]):
+            if _damaged_removed(settings, source, keys) or _unfinished(settings, source).exists():
+                _extract_source(settings, source, keys)
+                found = True
+    return found
 
 
 def _build_locked(
@@ -493,17 +545,25 @@ def _state_dir(settings: Settings) -> Path:
 
 
 def _months_there(settings: Settings, source: Source, key: str) -> tuple[job.Month, ...]:
-    root = events_dir(settings, source, key)
-    months = tuple(
-        job.Month(folder.name.removeprefix("month="), folder / plan.FILE, manifest["signature"])
-        for folder in sorted(root.glob("month=*"))
-        if (manifest := lake.read_manifest(folder)) is not None
-    )
+    if _unfinished(settings, source).exists():
+        raise plan.DamagedMonth(
+            f"the last extract of {source.name} has not come to its end", "run the extract stage"
+        )
+    months = []
+    for folder in sorted(events_dir(settings, source, key).glob("month=*")):
+        file, manifest = folder / plan.FILE, lake.read_manifest(folder)
+        if manifest is None or not file.is_file() or file.stat().st_size != manifest["bytes"]:
+            raise plan.DamagedMonth(
+                f"{file} is damaged", "run the extract stage: it writes it anew"
+            )
+        name = folder.name.removeprefix("month=")
+        months.append(job.Month(name, file, manifest["signature"]))
     if not months:
         raise NightshiftError(
-            f"the lake has no extract of {source.name} by {key}", "run the extract stage first"
+            f"the lake has no row of {source.name} by {key}",
+            f"run the extract stage; if it has run, {source.relation} has no such row: land files",
         )
-    return months
+    return tuple(months)
 
 
 def _dataset_key(
@@ -515,7 +575,7 @@ def _dataset_key(
     return {
         "spec_sha256": lake.digest(use_case.model_dump(mode="json")),
         "source_sha256": lake.digest(_signatures(months)),
-        "code_sha256": _folder_sha256(Path(__file__).parent, "*.py"),
+        "code_sha256": job.code_sha256(),
         "snapshots": [d.isoformat() for d in snapshots],
         "label_known_as_of": known.isoformat() if known else None,
     }
@@ -542,11 +602,15 @@ def run_tasks(spark: SparkSession, works: Sequence[job.Work]) -> list[job.Done]:
     ]
     done: list[job.Done] = []
     for some in filter(None, rounds):
-        # a task of several buckets costs less than one each, and two a core even out
-        tasks = min(len(some), 2 * spark.sparkContext.defaultParallelism)
+        tasks = len(some)
+        if spark.sparkContext.master.startswith("local"):
+            # a task of several buckets costs less than one each, and two a core even out; of a
+            # cluster it is not known yet how many cores will come
+            tasks = min(tasks, 2 * spark.sparkContext.defaultParallelism)
         for found in spark.sparkContext.parallelize(some, tasks).map(job.run).collect():
             if isinstance(found, job.Refused):
-                raise NightshiftError(found.what, found.remedy)
+                kind = plan.DamagedMonth if found.is_damage else NightshiftError
+                raise kind(found.what, found.remedy)
             done.append(found)
     return done
 
@@ -630,9 +694,3 @@ def _first_landing(settings: Settings, use_case: UseCase) -> date:
         )
     first: date = found[0]
     return first
-
-
-def _folder_sha256(folder: Path, pattern: str) -> str:
-    return lake.digest(
-        {str(p.relative_to(folder)): lake.file_sha256(p) for p in folder.rglob(pattern)}
-    )

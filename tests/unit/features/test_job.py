@@ -2,6 +2,7 @@
 
 import resource
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ def work(
         label_known_as_of=None,
         state=root / "state",
         target=target,
-        code="code",
+        code=job.code_sha256(),
         bucket=bucket,
     )
 
@@ -214,6 +215,43 @@ def test_a_full_disk_is_an_error_and_leaves_no_state_half_written(
     left = list((tmp_path / "state").rglob("*"))
     assert all(state.load(file) for file in left if file.is_file()), "whole, or not there"
     assert run(tmp_path, months)[1] == set(MONTHS)
+
+
+def test_a_full_disk_leaves_no_part_half_written(
+    tmp_path: Path, months: tuple[job.Month, ...]
+) -> None:
+    run(tmp_path, months)  # keeps the tiles
+    (tmp_path / "new").mkdir()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, before[1]))
+    try:
+        refused = job.run(work(CHURN, months, tmp_path, tmp_path / "new", 0))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    assert isinstance(refused, job.Refused)
+    assert "File too large" in refused.what
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_a_worker_with_other_code_refuses(tmp_path: Path, months: tuple[job.Month, ...]) -> None:
+    refused = job.run(replace(work(CHURN, months, tmp_path, tmp_path, 0), code="other"))
+
+    assert isinstance(refused, job.Refused)
+    assert "other code" in refused.what
+    assert not (tmp_path / "state").exists()
+
+
+def test_a_worker_that_does_not_see_the_lake_says_so(
+    tmp_path: Path, months: tuple[job.Month, ...]
+) -> None:
+    months[1].file.unlink()
+
+    refused = job.run(work(CHURN, months, tmp_path, tmp_path, 0))
+
+    assert isinstance(refused, job.Refused)
+    assert str(months[1].file) in refused.what
+    assert "same path on every worker" in refused.remedy
 
 
 def test_an_entity_with_a_hundred_thousand_events(tmp_path: Path) -> None:

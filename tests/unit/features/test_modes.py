@@ -52,8 +52,8 @@ def through_the_job(
         for bucket in range(extract.BUCKETS):
             done = job.run(
                 job.Work(
-                    wanted, key, months, tuple(nights), known, root / "state", target, "code",
-                    bucket,
+                    wanted, key, months, tuple(nights), known, root / "state", target,
+                    job.code_sha256(), bucket,
                 )
             )  # fmt: skip
             assert isinstance(done, job.Done), done
