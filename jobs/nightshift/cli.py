@@ -23,6 +23,7 @@ from nightshift.use_cases import USE_CASES, find_use_case
 
 if TYPE_CHECKING:
     from nightshift.erasure.run import Certificate
+    from nightshift.features.parity import Report
     from nightshift.gates.rules import GateResult
     from nightshift.monitoring.run import MaturedQuality
     from nightshift.services.run import ServiceStatus
@@ -323,6 +324,73 @@ def features_prove(
         console.print(table)
         if not all(trial.holds for trial in trials):
             raise typer.Exit(1)
+
+
+@features_app.command("parity")
+def features_parity(
+    use_case: UseCaseName,
+    as_of: Annotated[
+        datetime | None,
+        typer.Option(formats=["%Y-%m-%d"], help="The night; default: the newest that is kept."),
+    ] = None,
+) -> None:
+    """Compare what a night scored with what training makes of the same night now."""
+    with refusals() as settings:
+        from nightshift.features.run import parity
+
+        report = parity(settings, find_use_case(use_case), as_of.date() if as_of else None)
+        show_parity(report)
+        if not report.holds:
+            raise typer.Exit(1)
+
+
+def show_parity(report: "Report") -> None:
+    """What became of a night's vectors, and why."""
+    title = f"The vectors of {report.as_of}, bit for bit"
+    table = Table("", "compared with", "in both", "differ", "only then", "only now", title=title)
+    for name, found, is_fault in (
+        ("what training makes of that night now", report.trained, True),
+        ("had all that landed since been known", report.hindsight, False),
+    ):
+        mark = "[green]same[/]" if found.is_same else "[red]FAILS[/]" if is_fault else "moved"
+        table.add_row(
+            mark, name, *(f"{n:,}" for n in (
+                found.vectors, found.differing, found.only_before, found.only_after
+            )),
+        )  # fmt: skip
+    console.print(table)
+    for name, found in (("trained", report.trained), ("in hindsight", report.hindsight)):
+        if found.moved:
+            table = Table("feature", "vectors", "largest difference", "scored", name)
+            for feature, moved in sorted(found.moved.items(), key=lambda item: -item[1].vectors):
+                table.add_row(
+                    Text(feature, overflow="fold"),
+                    f"{moved.vectors:,}",
+                    Text("·".join(moved.key), overflow="fold"),
+                    _value(moved.before),
+                    _value(moved.after),
+                )
+            console.print(table)
+        for what, names in (("dropped", found.dropped), ("added", found.added)):
+            if names:
+                console.print(f"{name}: {what} {', '.join(sorted(names))}", soft_wrap=True)
+    for source, days in report.late.items():
+        if days:
+            listed = [f"{day}: {rows:,}" for day, rows in days.items()]
+            more = f" and {len(listed) - 5} more days" if len(listed) > 5 else ""
+            console.print(
+                f"{sum(days.values()):,} rows of {source} had happened and were unknown that night;"
+                f" they landed on {', '.join(listed[:5])}{more}",
+                soft_wrap=True,
+            )
+    for cause in report.causes():
+        console.print(f"other than that night: {cause}", soft_wrap=True)
+    if report.scored is False:
+        console.print("the scores of that night were made of other vectors than are kept now")
+
+
+def _value(value: float | str | None) -> str:
+    return "null" if value is None else f"{value:g}" if isinstance(value, float) else value
 
 
 def _percent(share: float | None) -> str:

@@ -107,7 +107,7 @@ class Session(NamedTuple):
         works = [
             job.Work(
                 workload.CARD_FRAUD, key, months, workload.CARD_NIGHTS, None, self.state, self.out,
-                "bench", bucket,
+                job.code_sha256(), bucket,
             )
             for _, key in workload.CARD_FRAUD.streams
             for bucket in range(extract.BUCKETS)

@@ -20,6 +20,7 @@ from psycopg2.extras import execute_values
 
 from nightshift.errors import NightshiftError, RefusedAsOf
 from nightshift.features.extract import TIE
+from nightshift.features.parity import Moved
 from nightshift.features.run import (
     DatasetResult,
     ExtractResult,
@@ -28,6 +29,7 @@ from nightshift.features.run import (
     build_training_set,
     events_dir,
     extract,
+    parity,
     prove,
 )
 from nightshift.settings import Settings
@@ -215,6 +217,58 @@ def test_the_vector_scored_tonight_is_the_vector_trained_on_later(mart: Settings
 
     matured = rows_of(build_labels(mart, CHURN, AS_OF))
     assert {row["customer_id"]: row["label"] for row in matured} == {"gone": 1, "weekly": 0}
+
+
+def test_a_late_row_is_told_and_is_no_fault(mart: Settings) -> None:
+    extract(mart, [CHURN], AS_OF)
+    build_features(mart, [CHURN], AS_OF)
+    insert(mart, [line(400, "weekly", "2011-05-30", landed="2011-06-05")])
+    insert(mart, [line(401, "gone", "2010-12-24", landed="2011-06-09")])
+    extract(mart, [CHURN], AS_OF)
+
+    report = parity(mart, CHURN)
+
+    assert report.holds
+    assert report.as_of == AS_OF
+    assert (report.trained.vectors, report.trained.is_same) == (2, True)
+    assert report.late == {"order_lines": {date(2011, 6, 5): 1, date(2011, 6, 9): 1}}
+    assert report.causes() == []
+    found = report.hindsight.moved or {}
+    assert report.hindsight.differing == 2
+    assert found["customer_purchase_count_30d"] == Moved(1, 1.0, ("weekly",), 5.0, 6.0)
+    assert not list((mart.lake_dir / "parity" / "churn").iterdir())
+
+
+def test_vectors_that_training_would_not_see_are_a_fault(
+    mart: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    insert(mart, [line(401, "erased", "2011-05-04")])
+    extract(mart, [CHURN], AS_OF)
+    build_features(mart, [CHURN], AS_OF)
+    # another version of a file that had landed before
+    change(mart, "update marts.fct_order_lines set quantity = 7 where order_line_id = '1:50'")
+    change(mart, "delete from marts.fct_order_lines where customer_id = 'erased'")
+    extract(mart, [CHURN], AS_OF)
+
+    report = parity(mart, CHURN, AS_OF)
+
+    assert not report.holds
+    found = report.trained
+    assert (found.vectors, found.differing, found.only_before, found.only_after) == (2, 1, 1, 0)
+    assert found.moved == {
+        "customer_purchase_quantity_sum_90d": Moved(1, 5.0, ("weekly",), 26.0, 31.0),
+        "customer_purchase_quantity_sum_365d": Moved(1, 5.0, ("weekly",), 106.0, 111.0),
+        "customer_purchase_quantity_mean_365d": Moved(1, 111 / 53 - 2, ("weekly",), 2.0, 111 / 53),
+    }
+    assert report.causes() == ["rows of order_lines that landed on 2011-05-04, 2011-05-17"]
+
+    build_training_set(mart, CHURN, AS_OF + timedelta(days=90))
+    assert "of 3 vectors that were scored at 2011-06-01, 1 are trained on with other" in caplog.text
+
+
+def test_parity_of_a_night_that_is_not_kept_is_refused(mart: Settings) -> None:
+    with pytest.raises(NightshiftError, match="no vectors of churn are kept of 2011-06-01"):
+        parity(mart, CHURN, AS_OF)
 
 
 def test_a_night_without_population_is_refused_and_leaves_no_dataset(mart: Settings) -> None:

@@ -62,6 +62,7 @@ class Work:
         target: folder that the part is written to.
         code: digest of the code that makes tiles.
         bucket: which of ``extract.BUCKETS``.
+        hindsight: as of :class:`vectors.Reader`.
     """
 
     use_case: UseCase
@@ -73,6 +74,7 @@ class Work:
     target: Path
     code: str
     bucket: int
+    hindsight: date | None = None
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,7 @@ class _Task(vectors.Reader):
     """A bucket by one key: its rows, and the tiles that were kept of them."""
 
     def __init__(self, work: Work) -> None:
-        super().__init__(work.use_case, work.label_known_as_of)
+        super().__init__(work.use_case, work.label_known_as_of, work.hindsight)
         self.work = work
         self.seconds: dict[str, float] = {}
         self.months_read: set[str] = set()

@@ -3,6 +3,7 @@
 import logging
 import shutil
 import time
+from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
@@ -21,8 +22,10 @@ from pyspark.sql import SparkSession
 from nightshift.errors import NightshiftError, RefusedAsOf, SettingError
 from nightshift.features import extract as plan
 from nightshift.features import job
+from nightshift.features import parity as vector_parity
 from nightshift.features import prove as prover
 from nightshift.features.snapshots import mature_snapshots
+from nightshift.features.vectors import LABEL, SNAPSHOT
 from nightshift.io import lake, model_store
 from nightshift.io.spark import spark_session
 from nightshift.io.warehouse import connect, holding, recorded_run
@@ -31,6 +34,7 @@ from nightshift.spec import Population, Source, UseCase
 
 log = logging.getLogger(__name__)
 
+DAEMON = "nightshift.features.daemon"
 UNUSED_STATE_DAYS = 14
 
 
@@ -295,6 +299,8 @@ def build_training_set(settings: Settings, use_case: UseCase, as_of: date) -> Da
         snapshots = tuple(mature_snapshots(use_case, as_of, _first_landing(settings, use_case)))
         result = _build(settings, "training", as_of, [(use_case, snapshots, as_of)])[use_case.name]
         run.result = {"rows": result.rows, "snapshots": list(snapshots)}
+        if not result.is_reused:
+            _warn_of_other_vectors(settings, use_case, result)
         return result
 
 
@@ -430,6 +436,159 @@ def _tables_of_some(settings: Settings, use_case: UseCase) -> dict[str, pa.Table
     )
 
 
+def parity(
+    settings: Settings, use_case: UseCase, as_of: date | None = None
+) -> vector_parity.Report:
+    """Compare what a night kept with what is computed for it now, as training does, and with what
+    it would have been, had all that has landed since been known.
+
+    Args:
+        as_of: the night; None for the newest whose vectors are kept.
+
+    Raises:
+        NightshiftError: when no vectors are kept, or they cannot be read.
+    """
+    nights = _nights_kept(settings, use_case)
+    if as_of is None and nights:
+        as_of = nights[-1]
+    if as_of is None or as_of not in nights:
+        between = f"; there are {len(nights)}, from {nights[0]} to {nights[-1]}" if nights else ""
+        raise NightshiftError(
+            f"no vectors of {use_case.name} are kept of {as_of or 'any night'}{between}",
+            "choose another date, or run `nightshift nightly --as-of` for this one",
+        )
+    folder = lake.dataset_dir(settings.lake_dir, "features", use_case.name, as_of)
+    of_night = f"{use_case.name}:{as_of}"
+    with (
+        holding(
+            settings,
+            exclusive=[f"parity:{of_night}"],
+            shared={f"features:{of_night}", *_lake_locks(use_case)},
+        ),
+        lake.scratch(lake.dataset_dir(settings.lake_dir, "parity", use_case.name, as_of)) as root,
+    ):
+        kept = lake.read_manifest(folder) or {}
+        dataset = _dataset(settings, folder, use_case, (as_of,))
+        now, hindsight = root / "now", root / "hindsight"
+        now.mkdir()
+        hindsight.mkdir()
+        works = _works(settings, dataset, now) + _works(settings, dataset, hindsight, date.max)
+        with spark_session(settings, f"nightshift parity {as_of}", DAEMON) as spark:
+            run_tasks(spark, works)
+        return vector_parity.Report(
+            as_of=as_of,
+            trained=_compared(use_case, folder, now),
+            hindsight=_compared(use_case, folder, hindsight),
+            late=_late_rows(settings, use_case, as_of),
+            rebuilt={
+                source: vector_parity.rebuilt(
+                    kept.get("landed_days", {}).get(source, {}), days, as_of
+                )
+                for source, days in dataset.landed_days.items()
+            },
+            other_declaration=kept["spec_sha256"] != dataset.key["spec_sha256"],
+            other_code=kept["key"]["code_sha256"] != dataset.key["code_sha256"],
+            scored=_is_scored(settings, use_case, as_of, kept["sha256"]),
+        )
+
+
+def _nights_kept(settings: Settings, use_case: UseCase) -> list[date]:
+    folders = (settings.lake_dir / "features" / use_case.name).glob("as_of=*")
+    return sorted(
+        date.fromisoformat(folder.name.removeprefix("as_of="))
+        for folder in folders
+        if lake.read_manifest(folder) is not None
+    )
+
+
+def _compared(
+    use_case: UseCase, before: Path, after: Path, snapshot: date | None = None
+) -> vector_parity.Comparison:
+    """Compare two folders of vectors part by part: a part has the same entities in both.
+
+    Args:
+        snapshot: of which ``after`` holds several, with labels; None where it holds one.
+    """
+    total = vector_parity.Comparison()
+    for name in sorted({part.name for folder in (before, after) for part in folder.glob("part-*")}):
+        old, new = _part(before / name), _part(after / name, snapshot)
+        schema = (new if old is None else old).schema  # type: ignore[union-attr]
+        old, new = (schema.empty_table() if found is None else found for found in (old, new))
+        total += vector_parity.compare(old, new, use_case.vector_key)
+    return total
+
+
+def _part(file: Path, snapshot: date | None = None) -> pa.Table | None:
+    """The vectors of a part, where there is one; of one snapshot, without the labels."""
+    if not file.exists():
+        return None
+    try:
+        with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
+            if snapshot is None:
+                return parquet.read()
+            found = []
+            for group in range(parquet.num_row_groups):
+                of = parquet.read_row_group(group, columns=[SNAPSHOT])[SNAPSHOT]
+                is_of = pc.equal(of, pa.scalar(snapshot))
+                if pc.any(is_of).as_py():
+                    found.append(parquet.read_row_group(group).filter(is_of))
+            table = pa.concat_tables(found) if found else parquet.schema_arrow.empty_table()
+            return table.drop_columns([SNAPSHOT, LABEL])
+    except (OSError, pa.ArrowException) as error:
+        raise NightshiftError(
+            f"{file} cannot be read: {' '.join(str(error).split())}",
+            f"remove {file.parent}, and run the stage that writes it",
+        ) from error
+
+
+def _late_rows(settings: Settings, use_case: UseCase, as_of: date) -> dict[str, dict[date, int]]:
+    """Source → landed day → rows that had happened before ``as_of`` and were not known then."""
+    found: dict[str, dict[date, int]] = {}
+    for source, key in {source.name: (source, key) for source, key in use_case.streams}.values():
+        rows = Counter[date]()
+        for month in _months_there(settings, source, key):
+            if month.name >= f"{as_of:%Y-%m}":
+                for bucket in range(plan.BUCKETS):
+                    columns = [source.event_time, source.landed_date]
+                    table = plan.read(month.file, bucket, source, columns)
+                    rows += vector_parity.late(table, source, as_of)
+        found[source.name] = dict(sorted(rows.items()))
+    return found
+
+
+def _is_scored(
+    settings: Settings, use_case: UseCase, as_of: date, features_sha256: str
+) -> bool | None:
+    folder = lake.dataset_dir(settings.lake_dir, "scores", use_case.name, as_of)
+    scores = lake.read_manifest(folder)
+    return None if scores is None else scores["features_sha256"] == features_sha256
+
+
+def _warn_of_other_vectors(settings: Settings, use_case: UseCase, trained: DatasetResult) -> None:
+    """Compare the newest snapshot whose night was kept, where it was made of other rows or code."""
+    for as_of in reversed(trained.snapshots):
+        folder = lake.dataset_dir(settings.lake_dir, "features", use_case.name, as_of)
+        with holding(settings, shared=[f"features:{use_case.name}:{as_of}"]):
+            kept, new = lake.read_manifest(folder), lake.read_manifest(trained.folder) or {}
+            if kept is None or kept["spec_sha256"] != new["spec_sha256"]:
+                continue
+            is_rebuilt = any(
+                vector_parity.rebuilt(days, new["landed_days"][source], as_of)
+                for source, days in kept.get("landed_days", {}).items()
+            )
+            if not is_rebuilt and kept["key"]["code_sha256"] == new["key"]["code_sha256"]:
+                continue
+            found = _compared(use_case, folder, trained.folder, as_of)
+        if not found.is_same:
+            log.warning(
+                "%s: of %d vectors that were scored at %s, %d are trained on with other values, and"
+                " %d are no more: nightshift features parity %s --as-of %s says why",
+                use_case.name, found.vectors + found.only_before, as_of, found.differing,
+                found.only_before, use_case.name, as_of,
+            )  # fmt: skip
+        return
+
+
 _Job = tuple[UseCase, tuple[date, ...], date | None]
 
 
@@ -482,39 +641,23 @@ def _build_locked(
 ) -> dict[str, DatasetResult]:
     results, missing = {}, []
     for use_case, snapshots, known in jobs:
-        months = {
-            (source.name, key): _months_there(settings, source, key)
-            for source, key in use_case.streams
-        }
-        key = _dataset_key(use_case, months, snapshots, known)
         folder = lake.dataset_dir(settings.lake_dir, kind, use_case.name, as_of)
+        dataset = _dataset(settings, folder, use_case, snapshots, known)
         manifest = lake.read_manifest(folder)
-        if manifest is not None and manifest["key"] == key:
+        if manifest is not None and manifest["key"] == dataset.key:
             log.info("%s of %s for %s: unchanged, reused", kind, use_case.name, as_of)
             results[use_case.name] = DatasetResult(folder, manifest["rows"], snapshots, True)
         else:
-            missing.append(_Dataset(folder, use_case, months, snapshots, known, key))
+            missing.append(dataset)
     if missing:
         with ExitStack() as stack:
             targets = [stack.enter_context(lake.replacing(dataset.folder)) for dataset in missing]
             works = [
-                job.Work(
-                    use_case=dataset.use_case,
-                    key=key,
-                    months=dataset.months,
-                    snapshots=dataset.snapshots,
-                    label_known_as_of=dataset.known,
-                    state=_state_dir(settings),
-                    target=target,
-                    code=dataset.key["code_sha256"],
-                    bucket=bucket,
-                )
+                work
                 for dataset, target in zip(missing, targets, strict=True)
-                for key in dict.fromkeys(key for _, key in dataset.use_case.streams)
-                for bucket in range(plan.BUCKETS)
+                for work in _works(settings, dataset, target)
             ]
-            name, daemon = f"nightshift {kind} {as_of}", "nightshift.features.daemon"
-            with spark_session(settings, name, daemon) as spark:
+            with spark_session(settings, f"nightshift {kind} {as_of}", DAEMON) as spark:
                 done = run_tasks(spark, works)
             for target in targets:
                 shutil.rmtree(target / job.RELATED, ignore_errors=True)
@@ -538,6 +681,59 @@ class _Dataset:
     snapshots: tuple[date, ...]
     known: date | None
     key: dict[str, Any]
+    landed_days: dict[str, dict[str, str]]
+
+
+def _dataset(
+    settings: Settings,
+    folder: Path,
+    use_case: UseCase,
+    snapshots: tuple[date, ...],
+    known: date | None = None,
+) -> _Dataset:
+    months = {
+        (source.name, key): _months_there(settings, source, key) for source, key in use_case.streams
+    }
+    key = _dataset_key(use_case, months, snapshots, known)
+    landed = _landed_days_there(settings, use_case, known or max(snapshots))
+    return _Dataset(folder, use_case, months, snapshots, known, key, landed)
+
+
+def _landed_days_there(
+    settings: Settings, use_case: UseCase, before: date
+) -> dict[str, dict[str, str]]:
+    """Source → landed day before a date → a short name of the build that wrote its rows."""
+    found: dict[str, dict[str, str]] = {}
+    for source, key in use_case.streams:
+        for folder in events_dir(settings, source, key).glob("month=*"):
+            days = (lake.read_manifest(folder) or {}).get("days", {})
+            found.setdefault(source.name, {}).update(
+                (day, lake.digest(build)[:8])
+                for day, build in days.items()
+                if day < before.isoformat()
+            )
+    return found
+
+
+def _works(
+    settings: Settings, dataset: _Dataset, target: Path, hindsight: date | None = None
+) -> list[job.Work]:
+    return [
+        job.Work(
+            use_case=dataset.use_case,
+            key=key,
+            months=dataset.months,
+            snapshots=dataset.snapshots,
+            label_known_as_of=dataset.known,
+            state=_state_dir(settings),
+            target=target,
+            code=dataset.key["code_sha256"],
+            bucket=bucket,
+            hindsight=hindsight,
+        )
+        for key in dict.fromkeys(key for _, key in dataset.use_case.streams)
+        for bucket in range(plan.BUCKETS)
+    ]
 
 
 def _state_dir(settings: Settings) -> Path:
@@ -603,7 +799,7 @@ def run_tasks(spark: SparkSession, works: Sequence[job.Work]) -> list[job.Done]:
     done: list[job.Done] = []
     for some in filter(None, rounds):
         tasks = len(some)
-        if spark.sparkContext.master.startswith("local"):
+        if str(spark.sparkContext.master).startswith("local"):
             # a task of several buckets costs less than one each, and two a core even out; of a
             # cluster it is not known yet how many cores will come
             tasks = min(tasks, 2 * spark.sparkContext.defaultParallelism)
@@ -638,6 +834,7 @@ def _describe(dataset: _Dataset, target: Path, as_of: date, parts: Sequence[job.
             "parts": {part.part: {"rows": part.rows, "sha256": part.sha256} for part in written},
             "months": _signatures(dataset.months),
             "months_read": read,
+            "landed_days": dataset.landed_days,
             "null_share": {
                 name: sum(part.nulls[name] for part in parts) / rows
                 for name in use_case.feature_names

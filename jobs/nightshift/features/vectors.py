@@ -65,11 +65,16 @@ class Reader(ABC):
     Attributes:
         use_case: whose groups are asked.
         label_known_as_of: labels are taken, from what landed before it; None for no labels.
+        hindsight: features know what landed before it, in place of ``as_of``, as no night can;
+            None for what a night knows.
     """
 
-    def __init__(self, use_case: UseCase, label_known_as_of: date | None) -> None:
+    def __init__(
+        self, use_case: UseCase, label_known_as_of: date | None, hindsight: date | None = None
+    ) -> None:
         self.use_case = use_case
         self.label_known_as_of = label_known_as_of
+        self.hindsight = hindsight
         self._windows: dict[str, kernel.Windows] = {}
 
     @abstractmethod
@@ -110,6 +115,8 @@ class Reader(ABC):
         part = self.part(group)
         if group.name not in self._windows:
             self._windows[group.name] = kernel.Windows([group], part.tiles)
+        if self.hindsight is not None:
+            known_day = np.full(len(known_day), (self.hindsight - kernel.EPOCH).days)
         requests = kernel.Requests(_codes(names, part.entities), time_us, known_day)
         found = self._windows[group.name].features(requests, related)
         texts = {f.name: self._text_of(group, f.measure) for f in group.features if f.is_text}

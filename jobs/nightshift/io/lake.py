@@ -62,6 +62,23 @@ def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
 
 
 @contextmanager
+def scratch(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder beside ``folder`` that is gone when the block ends.
+
+    What a killed run left behind under ``folder``'s temporary names is removed first.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for left in folder.parent.glob(f".{folder.name}.*"):
+        shutil.rmtree(left, ignore_errors=True)
+    temporary = folder.parent / f".{folder.name}.{uuid.uuid4().hex}"
+    temporary.mkdir()
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
     """Yield an empty folder beside ``folder`` that takes its place when the block ends well.
 
@@ -71,27 +88,21 @@ def replacing(folder: Path) -> Iterator[Path]:
     Raises:
         NightshiftError: when the disk is full; ``folder`` is as it was.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    for left in folder.parent.glob(f".{folder.name}.*"):
-        shutil.rmtree(left, ignore_errors=True)
-    temporary = folder.parent / f".{folder.name}.{uuid.uuid4().hex}"
-    temporary.mkdir()
-    try:
-        yield temporary
-        for left in temporary.glob(".*"):
-            left.unlink()
-        if folder.exists():
-            old = folder.parent / f".{folder.name}.{uuid.uuid4().hex}.old"
-            folder.rename(old)
-            temporary.rename(folder)
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            temporary.rename(folder)
-    except OSError as error:
-        if error.errno not in _NO_ROOM:
-            raise
-        raise NightshiftError(
-            f"{folder} was not written: {error}", "make room on its disk, and run again"
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with scratch(folder) as temporary:
+        try:
+            yield temporary
+            for left in temporary.glob(".*"):
+                left.unlink()
+            if folder.exists():
+                old = folder.parent / f".{folder.name}.{uuid.uuid4().hex}.old"
+                folder.rename(old)
+                temporary.rename(folder)
+                shutil.rmtree(old, ignore_errors=True)
+            else:
+                temporary.rename(folder)
+        except OSError as error:
+            if error.errno not in _NO_ROOM:
+                raise
+            raise NightshiftError(
+                f"{folder} was not written: {error}", "make room on its disk, and run again"
+            ) from error
