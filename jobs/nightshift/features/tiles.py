@@ -314,32 +314,56 @@ def merge(parts: Sequence[Tiles]) -> Tiles:
     text (:func:`recoded`).
     """
     first = parts[0]
-    grids = {}
-    for known in first.grids:
-        found = [part.grids[known] for part in parts]
-        columns = {
-            name: np.concatenate([grid.columns[name] for grid in found])
-            for name in found[0].columns
-        }
-        grids[known] = _reduced(
-            np.concatenate([grid.entity for grid in found]),
-            np.concatenate([grid.time for grid in found]),
-            np.concatenate([grid.known for grid in found]),
-            columns,
-            columns.__getitem__,
-        )
-    items = {
-        name: _counted(
-            Items(
-                *(
-                    np.concatenate([getattr(part.items[name], column) for part in parts])
-                    for column in _ITEM_COLUMNS
-                )
-            )
-        )
-        for name in first.items
+    return Tiles(
+        first.resolution,
+        {known: _merged_grid([part.grids[known] for part in parts]) for known in first.grids},
+        {name: _merged_items([part.items[name] for part in parts]) for name in first.items},
+    )
+
+
+def _merged_grid(parts: Sequence[Grid]) -> Grid:
+    merging = _Merging([(grid.entity, grid.time, grid.known) for grid in parts])
+    columns = {
+        name: merging.column([grid.columns[name] for grid in parts]) for name in parts[0].columns
     }
-    return Tiles(first.resolution, grids, items)
+    entity, time, known = merging.key
+    if merging.is_unique:
+        return Grid(entity, time, known, columns)
+    return _reduced(entity, time, known, columns, columns.__getitem__)
+
+
+def _merged_items(parts: Sequence[Items]) -> Items:
+    merging = _Merging([(each.entity, each.item, each.time, each.known) for each in parts])
+    entity, item, time, known = merging.key
+    merged = Items(entity, item, time, known, merging.column([each.count for each in parts]))
+    return merged if merging.is_unique else _counted(merged)
+
+
+class _Merging:
+    """Where the rows of sorted parts go when they are laid together in the order of their keys."""
+
+    def __init__(self, keys: Sequence[Sequence[npt.NDArray[np.int64]]]) -> None:
+        columns = [np.concatenate(column) for column in zip(*keys, strict=True)]
+        key = sort_key(*columns)
+        self._order = sorting(key)
+        bounds = np.cumsum([len(columns[0]) for columns in keys])
+        if self._order is not None:
+            key = key[self._order]
+            columns = [column[self._order] for column in columns]
+            places = np.empty(len(key), np.int64)
+            places[self._order] = np.arange(len(key))
+            self._places = np.split(places, bounds[:-1])
+        self.key = columns
+        self.is_unique = bool((key[1:] != key[:-1]).all())
+
+    def column(self, parts: Sequence[Array]) -> Array:
+        """A column of the parts, in the order of all."""
+        if self._order is None:
+            return np.concatenate(parts)
+        merged = np.empty(len(self._order), parts[0].dtype)
+        for places, values in zip(self._places, parts, strict=True):
+            merged[places] = values
+        return merged
 
 
 def recoded(
@@ -353,9 +377,8 @@ def recoded(
     Args:
         groups: as given to :func:`tiles`.
         tiles: on the old codes.
-        entity: old code → new code.
-        texts: column or expression of text → (old code → new code); codes sort as the text does,
-            before and after.
+        entity: old code → new code, ascending.
+        texts: column or expression of text → (old code → new code), ascending.
     """
     grids = {known: dict(grid.columns) for known, grid in tiles.grids.items()}
     items = dict(tiles.items)
@@ -372,7 +395,7 @@ def recoded(
                     values = np.zeros(len(has), np.int64)
                     values[has] = lookup[grid.columns[last][has]]
                     grids[known][last] = values
-    changed = Tiles(
+    return Tiles(
         tiles.resolution,
         {
             known: replace(grid, entity=entity[grid.entity], columns=grids[known])
@@ -380,7 +403,6 @@ def recoded(
         },
         {name: replace(item, entity=entity[item.entity]) for name, item in items.items()},
     )
-    return merge([changed])
 
 
 def _pack(
