@@ -2,6 +2,7 @@
 
 import email.policy
 import json
+import logging
 import os
 import shutil
 import sys
@@ -84,6 +85,16 @@ def _no_settings_of_the_user() -> None:
     """What the developer has exported must not reach a test."""
     for name in [name for name in os.environ if name.startswith(PREFIX)]:
         del os.environ[name]
+
+
+@pytest.fixture
+def logging_as_before() -> Iterator[None]:
+    """The command line takes over the root logger; give it back."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 @pytest.fixture(scope="session")

@@ -347,33 +347,32 @@ def features_parity(
 def show_parity(report: "Report") -> None:
     """What became of a night's vectors, and why."""
     title = f"The vectors of {report.as_of}, bit for bit"
-    table = Table("", "compared with", "in both", "differ", "only then", "only now", title=title)
+    table = Table("", "", "in both", "differ", "only before", "only after", title=title)
     for name, found, is_fault in (
-        ("what training makes of that night now", report.trained, True),
-        ("had all that landed since been known", report.hindsight, False),
+        ("scored → what training makes of that night now", report.trained, True),
+        ("trained → had all that landed since been known", report.hindsight, False),
     ):
         mark = "[green]same[/]" if found.is_same else "[red]FAILS[/]" if is_fault else "moved"
-        table.add_row(
-            mark, name, *(f"{n:,}" for n in (
-                found.vectors, found.differing, found.only_before, found.only_after
-            )),
-        )  # fmt: skip
+        counts = (found.vectors, found.differing, found.only_before, found.only_after)
+        table.add_row(mark, name, *(f"{count:,}" for count in counts))
     console.print(table)
-    for name, found in (("trained", report.trained), ("in hindsight", report.hindsight)):
+    for before, after, found in (
+        ("scored", "trained", report.trained),
+        ("trained", "in hindsight", report.hindsight),
+    ):
         if found.moved:
-            table = Table("feature", "vectors", "largest difference", "scored", name)
+            table = Table("feature", "vectors", "largest difference", before, after)
             for feature, moved in sorted(found.moved.items(), key=lambda item: -item[1].vectors):
                 table.add_row(
                     Text(feature, overflow="fold"),
                     f"{moved.vectors:,}",
                     Text("·".join(moved.key), overflow="fold"),
-                    _value(moved.before),
-                    _value(moved.after),
+                    *_apart(moved.before, moved.after),
                 )
             console.print(table)
-        for what, names in (("dropped", found.dropped), ("added", found.added)):
+        for what, names in (("no more", found.dropped), ("new", found.added)):
             if names:
-                console.print(f"{name}: {what} {', '.join(sorted(names))}", soft_wrap=True)
+                console.print(f"{what}: {', '.join(sorted(names))}", soft_wrap=True)
     for source, days in report.late.items():
         if days:
             listed = [f"{day}: {rows:,}" for day, rows in days.items()]
@@ -389,8 +388,10 @@ def show_parity(report: "Report") -> None:
         console.print("the scores of that night were made of other vectors than are kept now")
 
 
-def _value(value: float | str | None) -> str:
-    return "null" if value is None else f"{value:g}" if isinstance(value, float) else value
+def _apart(*values: float | str | None) -> list[Text]:
+    """Values in short, or in full where they would look the same."""
+    short = ["null" if v is None else f"{v:g}" if isinstance(v, float) else v for v in values]
+    return [Text(text) for text in (short if len(set(short)) > 1 else map(repr, values))]
 
 
 def _percent(share: float | None) -> str:

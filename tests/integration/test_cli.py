@@ -1,8 +1,6 @@
 """The command line: its help, and its refusals, which exit with 1 and never show a traceback."""
 
 import gzip
-import logging
-from collections.abc import Iterator
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -12,23 +10,13 @@ from typer.testing import CliRunner, Result
 from nightshift.cli import app
 from nightshift.settings import Settings
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("logging_as_before")]
 
 HEADER = "Invoice,StockCode,Description,Quantity,InvoiceDate,Price,Customer ID,Country"
 COMMANDS = (
     "up", "down", "status", "reset", "doctor", "demo-data", "ingest", "nightly", "train", "score",
     "publish", "evaluate", "demo",
 )  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def _logging_as_before() -> Iterator[None]:
-    """The command line takes over the root logger; give it back."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
 
 
 def nightshift(*arguments: str, **variables: str) -> Result:

@@ -174,7 +174,7 @@ class Report:
     Attributes:
         as_of: the night.
         trained: the kept vectors against those that a training makes now.
-        hindsight: those against what they would be, had all that landed since been known.
+        hindsight: the latter against what they would be, had all that landed since been known.
         late: source → landed day → rows that had happened by then and were not known.
         rebuilt: source → landed days that had been known, and were built anew since.
         other_declaration, other_code: whether these are not what made the kept vectors.

@@ -439,8 +439,8 @@ def _tables_of_some(settings: Settings, use_case: UseCase) -> dict[str, pa.Table
 def parity(
     settings: Settings, use_case: UseCase, as_of: date | None = None
 ) -> vector_parity.Report:
-    """Compare what a night kept with what is computed for it now, as training does, and with what
-    it would have been, had all that has landed since been known.
+    """Compare what a night kept with what is computed for it now, as training does, and this with
+    what it would be, had all that has landed since been known.
 
     Args:
         as_of: the night; None for the newest whose vectors are kept.
@@ -478,7 +478,7 @@ def parity(
         return vector_parity.Report(
             as_of=as_of,
             trained=_compared(use_case, folder, now),
-            hindsight=_compared(use_case, folder, hindsight),
+            hindsight=_compared(use_case, now, hindsight),
             late=_late_rows(settings, use_case, as_of),
             rebuilt={
                 source: vector_parity.rebuilt(
