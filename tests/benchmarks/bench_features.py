@@ -352,6 +352,8 @@ def in_a_process_of_its_own(name: str, rows: Path, out: Path) -> Took:
     child = psutil.Popen(
         [sys.executable, __file__, "--measure", name, "--rows", str(rows), "--out", str(out)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # Spark's workers import the workload too
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
     )  # fmt: skip
     peak, cpu, ended = 0, dict[int, float](), threading.Event()
 
@@ -384,11 +386,11 @@ def _tree(root: psutil.Process) -> list[psutil.Process]:
 
 
 def _resources(root: psutil.Process) -> tuple[int, dict[int, float]]:
-    """Bytes that the tree holds (a page that two share is counted twice), CPU seconds by pid."""
+    """Bytes that the tree holds (of a page that two share, each has half), CPU seconds by pid."""
     held, used = 0, {}
     for process in _tree(root):
         try:
-            held += process.memory_info().rss
+            held += process.memory_full_info().pss
             times = process.cpu_times()
         except psutil.NoSuchProcess:
             continue
@@ -435,6 +437,25 @@ def main(customers: int, lines: int, payments: int, runs: int) -> None:
         shutil.rmtree(root)
 
 
+def growth(customers: int, sizes: Sequence[int]) -> None:
+    """One night from scratch of more and more lines, and of customers in proportion."""
+    root = Path(tempfile.mkdtemp(prefix="nightshift-bench-"))
+    grown: list[dict[str, float]] = []
+    try:
+        for lines in sizes:
+            rows, out = root / "rows", root / "one_night"
+            shutil.rmtree(rows, ignore_errors=True)
+            shutil.rmtree(out, ignore_errors=True)
+            of_them = max(1, customers * lines // 10_000_000)
+            workload.write_order_lines(rows / "order_lines", of_them, lines)
+            took = in_a_process_of_its_own("one_night", rows, out)
+            grown.append({"rows": lines, "customers": of_them, **took._asdict()})
+            print(grown[-1], file=sys.stderr)
+        print(json.dumps({"name": "features_growth", "grown": grown}))
+    finally:
+        shutil.rmtree(root)
+
+
 def summary(lines: int, runs: int, took: dict[str, list[Took]]) -> dict[str, object]:
     def ratio(ours: str, theirs: str) -> float:
         pairs = zip(took[ours], took[theirs], strict=False)
@@ -463,11 +484,17 @@ if __name__ == "__main__":
     parser.add_argument("--lines", type=int, default=10_000_000)
     parser.add_argument("--payments", type=int, default=1_200_000)
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument(
+        "--growth", type=int, nargs="+", metavar="LINES",
+        help="measure one night of so many lines each, and nothing else",
+    )  # fmt: skip
     parser.add_argument("--measure", choices=MEASUREMENTS, help=argparse.SUPPRESS)
     parser.add_argument("--rows", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.measure:
         print(json.dumps(MEASUREMENTS[given.measure](given.rows, given.out)))
+    elif given.growth:
+        growth(given.customers, given.growth)
     else:
         main(given.customers, given.lines, given.payments, given.runs)
