@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from nightshift.errors import NightshiftError
 from nightshift.features import kernel, rows, vectors
 from nightshift.features.vectors import LABEL
 from nightshift.spec import (
@@ -72,6 +73,9 @@ def trials(use_case: UseCase, tables: Mapping[str, pa.Table], as_of: date) -> It
         use_case: whose features are on trial.
         tables: source → all rows of these entities, in its columns; text is dictionary-encoded.
         as_of: a snapshot with rows before it, and after it up to the label's horizon.
+
+    Raises:
+        NightshiftError: when nothing is scored then.
     """
     prover = _Prover(use_case, tables, as_of)
     for source in prover.sources:
@@ -102,6 +106,11 @@ class _Prover:
         self.later = self._vectors(self.tables, as_of, as_of + _LATER)
         self.told = self._told(self.tables)
         self.batch = self._batch(self.tables, as_of)
+        if not len(self.batch):
+            raise NightshiftError(
+                f"{use_case.name} scores nothing at {as_of} among the entities that are looked at",
+                "choose another date with --as-of",
+            )
         # of events too at one midnight, which is the edge of all windows
         self.at_cut = self._columns(self.tables, self.batch.at(as_of))
 

@@ -8,6 +8,7 @@ import payment_cases as payments
 import pyarrow as pa
 import pytest
 
+from nightshift.errors import NightshiftError
 from nightshift.features import prove
 from nightshift.features.windows import Timeline
 from nightshift.spec import Aggregate, UseCase, Window
@@ -152,3 +153,8 @@ def test_an_event_that_sees_its_own_instant_is_caught(monkeypatch: pytest.Monkey
 
     assert "customer_payment_count_7d" in found["a twin of every event at its own instant"]
     assert found["rows of payments that happen on as_of or after it"] == ()
+
+
+def test_a_date_at_which_nothing_is_scored_is_refused() -> None:
+    with pytest.raises(NightshiftError, match="fraud scores nothing at 2001-01-01"):
+        list(prove.trials(payments.FRAUD, payments.TABLES, date(2001, 1, 1)))
