@@ -152,6 +152,8 @@ def test_a_damaged_month_is_written_anew(mart: Settings, damage: str) -> None:
     folder = events_dir(mart, CHURN.source, CHURN.key) / "month=2011-01-01"
     if damage == "truncated":
         os.truncate(folder / "part-00000.parquet", 1_000)
+        with pytest.raises(NightshiftError, match="is damaged"):
+            prove(mart, CHURN)
     elif damage == "lost":
         shutil.rmtree(folder)
     else:

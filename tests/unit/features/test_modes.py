@@ -37,7 +37,11 @@ def months_of(
 
 
 def through_the_job(
-    root: Path, wanted: UseCase, nights: Sequence[date], known: date | None
+    root: Path,
+    wanted: UseCase,
+    nights: Sequence[date],
+    known: date | None,
+    hindsight: date | None = None,
 ) -> list[dict[str, Any]]:
     """All vectors, from the files of all buckets, as the stage runs its tasks."""
     months = {
@@ -53,7 +57,7 @@ def through_the_job(
             done = job.run(
                 job.Work(
                     wanted, key, months, tuple(nights), known, root / "state", target,
-                    job.code_sha256(), bucket,
+                    job.code_sha256(), bucket, hindsight,
                 )
             )  # fmt: skip
             assert isinstance(done, job.Done), done
@@ -105,6 +109,18 @@ def test_a_night_equals_its_snapshot_in_a_training_set(tmp_path: Path, wanted: U
         ]
         == night
     )
+
+
+@pytest.mark.parametrize("wanted", [FRAUD, SPENDERS], ids=lambda wanted: wanted.name)
+def test_hindsight_sees_what_landed_late(tmp_path: Path, wanted: UseCase) -> None:
+    night = through_the_job(tmp_path / "a", wanted, [AS_OF], None)
+    later = through_the_job(tmp_path / "b", wanted, [AS_OF], None, hindsight=date.max)
+
+    names = wanted.vector_key
+    assert {tuple(row[n] for n in names) for row in night} <= {
+        tuple(row[n] for n in names) for row in later
+    }
+    assert [row for row in later if row not in night], "of a late payment, or a late report"
 
 
 def database() -> duckdb.DuckDBPyConnection:
