@@ -1,13 +1,16 @@
 """What the lake keeps of a mart: its rows by landed month, in buckets of entities. Pure.
 
-A month's file has one row group a bucket; the rows of a bucket are ordered by entity and event
-time. A reader takes one bucket of every month, and holds whole entities.
+A month's file has one row group a bucket; the rows of a bucket are ordered by entity, event time,
+and then by all else that they hold, so that equal rows make equal files. A reader takes one bucket
+of every month, and holds whole entities.
 """
 
+import re
 import zlib
-from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,11 +26,9 @@ Array = npt.NDArray[np.int64]
 FILE = "part-00000.parquet"
 BUCKETS = 16
 """Parts that the entities of every source are hashed into: as many tasks can work at once."""
-FORMAT = 1
+FORMAT = 2
 """To be raised with a change of what a month's file holds."""
 DECIMAL = pa.decimal128(18, 4)
-TIE = "__tie"
-"""Column that orders the rows of an entity at one instant: a hash of the row's id."""
 _TYPES: dict[str, pa.DataType] = {
     "string": pa.dictionary(pa.int32(), pa.string()),
     "boolean": pa.bool_(),
@@ -37,15 +38,13 @@ _TYPES: dict[str, pa.DataType] = {
     "timestamp": pa.timestamp("us"),
     "date": pa.date32(),
 }
-# Postgres' numeric reaches Arrow as text; a bigint would lose the places.
-_CASTS = {
-    "string": "text",
-    "boolean": "boolean",
-    "integer": "bigint",
-    "decimal": "text",
-    "double": "double precision",
-    "timestamp": "timestamp",
-    "date": "date",
+_DELTA_ENCODED = ("integer", "decimal", "timestamp", "date")
+# ADBC makes text of a numeric, at the cost of a dozen other columns: a decimal is asked for in
+# 1/10,000. What has no entry is asked for as it is.
+_ASKED = {
+    "string": "{}::text",
+    "decimal": "({}::numeric * 10000)::bigint",
+    "double": "{}::double precision",
 }
 _SQL_TYPES: dict[str, tuple[str, ...]] = {
     "string": ("text", "character varying", "character"),
@@ -86,58 +85,73 @@ def days_query(source: Source) -> str:
 
 
 def rows_query(source: Source, days: Sequence[str]) -> str:
-    """The rows that landed on ``days``, in the columns of :func:`schema`."""
+    """The rows that landed on ``days``, in the columns of :func:`schema`; see :func:`typed`."""
     columns = ", ".join(
-        f"{quote(name)}::{_CASTS[kind]} as {quote(name)}" for name, kind in source.columns.items()
+        f"{_ASKED.get(kind, '{}').format(quote(name))} as {quote(name)}"
+        for name, kind in source.columns.items()
     )
-    listed = ", ".join(f"'{day}'" for day in days)
+    return f"select {columns} from {quote(source.relation)} where {_landed_on(source, days)}"
+
+
+def unfit_query(source: Source, columns: Sequence[str], days: Sequence[str]) -> str:
+    """A value of these columns that no decimal of the lake can be, on ``days``, if there is one.
+
+    One row: the column, the value, the id of its row, the day on which that landed.
+    """
+    values = ", ".join(f"('{name}', {quote(name)}::numeric)" for name in columns)
     return (
-        f"select {columns}, hashtextextended({quote(source.row_id)}::text, 0) as {TIE}"
+        f"select name, value::text, {quote(source.row_id)}::text, {quote(source.landed_date)}"
         f" from {quote(source.relation)}"
-        f" where {quote(source.landed_date)} = any(array[{listed}]::date[])"
+        f" cross join lateral (values {values}) as found (name, value)"
+        f" where {_landed_on(source, days)}"
+        # a NaN is greater than any number
+        " and (abs(value) >= 1e14 or value <> round(value, 4)) limit 1"
     )
+
+
+def _landed_on(source: Source, days: Sequence[str]) -> str:
+    listed = ", ".join(f"'{day}'" for day in days)
+    return f"{quote(source.landed_date)} = any(array[{listed}]::date[])"
+
+
+def decimals(source: Source) -> list[str]:
+    """The columns that are declared as decimals."""
+    return [name for name, kind in source.columns.items() if kind == "decimal"]
+
+
+def loose_decimals(source: Source, found: Mapping[str, str]) -> list[str]:
+    """The decimals whose type in the mart admits numbers of more digits or places."""
+    return [name for name in decimals(source) if not _fits(found[name])]
+
+
+def _fits(sql_type: str) -> bool:
+    """Whether all numbers of the type are decimals of the lake; a NaN never is."""
+    if sql_type in ("integer", "smallint"):
+        return True
+    declared = re.fullmatch(r"numeric\((\d+),(-?\d+)\)", sql_type)
+    if declared is None:
+        return False
+    precision, scale = map(int, declared.groups())
+    return scale <= DECIMAL.scale and precision - scale <= DECIMAL.precision - DECIMAL.scale
 
 
 def schema(source: Source) -> pa.Schema:
-    """The columns of the lake's copy: those of the source, and the tie breaker."""
-    fields = [(name, _TYPES[kind]) for name, kind in source.columns.items()]
-    return pa.schema([*fields, (TIE, pa.int64())])
+    """The columns of the lake's copy."""
+    return pa.schema([(name, _TYPES[kind]) for name, kind in source.columns.items()])
 
 
-def typed(table: pa.Table, source: Source) -> pa.Table:
-    """The rows that ``rows_query`` gave, in the types of :func:`schema`.
-
-    Raises:
-        NightshiftError: when a value does not fit its type, such as a NaN among decimals.
-    """
+def typed(rows: pa.RecordBatch, source: Source) -> pa.RecordBatch:
+    """The rows that ``rows_query`` gave, in the types of :func:`schema`."""
     wanted = schema(source)
-    columns = []
-    for field in wanted:
-        column = table[field.name]
-        if pa.types.is_dictionary(field.type):
-            column = pc.dictionary_encode(column)
-        try:
-            columns.append(column.cast(field.type))
-        except pa.ArrowInvalid as error:
-            raise _unfit(table, source, field) from error
-    return pa.table(columns, schema=wanted).unify_dictionaries().combine_chunks()
+    return pa.record_batch([_typed(rows[field.name], field.type) for field in wanted], wanted)
 
 
-def _unfit(table: pa.Table, source: Source, field: pa.Field) -> NightshiftError:
-    """Which value of a column cannot be of the field's type, and when it landed."""
-    for value in pc.unique(table[field.name]):
-        try:
-            value.cast(field.type)
-        except pa.ArrowInvalid:
-            row = pc.index(table[field.name], value).as_py()
-            break
-    landed = table[source.landed_date][row]
-    return NightshiftError(
-        f"{source.relation}.{field.name} holds {value}, which is no {field.type}, in a row that"
-        f" landed on {landed}",
-        f"select {source.row_id} from {source.relation} where {field.name} = '{value}': correct"
-        " the dbt model or land the file again; or declare the column as double",
-    )
+def _typed(column: pa.Array, wanted: pa.DataType) -> pa.Array:
+    if pa.types.is_dictionary(wanted):
+        return pc.dictionary_encode(column).cast(wanted)
+    if pa.types.is_decimal(wanted):  # from 1/10,000: the same digits with another point
+        return column.cast(pa.decimal128(19, 0)).view(wanted)
+    return column.cast(wanted)
 
 
 def bucket_of(key: str, buckets: int) -> int:
@@ -145,68 +159,142 @@ def bucket_of(key: str, buckets: int) -> int:
     return zlib.crc32(key.encode()) % buckets
 
 
-def arranged(table: pa.Table, source: Source, key: str, buckets: int) -> list[pa.Table]:
-    """The rows with a key and a time, bucket by bucket, ordered by key, event time and tie."""
-    known = pc.and_(pc.is_valid(table[key]), pc.is_valid(table[source.event_time]))
-    if not pc.all(known).as_py():
-        table = table.filter(known)
-    keys = pc.dictionary_encode(table[key].cast(pa.string())).combine_chunks()
-    names = keys.dictionary.to_pylist()
-    bucket = np.array([bucket_of(name, buckets) for name in names], np.int64)
-    # the rank of each key among all, the buckets one after the other
-    order = np.lexsort((np.array(names, object), bucket))
-    rank = np.empty(len(names), np.int64)
-    rank[order] = np.arange(len(names))
-    ranks = rank[keys.indices.to_numpy()]
-    times = table[source.event_time].cast(pa.timestamp("us")).cast(pa.int64()).to_numpy()
-    rows = np.lexsort((table[TIE].to_numpy(), *_packed(times, ranks)))
-    bounds = np.searchsorted(bucket[order][ranks[rows]], np.arange(buckets + 1))
-    table = table.take(pa.array(rows))
-    return [
-        _with_own_dictionaries(table.slice(start, end - start)) for start, end in pairwise(bounds)
-    ]
+def arranged(table: pa.Table, source: Source, key: str, buckets: int) -> Iterator[pa.Table]:
+    """The rows with a key and a time, bucket by bucket, ordered by key, event time and content.
 
-
-def _packed(minor: Array, major: Array) -> tuple[Array, ...]:
-    """Sort keys of (major, minor), the minor first: one number where it has the room of both."""
-    if not len(minor):
-        return minor, major
-    least = int(minor.min())
-    bits = (int(minor.max()) - least).bit_length()
-    if int(major.max()).bit_length() + bits > 63:
-        return minor, major
-    return ((major << bits) | (minor - least),)
+    A bucket's dictionaries hold what occurs in it and nothing else, ascending.
+    """
+    table = table.unify_dictionaries().combine_chunks()
+    keys, times = (table[name].combine_chunks() for name in (key, source.event_time))
+    # one row more, for a dictionary may be empty
+    bucket = np.array([*(bucket_of(name, buckets) for name in keys.dictionary.to_pylist()), 0])
+    rows = np.flatnonzero(pc.and_(keys.is_valid(), times.is_valid()))
+    of_rows = bucket.astype(np.min_scalar_type(buckets))[pc.fill_null(keys.indices, 0)][rows]
+    rows = rows[np.argsort(of_rows, kind="stable")]  # a radix sort, of such small numbers
+    bounds = np.cumsum(np.bincount(of_rows, minlength=buckets))
+    compared = [key, source.event_time, *table.column_names]
+    for start, end in pairwise([0, *bounds]):
+        part = _with_own_dictionaries(table.take(pa.array(rows[start:end])))
+        columns = {name: _comparable(part[name].combine_chunks()) for name in compared}
+        order = _in_order(np.arange(len(part)), list(chain.from_iterable(columns.values())))
+        yield part.take(pa.array(order))
 
 
 def _with_own_dictionaries(table: pa.Table) -> pa.Table:
     """The same table; its dictionaries hold what occurs in it and nothing else, ascending."""
-    for position, name in enumerate(table.column_names):
-        column = table.column(position)
-        if pa.types.is_dictionary(column.type):
-            column = column.combine_chunks()
-            used = pc.unique(column.indices).drop_null()
-            values = column.dictionary.take(used)
-            order = pc.sort_indices(values)
+    for position, field in enumerate(table.schema):
+        if pa.types.is_dictionary(field.type):
+            column = table.column(position).combine_chunks()
+            is_used = np.zeros(len(column.dictionary), bool)
+            is_used[column.indices.drop_null()] = True
+            used = np.flatnonzero(is_used)
+            used = used[pc.sort_indices(column.dictionary.take(pa.array(used)))]
+            code = np.zeros(len(is_used), np.int32)
+            code[used] = np.arange(len(used))
             column = pa.DictionaryArray.from_arrays(
-                pc.index_in(column.indices, used.take(order)), values.take(order)
+                pa.array(code).take(column.indices), column.dictionary.take(pa.array(used))
             )
-            table = table.set_column(position, name, column)
+            table = table.set_column(position, field.name, column)
     return table
 
 
-def write(file: Path, buckets: Sequence[pa.Table]) -> None:
-    """Write a month's file, durably; each bucket is one row group, and each page has a checksum."""
-    strings = [f.name for f in buckets[0].schema if pa.types.is_dictionary(f.type)]
+def _comparable(column: pa.Array) -> list[Array]:
+    """A column as integers that sort alike; nulls apart, where there are any.
+
+    Doubles, which sort by their bits, are the exception: an order all the same.
+    """
+    if pa.types.is_dictionary(column.type):
+        numbers = column.indices
+    elif pa.types.is_boolean(column.type):
+        numbers = column.cast(pa.int8())
+    elif pa.types.is_decimal(column.type):
+        # of 128 bits the lower 64: 18 digits have room in them
+        whole = pa.concat_arrays([column, column[:0]])  # begins at its buffer's begin
+        words = np.frombuffer(whole.buffers()[1] or b"", np.int64)[::2]
+        numbers = pa.array(words, mask=np.asarray(column.is_null()))
+    else:
+        numbers = column.view(pa.int32() if pa.types.is_date32(column.type) else pa.int64())
+    values = pc.fill_null(numbers, 0).to_numpy()
+    if pa.types.is_timestamp(column.type):
+        seconds = values // 1_000_000
+        if np.array_equal(seconds * 1_000_000, values):  # more columns fit beside them
+            values = seconds
+    return [*([np.asarray(column.is_null()).view(np.int8)] if column.null_count else []), values]
+
+
+def _in_order(
+    rows: Array, columns: Sequence[npt.NDArray[Any]], group: Array | None = None
+) -> Array:
+    """The rows in the order of their group, and in it of the columns, the first before the second.
+
+    As many columns as fit are packed into one number a row. What agrees in it, and only that, is
+    then ordered by the columns that are left.
+
+    Args:
+        rows: positions in the columns, of length n.
+        columns: integers; a value a position.
+        group: a number for each of the n rows.
+    """
+    if not len(rows):
+        return rows
+    key, room = np.zeros(len(rows), np.int64), 63
+    if group is not None:
+        key, room = group, 63 - int(group.max()).bit_length()
+    packed = 0
+    for column in columns:
+        values = column[rows].astype(np.int64)
+        if packed == 0 and _bits(values) > room:  # their ranks always fit
+            values = np.unique(values, return_inverse=True)[1]
+        if (bits := _bits(values)) > room:
+            break
+        key = (key << bits) | (values - values.min())
+        room -= bits
+        packed += 1
+    order = np.argsort(key)
+    rows = rows[order]
+    if packed == len(columns):
+        return rows
+    differs = np.diff(key[order], prepend=-1) != 0
+    is_tied = ~(differs & np.append(differs[1:], True))
+    groups = np.cumsum(differs)[is_tied]
+    rows[is_tied] = _in_order(rows[is_tied], columns[packed:], groups)
+    return rows
+
+
+def _bits(values: Array) -> int:
+    """How many bits tell the values apart."""
+    return (int(values.max()) - int(values.min())).bit_length()
+
+
+def write(file: Path, table: pa.Table, source: Source, key: str) -> int:
+    """Write a month's file, durably; each bucket is one row group, and each page has a checksum.
+
+    Args:
+        file: is written anew.
+        table: the month's rows, in the columns of :func:`schema`.
+        source: of the rows.
+        key: what they are put into buckets by.
+
+    Returns:
+        How many rows were written: those with a key and a time.
+    """
+    strings = [field.name for field in table.schema if pa.types.is_dictionary(field.type)]
+    numbers = [name for name, kind in source.columns.items() if kind in _DELTA_ENCODED]
+    rows = 0
     with pq.ParquetWriter(
         file,
-        buckets[0].schema,
+        table.schema,
         compression="lz4",
         use_dictionary=strings,
+        column_encoding=dict.fromkeys(numbers, "DELTA_BINARY_PACKED"),
         write_statistics=False,
         write_page_checksum=True,
+        store_decimal_as_integer=True,
     ) as writer:
-        for bucket in buckets:
+        for bucket in arranged(table, source, key, BUCKETS):
             writer.write_table(bucket, row_group_size=max(1, bucket.num_rows))
+            rows += bucket.num_rows
+    return rows
 
 
 def read(file: Path, bucket: int, source: Source, columns: Sequence[str]) -> pa.Table:

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from datetime import date, timedelta
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -107,9 +108,12 @@ def _streams(use_cases: Sequence[UseCase]) -> list[tuple[Source, list[str]]]:
 def _extract_source(settings: Settings, source: Source, keys: Sequence[str]) -> ExtractResult:
     declared = lake.digest([source.model_dump(mode="json"), plan.BUCKETS, plan.FORMAT])
     with connect(settings) as connection:
+        columns = _columns(connection, source)
         days = _landed_days(connection, source)
     work = _months_to_write(settings, source, keys, days, declared)
     asked = {month: sorted(set().union(*by_key.values())) for month, by_key in work.items()}
+    if loose := plan.loose_decimals(source, columns):
+        _refuse_unfit(settings, source, loose, list(chain.from_iterable(asked.values())))
     rows = 0
     unfinished = _unfinished(settings, source)
     if work:
@@ -144,21 +148,46 @@ def _months(
     ):
 
         def fetch(month: str) -> pa.Table:
-            cursor.execute(plan.rows_query(source, asked[month]))
-            return cursor.fetch_arrow_table()
+            try:
+                cursor.execute(plan.rows_query(source, asked[month]))
+                with cursor.fetch_record_batch() as batches:
+                    # encoded batch by batch, for a month's texts would need thrice the memory
+                    typed = [plan.typed(batch, source) for batch in batches]
+            except (adbc.Error, OSError, pa.ArrowException):
+                # of a column that is tight enough a NaN
+                _refuse_unfit(settings, source, plan.decimals(source), asked[month])
+                raise
+            return pa.Table.from_batches(typed, plan.schema(source))
 
         months = iter(asked)
         coming = server.submit(fetch, month := next(months))
         for following in months:
             table = coming.result()
             coming = server.submit(fetch, following)
-            yield month, plan.typed(table, source)
+            yield month, table
             month = following
-        yield month, plan.typed(coming.result(), source)
+        yield month, coming.result()
 
 
-def _landed_days(connection: Connection, source: Source) -> dict[str, str]:
-    """Each landed day of the mart, ascending, with its signature."""
+def _refuse_unfit(
+    settings: Settings, source: Source, columns: Sequence[str], days: Sequence[str]
+) -> None:
+    if not (columns and days):
+        return
+    with connect(settings) as connection, connection.cursor() as cursor:
+        cursor.execute(plan.unfit_query(source, columns, days))
+        found = cursor.fetchone()
+    if found is not None:
+        column, value, row, landed = found
+        raise NightshiftError(
+            f"{source.relation}.{column} holds {value}, which is no {plan.DECIMAL}, in the row"
+            f" {source.row_id} = {row} that landed on {landed}",
+            "correct the dbt model or land the file again; or declare the column as double",
+        )
+
+
+def _columns(connection: Connection, source: Source) -> dict[str, str]:
+    """The mart's columns with their types in SQL."""
     with connection.cursor() as cursor:
         cursor.execute(
             "select attname, format_type(atttypid, atttypmod) from pg_attribute"
@@ -166,17 +195,23 @@ def _landed_days(connection: Connection, source: Source) -> dict[str, str]:
             (source.relation,),
         )
         columns = dict(cursor.fetchall())
-        if not columns:
-            raise NightshiftError(
-                f"there is no mart {source.relation}", "run the transform stage first"
-            )
-        faults = plan.mistyped(source, columns)
-        if faults:
-            raise NightshiftError(
-                f"{source.relation} is not as the source {source.name} declares it: "
-                + "; ".join(faults),
-                "correct the declaration in feature_groups, or the dbt model",
-            )
+    if not columns:
+        raise NightshiftError(
+            f"there is no mart {source.relation}", "run the transform stage first"
+        )
+    faults = plan.mistyped(source, columns)
+    if faults:
+        raise NightshiftError(
+            f"{source.relation} is not as the source {source.name} declares it: "
+            + "; ".join(faults),
+            "correct the declaration in feature_groups, or the dbt model",
+        )
+    return columns
+
+
+def _landed_days(connection: Connection, source: Source) -> dict[str, str]:
+    """Each landed day of the mart, ascending, with its signature."""
+    with connection.cursor() as cursor:
         cursor.execute(plan.days_query(source))
         return {day.isoformat(): signature for day, signature in cursor.fetchall()}
 
@@ -244,9 +279,9 @@ def _write_month(
     declared: str,
 ) -> None:
     """Write a month's file: what it held of other days, and what was read of the changed ones."""
-    landed = read[source.landed_date]
     renewed = pa.array([date.fromisoformat(day) for day in changed], pa.date32())
-    table = read.filter(pc.is_in(landed, renewed))
+    is_renewed = pc.is_in(read[source.landed_date], renewed)
+    table = read if pc.all(is_renewed).as_py() else read.filter(is_renewed)
     if set(days) - set(changed):
         held = pa.concat_tables(
             plan.read(folder / plan.FILE, bucket, source, read.schema.names)
@@ -254,17 +289,15 @@ def _write_month(
         )
         held = held.filter(pc.invert(pc.is_in(held[source.landed_date], renewed)))
         table = pa.concat_tables([held.cast(read.schema), table])
-        table = table.unify_dictionaries().combine_chunks()
-    buckets = plan.arranged(table, source, key, plan.BUCKETS)
     with lake.replacing(folder) as temporary:
-        plan.write(temporary / plan.FILE, buckets)
+        rows = plan.write(temporary / plan.FILE, table, source, key)
         lake.write_manifest(
             temporary,
             {
                 "declared": declared,
                 "days": dict(days),
-                "rows": sum(bucket.num_rows for bucket in buckets),
-                "rows_without_key": table.num_rows - sum(bucket.num_rows for bucket in buckets),
+                "rows": rows,
+                "rows_without_key": table.num_rows - rows,
                 "bytes": (temporary / plan.FILE).stat().st_size,
                 # what features are made of: the rows, and not when they were copied
                 "signature": lake.file_sha256(temporary / plan.FILE),

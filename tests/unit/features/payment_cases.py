@@ -197,9 +197,7 @@ def customers() -> pa.Table:
 
 def typed(found: Sequence[dict[str, Any]], source: Source) -> pa.Table:
     columns = {
-        field.name: pa.array([row[field.name] for row in found])
-        for field in extract.schema(source)
-        if field.name != extract.TIE
+        field.name: pa.array([row[field.name] for row in found]) for field in extract.schema(source)
     }
     wanted = extract.schema(source)
     plain = {

@@ -49,7 +49,7 @@ def lines(month: str, rows: int = 60, customers: Sequence[str | None] = ()) -> p
         for name, kind in CHURN.source.columns.items()
     }
     columns |= {n: c.dictionary_encode() for n, c in columns.items() if pa.types.is_string(c.type)}
-    return pa.table(columns | {extract.TIE: pa.array(range(rows))})
+    return pa.table(columns)
 
 
 def landed(folder: Path, tables: dict[str, pa.Table]) -> tuple[job.Month, ...]:
@@ -58,8 +58,7 @@ def landed(folder: Path, tables: dict[str, pa.Table]) -> tuple[job.Month, ...]:
     for month, table in tables.items():
         file = folder / month / extract.FILE
         file.parent.mkdir(parents=True, exist_ok=True)
-        buckets = extract.arranged(table, CHURN.source, "customer_id", extract.BUCKETS)
-        extract.write(file, buckets)
+        extract.write(file, table, CHURN.source, "customer_id")
         months.append(job.Month(month, file, str(hash(file.read_bytes()))))
     return tuple(months)
 

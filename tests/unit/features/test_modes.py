@@ -24,14 +24,13 @@ def months_of(
 ) -> tuple[job.Month, ...]:
     """A source as the extract keeps it."""
     table = tables[source.name]
-    table = table.append_column(extract.TIE, pa.array(range(table.num_rows), pa.int64()))
     landed = np.array([f"{day:%Y-%m}" for day in table[source.landed_date].to_pylist()])
     months = []
     for month in sorted(set(landed)):
         file = root / source.name / key / month / extract.FILE
         file.parent.mkdir(parents=True, exist_ok=True)
         rows = table.filter(pa.array(landed == month))
-        extract.write(file, extract.arranged(rows, source, key, extract.BUCKETS))
+        extract.write(file, rows, source, key)
         months.append(job.Month(f"{month}-01", file, f"{source.name} {rows.num_rows}"))
     return tuple(months)
 
