@@ -15,6 +15,11 @@ features. Every measurement is a process of its own, taken in turn with its yard
 ``event_mode``
     fifteen features of each of 1.2 million payments at its own instant, from Parquet to Parquet,
     over DuckDB's window functions.
+``extract``
+    the mart of these lines in Postgres to the lake, from nothing, over COPY of the same columns to
+    a client that throws them away, in text or binary, whichever is faster.
+``extract_night``
+    seconds for the last day's lines on top of all others.
 ``featuretools``
     how many times longer featuretools takes for a customer's line, with cut-off times, on one
     customer in a hundred.
@@ -24,6 +29,7 @@ run, is timed apart and left out; so is that of its Python workers, but not what
 """
 
 import argparse
+import io
 import json
 import logging
 import os
@@ -37,7 +43,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import date, timedelta
 from importlib.metadata import version
 from pathlib import Path
@@ -47,18 +53,41 @@ import duckdb
 import feature_workload as workload
 import numpy as np
 import psutil
+import psycopg2
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 from answers import require_same_answers
 from pyspark.sql import SparkSession
 
 from nightshift.features import extract, job
-from nightshift.features.run import run_tasks
+from nightshift.features.run import ExtractResult, run_tasks
+from nightshift.features.run import extract as run_extract
 from nightshift.io.spark import spark_session
+from nightshift.io.warehouse import migrate
+from nightshift.services.postgres import EmbeddedPostgres, free_port
 from nightshift.settings import load_settings
 
 THREADS = 2
+MART = """
+create schema marts;
+create table marts.fct_order_lines (
+    order_line_id text not null, invoice_id text not null, is_cancellation boolean not null,
+    product_id text not null, is_product boolean not null, description text,
+    quantity integer not null, unit_price numeric(14, 4) not null,
+    line_amount numeric(18, 4) not null, invoiced_at timestamp not null,
+    invoiced_date date not null, customer_id text, country text, landed_date date not null
+)
+"""
+MART_INDEXES = """
+alter table marts.fct_order_lines add primary key (order_line_id);
+create index on marts.fct_order_lines (landed_date);
+create table marts.fct_landed_days as
+select 'order_lines' as source, landed_date, count(*) as rows_landed, count(*) as rows_kept,
+    'first' as build_id
+from marts.fct_order_lines group by landed_date
+"""
 YESTERDAY = workload.AS_OF - timedelta(days=1)
 SAMPLE_OF = 100
 
@@ -135,11 +164,10 @@ def bucketed(file: Path, folder: Path) -> job.Month:
     strings = [name for name, kind in source.columns.items() if kind == "string"]
     with pq.ParquetFile(file, read_dictionary=strings) as parquet:
         table = parquet.read(use_threads=False).unify_dictionaries().combine_chunks()
-    table = table.append_column(extract.TIE, pa.array(np.arange(table.num_rows)))
     target = folder / f"{file.parent.name}.parquet"
     folder.mkdir(parents=True, exist_ok=True)
     key = workload.STANDARD.key
-    extract.write(target, extract.arranged(table, source, key, extract.BUCKETS))
+    extract.write(target, table, source, key)
     return job.Month(file.parent.name, target, str(table.num_rows))
 
 
@@ -151,12 +179,11 @@ def bucketed_payments(file: Path, rows: Path, folder: Path) -> dict[tuple[str, s
     reports = pq.read_table(rows / "chargebacks", partitioning=None, use_threads=False)
     at = pc.index_in(table["transaction_id"], value_set=reports["transaction_id"])
     table = table.append_column("reported_date", reports["reported_date"].take(at))
-    table = table.append_column(extract.TIE, table["transaction_id"]).combine_chunks()
     found = {}
     for source, key in workload.CARD_FRAUD.streams:
         target = folder / key / f"{file.parent.name}.parquet"
         target.parent.mkdir(parents=True, exist_ok=True)
-        extract.write(target, extract.arranged(table, source, key, extract.BUCKETS))
+        extract.write(target, table, source, key)
         name = file.parent.name.removeprefix("month=")
         found[source.name, key] = job.Month(name, target, str(table.num_rows))
     return found
@@ -220,6 +247,101 @@ def event_mode(rows: Path, out: Path) -> tuple[float, float]:
         began = time.perf_counter()
         ours.event_features(ours.bucket_payments(rows))
         return time.perf_counter() - began, start
+
+
+@contextmanager
+def mart(rows: Path) -> Iterator[str]:
+    """A Postgres that holds the lines as dbt's mart does; its URL. It is loaded once."""
+    server = EmbeddedPostgres(rows / "postgres", free_port(15700), "bench")
+    is_loaded = rows / "postgres.loaded"
+    server.start()
+    try:
+        server.ensure_database("bench", "postgres")
+        url = server.url("bench", "postgres", "bench")
+        if not is_loaded.exists():
+            load_mart(url, raw_files(rows))
+            is_loaded.touch()
+        yield url
+    finally:
+        server.stop()
+
+
+def load_mart(url: str, files: Sequence[Path]) -> None:
+    """Columns, types, constraints, indexes and the order of rows are those of the dbt project."""
+    with closing(psycopg2.connect(url)) as connection:
+        connection.autocommit = True
+        cursor = connection.cursor()
+        cursor.execute(MART)
+        landed = 0
+        for file in files:
+            table = pq.read_table(file, partitioning=None)
+            numbers = pa.array(np.arange(landed, landed + table.num_rows)).cast(pa.string())
+            landed += table.num_rows
+            added = {
+                "order_line_id": pc.binary_join_element_wise("1", numbers, ":"),
+                "description": pc.binary_join_element_wise("LINE OF", table["product_id"], " "),
+            }
+            for name, values in added.items():
+                table = table.append_column(name, values)
+            lines = io.BytesIO()
+            pa_csv.write_csv(table, lines, pa_csv.WriteOptions(include_header=False))
+            lines.seek(0)
+            columns = ", ".join(table.column_names)
+            cursor.copy_expert(f"copy marts.fct_order_lines ({columns}) from stdin csv", lines)
+        cursor.execute(MART_INDEXES)
+        cursor.execute("vacuum (analyze)")
+        cursor.execute("checkpoint")
+
+
+def copy_to_nowhere(rows: Path, out: Path) -> tuple[float, float]:
+    """Read the columns that the extract reads, and throw them away."""
+    columns = ", ".join(workload.STANDARD.source.columns)
+    seconds = []
+    with mart(rows) as url, closing(psycopg2.connect(url)) as connection:
+        for form in ("text", "binary"):
+            statement = f"copy (select {columns} from marts.fct_order_lines) to stdout"
+            with Path(os.devnull).open("wb") as nowhere:
+                began = time.perf_counter()
+                connection.cursor().copy_expert(f"{statement} (format {form})", nowhere)
+                seconds.append(time.perf_counter() - began)
+    return min(seconds), 0.0
+
+
+def extracted(url: str, out: Path) -> tuple[ExtractResult, float]:
+    """Bring the lake in ``out`` up to date; what was done, and the seconds that took."""
+    settings = load_settings(
+        _env_file=None, state_dir=out, lake=out, database_url=url, reader_database_url=url
+    )
+    migrate(settings)
+    began = time.perf_counter()
+    result = run_extract(settings, [workload.STANDARD], workload.AS_OF)
+    return result, time.perf_counter() - began
+
+
+def extract_all(rows: Path, out: Path) -> tuple[float, float]:
+    """All lines, from nothing."""
+    with mart(rows) as url:
+        return extracted(url, out)[1], 0.0
+
+
+def extract_night(rows: Path, out: Path) -> tuple[float, float]:
+    """The last day's lines, on top of those of the days before."""
+
+    def last_day(is_there: bool) -> None:
+        with closing(psycopg2.connect(url)) as connection, connection:
+            kept = "rows_landed" if is_there else "0"
+            connection.cursor().execute(
+                f"update marts.fct_landed_days set rows_kept = {kept} where landed_date = %s",
+                (YESTERDAY,),
+            )
+
+    with mart(rows) as url:
+        last_day(is_there=False)
+        extracted(url, out)
+        last_day(is_there=True)
+        result, seconds = extracted(url, out)
+    print(f"{result.rows} lines of {result.days_changed} day", file=sys.stderr)
+    return seconds, 0.0
 
 
 def by_duckdb(queries: Sequence[str], out: Path) -> tuple[float, float]:
@@ -320,20 +442,23 @@ MEASUREMENTS: dict[str, Callable[[Path, Path], tuple[float, float]]] = {
     "duckdb_twelve": duckdb_twelve,
     "event_mode": event_mode,
     "duckdb_events": duckdb_events,
+    "extract": extract_all,
+    "copy_to_nowhere": copy_to_nowhere,
+    "extract_night": extract_night,
     "featuretools": featuretools_sample,
 }
 ONCE = {"duckdb_twelve", "featuretools"}
 """Measured in the first run only: long, and the yardstick of nothing that has an aim."""
-OURS = {"one_night", "twelve_snapshots", "increment", "event_mode"}
+ON_SPARK = {"one_night", "twelve_snapshots", "increment", "event_mode"}
+OURS = {*ON_SPARK, "extract", "extract_night"}
 
-# `extract` (aim 1.4 of a COPY to nowhere) takes its place
-# here and in MEASUREMENTS, OURS and COMPARED with the engine that can do them.
 RATIOS: dict[str, tuple[str, str, float | None]] = {
     "one_night": ("one_night", "duckdb_plain", 1.0),
     "one_night_tuned_sql": ("one_night", "duckdb_tuned", 1.0),
     "twelve_snapshots": ("twelve_snapshots", "one_night", 2.0),
     "increment": ("increment", "one_night", 0.2),
     "event_mode": ("event_mode", "duckdb_events", 1.5),
+    "extract": ("extract", "copy_to_nowhere", 1.4),
     "featuretools": ("featuretools", "one_night", None),
 }
 """Name → what is divided by what, and the aim if there is one."""
@@ -412,7 +537,9 @@ def answer(folder: Path) -> pa.Table:
 
 
 def main(customers: int, lines: int, payments: int, runs: int) -> None:
+    # not in a folder that only its owner may enter: Postgres runs as an account of its own
     root = Path(tempfile.mkdtemp(prefix="nightshift-bench-"))
+    root.chmod(0o755)
     try:
         rows = root / "rows"
         last_day = workload.write_order_lines(rows / "order_lines", customers, lines)
@@ -462,7 +589,7 @@ def summary(lines: int, runs: int, took: dict[str, list[Took]]) -> dict[str, obj
         return statistics.median(a.seconds / b.seconds for a, b in pairs)
 
     seconds = {name: statistics.median(t.seconds for t in times) for name, times in took.items()}
-    seconds["spark_start"] = statistics.median(t.start for name in OURS for t in took[name])
+    seconds["spark_start"] = statistics.median(t.start for name in ON_SPARK for t in took[name])
     return {
         "name": "features",
         "rows": lines,
