@@ -1,7 +1,8 @@
 """Tiles as files: what a night keeps, so that the next one reads the newest rows only.
 
 A file is an uncompressed ``.npz``: its zip container has a checksum for each array. Integers are
-stored in the smallest type that holds them.
+stored in the smallest type that holds them, and all of one type as one array, for opening an
+array costs more than reading it.
 """
 
 import json
@@ -44,28 +45,31 @@ def joined(group: FeatureGroup, parts: Sequence[Part]) -> Part:
     """The tiles of all parts as one, on common codes."""
     if len(parts) == 1:
         return parts[0]
-    entities = _union([part.entities for part in parts])
-    texts = {name: _union([part.texts[name] for part in parts]) for name in parts[0].texts}
+    entities, entity_codes = _common([part.entities for part in parts])
+    texts = {name: _common([part.texts[name] for part in parts]) for name in parts[0].texts}
     common = [
         recoded(
             [group],
             part.tiles,
-            _lookup(part.entities, entities),
-            {name: _lookup(part.texts[name], union) for name, union in texts.items()},
+            entity_codes[number],
+            {name: codes[number] for name, (_, codes) in texts.items()},
         )
-        for part in parts
+        for number, part in enumerate(parts)
     ]
-    return Part(merge(common), entities, texts)
+    return Part(merge(common), entities, {name: values for name, (values, _) in texts.items()})
 
 
-def _union(values: Sequence[pa.StringArray]) -> pa.StringArray:
-    every = pc.unique(pa.concat_arrays(values))
-    return every.take(pc.sort_indices(every))
-
-
-def _lookup(old: pa.StringArray, new: pa.StringArray) -> npt.NDArray[np.int64]:
-    codes: npt.NDArray[np.int64] = pc.index_in(old, value_set=new).cast(pa.int64()).to_numpy()
-    return codes
+def _common(
+    parts: Sequence[pa.StringArray],
+) -> tuple[pa.StringArray, list[npt.NDArray[np.int64]]]:
+    """All values, ascending, and for each part the codes of its own among them."""
+    every = pc.dictionary_encode(pa.concat_arrays(parts))
+    order = pc.sort_indices(every.dictionary).to_numpy()
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(len(order))
+    codes = rank[every.indices]
+    bounds = np.cumsum([len(part) for part in parts])[:-1]
+    return every.dictionary.take(pa.array(order)), np.split(codes, bounds)
 
 
 def save(file: Path, part: Part) -> None:
@@ -79,20 +83,22 @@ def save(file: Path, part: Part) -> None:
         arrays |= {f"grid {known} {name}": values for name, values in columns.items()}
     for measure, items in tiles.items.items():
         arrays |= {f"items {measure} {name}": getattr(items, name) for name in _ITEMS}
+    arrays = {name: _narrow(values) for name, values in arrays.items()}
     layout = {
         "resolution": tiles.resolution,
         "texts": list(part.texts),
         "grids": {known: list(grid.columns) for known, grid in tiles.grids.items()},
         "items": list(tiles.items),
-        "arrays": list(arrays),
+        "arrays": [(name, values.dtype.str, len(values)) for name, values in arrays.items()],
     }
+    stored = {
+        kind: np.concatenate([values for values in arrays.values() if values.dtype.str == kind])
+        for kind in {values.dtype.str for values in arrays.values()}
+    }
+    stored[_LAYOUT] = np.frombuffer(json.dumps(layout).encode(), np.uint8)
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex}.npz")
     try:
-        stored: dict[str, Any] = {
-            str(i): _narrow(values) for i, values in enumerate(arrays.values())
-        }
-        stored[_LAYOUT] = np.frombuffer(json.dumps(layout).encode(), np.uint8)
         np.savez(temporary, allow_pickle=False, **stored)
         temporary.replace(file)
     finally:
@@ -104,7 +110,7 @@ def load(file: Path) -> Part | None:
     try:
         with file.open("rb") as opened, np.load(opened, allow_pickle=False) as stored:
             layout = json.loads(stored[_LAYOUT].tobytes())
-            arrays = {name: _wide(stored[str(i)]) for i, name in enumerate(layout["arrays"])}
+            arrays = _apart(stored, layout["arrays"])
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
         return None
 
@@ -134,6 +140,19 @@ def load(file: Path) -> Part | None:
         text("entities"),
         {name: text(name) for name in layout["texts"]},
     )
+
+
+def _apart(
+    stored: Mapping[str, npt.NDArray[Any]], layout: Sequence[tuple[str, str, int]]
+) -> dict[str, npt.NDArray[Any]]:
+    """The arrays that ``save`` has laid end to end, those of a type together."""
+    whole = {kind: stored[kind] for kind in {kind for _, kind, _ in layout}}
+    begin = dict.fromkeys(whole, 0)
+    arrays = {}
+    for name, kind, length in layout:
+        arrays[name] = _wide(whole[kind][begin[kind] : begin[kind] + length])
+        begin[kind] += length
+    return arrays
 
 
 def _buffers(text: pa.StringArray) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
