@@ -15,8 +15,10 @@ import psutil
 import pyspark
 import pytest
 
+from nightshift.errors import SettingError
 from nightshift.features.run import build_training_set, extract
 from nightshift.io import lake
+from nightshift.io.spark import spark_session
 from nightshift.io.warehouse import connect
 from nightshift.settings import Settings
 from nightshift.use_cases import CHURN
@@ -115,6 +117,18 @@ def mart(empty_mart: Settings) -> Settings:
             " from marts.fct_order_lines group by landed_date"
         )
     return empty_mart
+
+
+def test_a_master_that_there_is_not_is_named(warehouse: Settings) -> None:
+    nowhere = warehouse.model_copy(update={"spark_master": "nonsense://nowhere:7077"})
+    with spark_session(warehouse, "somewhere"):
+        pass  # where Spark has not run before, PySpark would leave a pipe open
+
+    with (
+        pytest.raises(SettingError, match="NIGHTSHIFT_SPARK_MASTER=nonsense://nowhere:7077"),
+        spark_session(nowhere, "nowhere"),
+    ):
+        raise AssertionError("there is no such session")
 
 
 def test_a_worker_killed_in_mid_job_changes_no_byte(mart: Settings, cluster: Cluster) -> None:

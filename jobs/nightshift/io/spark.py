@@ -6,9 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from py4j.protocol import Py4JError
+from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
 import nightshift
+from nightshift.errors import SettingError
 from nightshift.settings import Settings
 
 _PACKAGE_ROOT = Path(nightshift.__file__).parents[1]
@@ -22,6 +25,9 @@ def spark_session(
 
     Args:
         daemon: the module whose process the Python workers are forked from.
+
+    Raises:
+        SettingError: when Spark does not start, or the master does not answer.
     """
     is_local = settings.spark_master.startswith("local")
     if is_local or "PYSPARK_PYTHON" not in os.environ:
@@ -50,7 +56,14 @@ def spark_session(
     host = "127.0.0.1" if is_local else settings.spark_driver_host
     if host is not None:
         builder = builder.config("spark.driver.host", host)
-    session = builder.getOrCreate()
+    try:
+        session = builder.getOrCreate()
+    except (Py4JError, PySparkException) as error:
+        raise SettingError(
+            f"Spark does not start with NIGHTSHIFT_SPARK_MASTER={settings.spark_master}; its own"
+            " words are in the log before this",
+            "start that master, or correct the setting; `make doctor` looks for Java",
+        ) from error
     session.sparkContext.setLogLevel("ERROR")
     try:
         yield session
