@@ -18,7 +18,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from dotenv import dotenv_values
-from pydantic import ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from nightshift.errors import SettingError
@@ -38,6 +38,8 @@ class Settings(BaseSettings):
     landing: Path | str = Path(".nightshift/landing")
     """A folder, or s3://bucket/prefix."""
     lake: Path | None = None
+    lake_buckets: int = Field(default=16, ge=1, le=4096)
+    """Parts that the entities of every source are hashed into: one is a task's memory."""
 
     database_url: str | None = None
     """postgresql://user:password@host:port/database of the warehouse, as nightshift_writer."""

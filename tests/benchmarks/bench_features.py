@@ -69,6 +69,7 @@ from nightshift.io.warehouse import migrate
 from nightshift.services.postgres import EmbeddedPostgres, free_port
 from nightshift.settings import load_settings
 
+BUCKETS = 16
 THREADS = 2
 MART = """
 create schema marts;
@@ -136,10 +137,10 @@ class Session(NamedTuple):
         works = [
             job.Work(
                 workload.CARD_FRAUD, key, months, workload.CARD_NIGHTS, None, self.state, self.out,
-                job.code_sha256(), bucket,
+                job.code_sha256(), bucket, BUCKETS,
             )
             for _, key in workload.CARD_FRAUD.streams
-            for bucket in range(extract.BUCKETS)
+            for bucket in range(BUCKETS)
         ]  # fmt: skip
         run_tasks(self.spark, works)
 
@@ -151,9 +152,9 @@ class Session(NamedTuple):
         works = [
             job.Work(
                 workload.STANDARD, workload.STANDARD.key, streams, tuple(snapshots), None,
-                self.state, self.out, job.code_sha256(), bucket,
+                self.state, self.out, job.code_sha256(), bucket, BUCKETS,
             )
-            for bucket in range(extract.BUCKETS)
+            for bucket in range(BUCKETS)
         ]  # fmt: skip
         run_tasks(self.spark, works)
 
@@ -167,7 +168,7 @@ def bucketed(file: Path, folder: Path) -> job.Month:
     target = folder / f"{file.parent.name}.parquet"
     folder.mkdir(parents=True, exist_ok=True)
     key = workload.STANDARD.key
-    extract.write(target, table, source, key)
+    extract.write(target, table, source, key, BUCKETS)
     return job.Month(file.parent.name, target, str(table.num_rows))
 
 
@@ -183,7 +184,7 @@ def bucketed_payments(file: Path, rows: Path, folder: Path) -> dict[tuple[str, s
     for source, key in workload.CARD_FRAUD.streams:
         target = folder / key / f"{file.parent.name}.parquet"
         target.parent.mkdir(parents=True, exist_ok=True)
-        extract.write(target, table, source, key)
+        extract.write(target, table, source, key, BUCKETS)
         name = file.parent.name.removeprefix("month=")
         found[source.name, key] = job.Month(name, target, str(table.num_rows))
     return found

@@ -241,6 +241,20 @@ def test_the_vector_scored_tonight_is_the_vector_trained_on_later(mart: Settings
     assert {row["customer_id"]: row["label"] for row in matured} == {"gone": 1, "weekly": 0}
 
 
+def test_another_number_of_buckets_makes_other_files_of_the_same_vectors(mart: Settings) -> None:
+    extract(mart, [CHURN], AS_OF)
+    build_features(mart, [CHURN], AS_OF)
+    fewer = mart.model_copy(update={"lake_buckets": 3})
+    with pytest.raises(NightshiftError, match="has 16 buckets, and the setting lake_buckets says"):
+        prove(fewer, CHURN)
+
+    again = extract(fewer, [CHURN], AS_OF)
+
+    assert again.days_changed == again.days
+    found = parity(fewer, CHURN).trained
+    assert (found.vectors, found.is_same) == (2, True)
+
+
 def test_a_late_row_is_told_and_is_no_fault(mart: Settings) -> None:
     extract(mart, [CHURN], AS_OF)
     build_features(mart, [CHURN], AS_OF)

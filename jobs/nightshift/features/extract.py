@@ -24,8 +24,6 @@ from nightshift.spec import Source
 Array = npt.NDArray[np.int64]
 
 FILE = "part-00000.parquet"
-BUCKETS = 16
-"""Parts that the entities of every source are hashed into: as many tasks can work at once."""
 FORMAT = 2
 """To be raised with a change of what a month's file holds."""
 DECIMAL = pa.decimal128(18, 4)
@@ -266,7 +264,7 @@ def _bits(values: Array) -> int:
     return (int(values.max()) - int(values.min())).bit_length()
 
 
-def write(file: Path, table: pa.Table, source: Source, key: str) -> int:
+def write(file: Path, table: pa.Table, source: Source, key: str, buckets: int) -> int:
     """Write a month's file, durably; each bucket is one row group, and each page has a checksum.
 
     Args:
@@ -274,6 +272,7 @@ def write(file: Path, table: pa.Table, source: Source, key: str) -> int:
         table: the month's rows, in the columns of :func:`schema`.
         source: of the rows.
         key: what they are put into buckets by.
+        buckets: how many.
 
     Returns:
         How many rows were written: those with a key and a time.
@@ -291,7 +290,7 @@ def write(file: Path, table: pa.Table, source: Source, key: str) -> int:
         write_page_checksum=True,
         store_decimal_as_integer=True,
     ) as writer:
-        for bucket in arranged(table, source, key, BUCKETS):
+        for bucket in arranged(table, source, key, buckets):
             writer.write_table(bucket, row_group_size=max(1, bucket.num_rows))
             rows += bucket.num_rows
     return rows

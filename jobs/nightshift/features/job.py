@@ -61,7 +61,8 @@ class Work:
         state: folder of the kept tiles, of all streams.
         target: folder that the part is written to.
         code: digest of the code that makes tiles.
-        bucket: which of ``extract.BUCKETS``.
+        bucket: which of ``buckets``.
+        buckets: that the lake's files have.
         hindsight: as of :class:`vectors.Reader`.
     """
 
@@ -74,6 +75,7 @@ class Work:
     target: Path
     code: str
     bucket: int
+    buckets: int
     hindsight: date | None = None
 
 
@@ -352,7 +354,7 @@ class _VectorTask(_Task):
         ids = ids.cast(pa.string())
         with self.timed(group.name):
             found = []
-            for bucket in range(extract.BUCKETS):
+            for bucket in range(self.work.buckets):
                 with pa.memory_map(str(_related_file(self.work, group, bucket))) as file:
                     batch = pa.ipc.open_file(file).get_batch(number).select([_ID, *names])
                 if self.use_case.mode != "event":  # which has asked for these and no others
@@ -407,9 +409,10 @@ class _RelatedTask(_Task):
         ids = batch.columns[self.use_case.source.row_id].cast(pa.string())
         owners = batch.columns[self.use_case.key].dictionary_encode()
         buckets = np.array(
-            [extract.bucket_of(str(name), extract.BUCKETS) for name in owners.dictionary], np.int64
+            [extract.bucket_of(str(name), self.work.buckets) for name in owners.dictionary],
+            np.int64,
         )[owners.indices.to_numpy()]
-        for bucket in range(extract.BUCKETS):
+        for bucket in range(self.work.buckets):
             at = pa.array(np.flatnonzero(buckets == bucket))
             yield ids.take(at), {name: values.take(at) for name, values in found.items()}
 

@@ -106,7 +106,7 @@ def _streams(use_cases: Sequence[UseCase]) -> list[tuple[Source, list[str]]]:
 
 
 def _extract_source(settings: Settings, source: Source, keys: Sequence[str]) -> ExtractResult:
-    declared = lake.digest([source.model_dump(mode="json"), plan.BUCKETS, plan.FORMAT])
+    declared = lake.digest([source.model_dump(mode="json"), settings.lake_buckets, plan.FORMAT])
     with connect(settings) as connection:
         columns = _columns(connection, source)
         days = _landed_days(connection, source)
@@ -125,7 +125,7 @@ def _extract_source(settings: Settings, source: Source, keys: Sequence[str]) -> 
             of_month = {day: sign for day, sign in days.items() if day.startswith(month[:7])}
             for key, changed in work[month].items():
                 folder = events_dir(settings, source, key) / f"month={month}"
-                _write_month(folder, source, key, table, changed, of_month, declared)
+                _write_month(settings, folder, source, key, table, changed, of_month, declared)
     unfinished.unlink(missing_ok=True)
     return ExtractResult(sum(map(len, asked.values())), len(days), rows)
 
@@ -270,6 +270,7 @@ def _damaged_removed(settings: Settings, source: Source, keys: Sequence[str]) ->
 
 
 def _write_month(
+    settings: Settings,
     folder: Path,
     source: Source,
     key: str,
@@ -285,16 +286,17 @@ def _write_month(
     if set(days) - set(changed):
         held = pa.concat_tables(
             plan.read(folder / plan.FILE, bucket, source, read.schema.names)
-            for bucket in range(plan.BUCKETS)
+            for bucket in range(settings.lake_buckets)
         )
         held = held.filter(pc.invert(pc.is_in(held[source.landed_date], renewed)))
         table = pa.concat_tables([held.cast(read.schema), table])
     with lake.replacing(folder) as temporary:
-        rows = plan.write(temporary / plan.FILE, table, source, key)
+        rows = plan.write(temporary / plan.FILE, table, source, key, settings.lake_buckets)
         lake.write_manifest(
             temporary,
             {
                 "declared": declared,
+                "buckets": settings.lake_buckets,
                 "days": dict(days),
                 "rows": rows,
                 "rows_without_key": table.num_rows - rows,
@@ -454,7 +456,7 @@ def _tables_of_some(settings: Settings, use_case: UseCase) -> dict[str, pa.Table
     streams = dict[str, tuple[Source, str]]()
     for source, key in use_case.streams:  # its own key comes first
         streams.setdefault(source.name, (source, key))
-    for bucket in range(plan.BUCKETS):
+    for bucket in range(settings.lake_buckets):
         tables = {}
         for name, (source, key) in streams.items():
             wanted = list(source.columns)
@@ -510,8 +512,10 @@ def parity(
             run_tasks(spark, works)
         return vector_parity.Report(
             as_of=as_of,
-            trained=_compared(use_case, folder, now),
-            hindsight=_compared(use_case, now, hindsight),
+            trained=_compared(
+                use_case, folder, now, kept["key"].get("buckets") == settings.lake_buckets
+            ),
+            hindsight=_compared(use_case, now, hindsight, True),
             late=_late_rows(settings, use_case, as_of),
             rebuilt={
                 source: vector_parity.rebuilt(
@@ -535,19 +539,26 @@ def _nights_kept(settings: Settings, use_case: UseCase) -> list[date]:
 
 
 def _compared(
-    use_case: UseCase, before: Path, after: Path, snapshot: date | None = None
+    use_case: UseCase,
+    before: Path,
+    after: Path,
+    same_buckets: bool,
+    snapshot: date | None = None,
 ) -> vector_parity.Comparison:
-    """Compare two folders of vectors part by part: a part has the same entities in both.
+    """Compare two folders of vectors, part by part where a part has the same entities in both.
 
     Args:
         snapshot: of which ``after`` holds several, with labels; None where it holds one.
     """
+    names = sorted({part.name for folder in (before, after) for part in folder.glob("part-*")})
     total = vector_parity.Comparison()
-    for name in sorted({part.name for folder in (before, after) for part in folder.glob("part-*")}):
-        old, new = _part(before / name), _part(after / name, snapshot)
-        schema = (new if old is None else old).schema  # type: ignore[union-attr]
-        old, new = (schema.empty_table() if found is None else found for found in (old, new))
-        total += vector_parity.compare(old, new, use_case.vector_key)
+    for some in ([name] for name in names) if same_buckets else [names]:
+        old = [part for name in some if (part := _part(before / name)) is not None]
+        new = [part for name in some if (part := _part(after / name, snapshot)) is not None]
+        nobody = [[*new, *old][0].schema.empty_table()]
+        total += vector_parity.compare(
+            pa.concat_tables(old or nobody), pa.concat_tables(new or nobody), use_case.vector_key
+        )
     return total
 
 
@@ -581,7 +592,7 @@ def _late_rows(settings: Settings, use_case: UseCase, as_of: date) -> dict[str, 
         rows = Counter[date]()
         for month in _months_there(settings, source, key):
             if month.name >= f"{as_of:%Y-%m}":
-                for bucket in range(plan.BUCKETS):
+                for bucket in range(settings.lake_buckets):
                     columns = [source.event_time, source.landed_date]
                     table = plan.read(month.file, bucket, source, columns)
                     rows += vector_parity.late(table, source, as_of)
@@ -611,7 +622,8 @@ def _warn_of_other_vectors(settings: Settings, use_case: UseCase, trained: Datas
             )
             if not is_rebuilt and kept["key"]["code_sha256"] == new["key"]["code_sha256"]:
                 continue
-            found = _compared(use_case, folder, trained.folder, as_of)
+            same_buckets = kept["key"].get("buckets") == new["key"]["buckets"]
+            found = _compared(use_case, folder, trained.folder, same_buckets, as_of)
         if not found.is_same:
             log.warning(
                 "%s: of %d vectors that were scored at %s, %d are trained on with other values, and"
@@ -728,6 +740,7 @@ def _dataset(
         (source.name, key): _months_there(settings, source, key) for source, key in use_case.streams
     }
     key = _dataset_key(use_case, months, snapshots, known)
+    key["buckets"] = settings.lake_buckets
     landed = _landed_days_there(settings, use_case, known or max(snapshots))
     return _Dataset(folder, use_case, months, snapshots, known, key, landed)
 
@@ -762,10 +775,11 @@ def _works(
             target=target,
             code=dataset.key["code_sha256"],
             bucket=bucket,
+            buckets=settings.lake_buckets,
             hindsight=hindsight,
         )
         for key in dict.fromkeys(key for _, key in dataset.use_case.streams)
-        for bucket in range(plan.BUCKETS)
+        for bucket in range(settings.lake_buckets)
     ]
 
 
@@ -784,6 +798,12 @@ def _months_there(settings: Settings, source: Source, key: str) -> tuple[job.Mon
         if manifest is None or not file.is_file() or file.stat().st_size != manifest["bytes"]:
             raise plan.DamagedMonth(
                 f"{file} is damaged", "run the extract stage: it writes it anew"
+            )
+        if manifest["buckets"] != settings.lake_buckets:
+            raise plan.DamagedMonth(
+                f"{file} has {manifest['buckets']} buckets, and the setting lake_buckets says"
+                f" {settings.lake_buckets}",
+                "run the extract stage: it writes it anew",
             )
         name = folder.name.removeprefix("month=")
         months.append(job.Month(name, file, manifest["signature"]))

@@ -13,6 +13,7 @@ import pytest
 from nightshift.features import extract
 from nightshift.spec import Source
 
+BUCKETS = 16
 SALES = Source(
     name="sales",
     relation="marts.fct_sales",
@@ -74,7 +75,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
 
 
 def written(file: Path, rows: Sequence[Mapping[str, Any]]) -> bytes:
-    extract.write(file, table(rows), SALES, "customer_id")
+    extract.write(file, table(rows), SALES, "customer_id", BUCKETS)
     return file.read_bytes()
 
 
@@ -94,10 +95,10 @@ def test_other_rows_are_other_bytes(tmp_path: Path, other: Mapping[str, Any]) ->
 
 
 def test_rows_come_back_by_entity_and_time(tmp_path: Path) -> None:
-    kept = extract.write(tmp_path / "rows", table([SALE, *OTHERS]), SALES, "customer_id")
+    kept = extract.write(tmp_path / "rows", table([SALE, *OTHERS]), SALES, "customer_id", BUCKETS)
     found = [
         row
-        for bucket in range(extract.BUCKETS)
+        for bucket in range(BUCKETS)
         for row in extract.read(
             tmp_path / "rows", bucket, SALES, list(SALES.columns)
         ).to_pylist()

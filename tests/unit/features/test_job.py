@@ -17,6 +17,7 @@ from nightshift.features import extract, job, state
 from nightshift.spec import Aggregate, UseCase
 from nightshift.use_cases import CHURN
 
+BUCKETS = 16
 AS_OF = date(2011, 5, 1)
 MONTHS = ("2010-12", "2011-01", "2011-02", "2011-03", "2011-04")
 TYPES = {
@@ -58,7 +59,7 @@ def landed(folder: Path, tables: dict[str, pa.Table]) -> tuple[job.Month, ...]:
     for month, table in tables.items():
         file = folder / month / extract.FILE
         file.parent.mkdir(parents=True, exist_ok=True)
-        extract.write(file, table, CHURN.source, "customer_id")
+        extract.write(file, table, CHURN.source, "customer_id", BUCKETS)
         months.append(job.Month(month, file, str(hash(file.read_bytes()))))
     return tuple(months)
 
@@ -76,6 +77,7 @@ def work(
         target=target,
         code=job.code_sha256(),
         bucket=bucket,
+        buckets=BUCKETS,
     )
 
 
@@ -87,7 +89,7 @@ def run(
     target.mkdir(exist_ok=True)
     rows: list[dict[str, Any]] = []
     read: set[str] = set()
-    for bucket in range(extract.BUCKETS):
+    for bucket in range(BUCKETS):
         done = job.run(work(use_case, months, root, target, bucket))
         assert isinstance(done, job.Done), done
         read |= {month.rpartition("/")[2] for month in done.months_read}
@@ -188,13 +190,12 @@ def test_a_damaged_month_is_named(tmp_path: Path, months: tuple[job.Month, ...])
     months[1].file.write_bytes(content)
 
     with pytest.raises(NightshiftError) as error:
-        for bucket in range(extract.BUCKETS):
+        for bucket in range(BUCKETS):
             extract.read(months[1].file, bucket, CHURN.source, list(CHURN.source.columns))
     assert str(months[1].file) in error.value.what
 
     refused = [
-        job.run(work(CHURN, months, tmp_path, tmp_path, bucket))
-        for bucket in range(extract.BUCKETS)
+        job.run(work(CHURN, months, tmp_path, tmp_path, bucket)) for bucket in range(BUCKETS)
     ]
     assert any(isinstance(each, job.Refused) and "damaged" in each.what for each in refused)
 

@@ -15,6 +15,7 @@ from payment_cases import AS_OF, FRAUD, PAIRS, PAYMENTS, RISK, SPENDERS, SPENDIN
 from nightshift.features import extract, job, vectors
 from nightshift.spec import EveryEvent, Source, UseCase
 
+BUCKETS = 16
 NIGHTS = tuple(AS_OF - timedelta(days=days) for days in (33, 2, 1, 0))
 KNOWN = AS_OF + timedelta(days=5)
 
@@ -30,7 +31,7 @@ def months_of(
         file = root / source.name / key / month / extract.FILE
         file.parent.mkdir(parents=True, exist_ok=True)
         rows = table.filter(pa.array(landed == month))
-        extract.write(file, rows, source, key)
+        extract.write(file, rows, source, key, BUCKETS)
         months.append(job.Month(f"{month}-01", file, f"{source.name} {rows.num_rows}"))
     return tuple(months)
 
@@ -52,11 +53,11 @@ def through_the_job(
     keys = sorted({key for _, key in wanted.streams}, key=lambda key: key == wanted.key)
     rows: list[dict[str, Any]] = []
     for key in keys:
-        for bucket in range(extract.BUCKETS):
+        for bucket in range(BUCKETS):
             done = job.run(
                 job.Work(
                     wanted, key, months, tuple(nights), known, root / "state", target,
-                    job.code_sha256(), bucket, hindsight,
+                    job.code_sha256(), bucket, BUCKETS, hindsight,
                 )
             )  # fmt: skip
             assert isinstance(done, job.Done), done
