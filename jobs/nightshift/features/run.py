@@ -800,7 +800,7 @@ def _months_there(settings: Settings, source: Source, key: str) -> tuple[job.Mon
                 f"{file} is damaged", "run the extract stage: it writes it anew"
             )
         if manifest["buckets"] != settings.lake_buckets:
-            raise plan.DamagedMonth(
+            raise NightshiftError(
                 f"{file} has {manifest['buckets']} buckets, and the setting lake_buckets says"
                 f" {settings.lake_buckets}",
                 "run the extract stage: it writes it anew",
