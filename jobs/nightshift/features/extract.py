@@ -164,13 +164,15 @@ def arranged(table: pa.Table, source: Source, key: str, buckets: int) -> Iterato
     """
     table = table.unify_dictionaries().combine_chunks()
     keys, times = (table[name].combine_chunks() for name in (key, source.event_time))
+    if not pa.types.is_dictionary(keys.type):
+        keys = pc.dictionary_encode(keys.cast(pa.string()))
     # one row more, for a dictionary may be empty
     bucket = np.array([*(bucket_of(name, buckets) for name in keys.dictionary.to_pylist()), 0])
     rows = np.flatnonzero(pc.and_(keys.is_valid(), times.is_valid()))
     of_rows = bucket.astype(np.min_scalar_type(buckets))[pc.fill_null(keys.indices, 0)][rows]
     rows = rows[np.argsort(of_rows, kind="stable")]  # a radix sort, of such small numbers
     bounds = np.cumsum(np.bincount(of_rows, minlength=buckets))
-    compared = [key, source.event_time, *table.column_names]
+    compared = dict.fromkeys([key, source.event_time, *table.column_names])
     for start, end in pairwise([0, *bounds]):
         part = _with_own_dictionaries(table.take(pa.array(rows[start:end])))
         columns = {name: _comparable(part[name].combine_chunks()) for name in compared}

@@ -111,6 +111,14 @@ def test_rows_come_back_by_entity_and_time(tmp_path: Path) -> None:
     assert of_zoe == sorted(of_zoe)
 
 
+def test_a_key_may_be_a_number(tmp_path: Path) -> None:
+    extract.write(tmp_path / "rows", table([SALE, *OTHERS]), SALES, "points", BUCKETS)
+    for bucket in range(BUCKETS):
+        found = extract.read(tmp_path / "rows", bucket, SALES, ["points"])["points"].to_pylist()
+        assert found == sorted(found)
+        assert {extract.bucket_of(str(points), BUCKETS) for points in found} <= {bucket}
+
+
 def test_what_postgres_gives_is_typed() -> None:
     wanted = extract.schema(SALES)
     found = pa.record_batch(
