@@ -2,24 +2,39 @@
 # train
 
 **Purpose.** Train a use case on every snapshot whose label is known at `as_of`, judge the model by
-the gates of its spec, and make it champion if all of them pass.
+the gates of its spec, and make it champion if all of them pass. Where the spec asks for manual
+approval, a person has to answer `approve_promotion` first.
 
 **Inputs.** The landing zone's folders dated before `as_of`.
 
-**Outputs.** An MLflow run and a registered version; `ops.gate_results`; on success the alias
-`champion` and a row in `ops.promotions`.
+**Outputs.** An MLflow run and a registered version; `ops.gate_results`; on success a row in
+`ops.promotions` and the alias `champion`.
 
 **Rerun.** Safe: the same data gives the same model bytes under a new version.
 
-**When it fails.** The champion stays as it was. A failed `judge_gates` is an answer, not a fault:
-its log names each gate that failed, with the figure and the threshold.
+**When it fails.** The champion stays as it was. A red `refused_champion_kept` is an answer, not a
+fault: its log names each gate that failed, with the figure and the threshold.
 """
 
 from datetime import timedelta
 
+from airflow.providers.standard.operators.hitl import HITLOperator
 from airflow.sdk import DAG, CronTriggerTimetable, task
 
-from nightshift.orchestration import AS_OF_PARAM, RUN_ALERTS, TASK_ALERTS, linked, run_stage
+from nightshift.orchestration import (
+    APPROVE,
+    AS_OF_PARAM,
+    KEEP,
+    PROMOTE,
+    REFUSED,
+    RUN_ALERTS,
+    TASK_ALERTS,
+    answered,
+    linked,
+    run_stage,
+    say_refusal,
+    task_after,
+)
 from nightshift.settings import settings
 from nightshift.spec import UseCase
 from nightshift.use_cases import USE_CASES, find_use_case
@@ -28,6 +43,7 @@ from nightshift.use_cases import USE_CASES, find_use_case
 def build_dag(use_case: UseCase) -> DAG:
     """The weekly training of one use case."""
     name = use_case.name
+    is_manual = use_case.approval == "manual"
     with DAG(
         dag_id=f"train__{name}",
         doc_md=__doc__,
@@ -38,7 +54,8 @@ def build_dag(use_case: UseCase) -> DAG:
         start_date=None,
         catchup=False,
         max_active_runs=1,
-        dagrun_timeout=timedelta(hours=8),
+        # A person has until the next Sunday's run to answer.
+        dagrun_timeout=timedelta(days=6 if is_manual else 0, hours=8),
         default_args={
             "owner": use_case.owner,
             "retries": 1,
@@ -92,12 +109,27 @@ def build_dag(use_case: UseCase) -> DAG:
 
             run_stage(lambda as_of: train(settings(), find_use_case(name), as_of))
 
-        @task
-        def judge_gates() -> None:
+        @task.branch
+        def judge_gates() -> str | None:
             from nightshift.gates.run import judge
 
-            run_stage(lambda as_of: judge(settings(), find_use_case(name), as_of).require_passed())
+            return run_stage(
+                lambda as_of: task_after(judge(settings(), find_use_case(name), as_of))
+            )
 
+        @task(task_id=REFUSED, retries=0)  # a second judgement would be the same
+        def refused_champion_kept() -> None:
+            from nightshift.gates.run import require_passed
+
+            say_refusal(lambda as_of: require_passed(settings(), find_use_case(name), as_of))
+
+        @task
+        def record_answer() -> None:
+            from nightshift.gates.run import answer
+
+            answered(lambda *given: answer(settings(), find_use_case(name), *given))
+
+        judged = judge_gates()
         (
             load_raw()
             >> linked(check_landed(), "quality")
@@ -106,9 +138,23 @@ def build_dag(use_case: UseCase) -> DAG:
             >> extract_events()
             >> build_training_set()
             >> train_model()
-            >> judge_gates()
+            >> judged
+            >> refused_champion_kept()
         )
+        if is_manual:
+            asked = HITLOperator(
+                task_id=APPROVE,
+                subject=f"{use_case.title}: shall version {_of_judged('version')} score?",
+                body=_of_judged("report"),
+                options=[PROMOTE, KEEP],
+                response_timeout=timedelta(days=6),
+            )
+            judged >> asked >> record_answer()
     return dag
+
+
+def _of_judged(key: str) -> str:
+    return f"{{{{ ti.xcom_pull(task_ids='judge_gates', key='{key}') }}}}"
 
 
 for _use_case in USE_CASES:

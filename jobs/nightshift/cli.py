@@ -1,5 +1,6 @@
 """The command line: the same functions that Airflow's tasks call, without Airflow."""
 
+import getpass
 import logging
 import os
 import sys
@@ -9,6 +10,7 @@ from datetime import datetime
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from zoneinfo import ZoneInfo
 
 import typer
 from rich.console import Console
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from nightshift.erasure.run import Certificate
     from nightshift.features.parity import Report
     from nightshift.gates.rules import GateResult
+    from nightshift.io.registry import Decision
     from nightshift.monitoring.run import MaturedQuality
     from nightshift.services.run import ServiceStatus
 
@@ -417,13 +420,64 @@ def nightly(as_of: AsOf) -> None:
 
 @app.command()
 def train(use_case: UseCaseName, as_of: AsOf) -> None:
-    """Train, judge by the gates, and promote when all of them pass; exits with 1 when refused."""
+    """Train, judge by the gates, and promote when all of them pass; exits with 1 when refused.
+
+    A use case with manual approval is promoted in Airflow, or by `promote`.
+    """
     with refusals() as settings:
         from nightshift import pipeline
 
         verdict = pipeline.train(settings, find_use_case(use_case), as_of.date())
         show_gates(verdict.results)
         verdict.require_passed()
+        console.print(f"{use_case} version {verdict.candidate_version}: {verdict.outcome}")
+
+
+By = Annotated[
+    str | None,
+    typer.Option("--by", help="Who decides; default: the account that runs the command."),
+]
+Reason = Annotated[str, typer.Option(help="Why. It is kept for good, so name no customer.")]
+
+
+@app.command()
+def promote(
+    use_case: UseCaseName,
+    version: Annotated[str, typer.Option(help="Of the model, as MLflow's registry counts.")],
+    reason: Reason,
+    despite_gates: Annotated[
+        bool, typer.Option("--despite-gates", help="Also when a gate failed; this is kept.")
+    ] = False,
+    by: By = None,
+) -> None:
+    """Make a version champion, from the next night on."""
+    with refusals() as settings:
+        from nightshift.gates.run import promote as run
+
+        run(
+            settings, find_use_case(use_case), version, by or getpass.getuser(), reason,
+            despite_gates=despite_gates,
+        )  # fmt: skip
+        console.print(f"{use_case} version {version} is champion and scores the next night")
+
+
+@app.command()
+def rollback(use_case: UseCaseName, reason: Reason = "rolled back by hand", by: By = None) -> None:
+    """Make the previous champion champion again; twice goes back to where it was."""
+    with refusals() as settings:
+        from nightshift.gates.run import rollback as run
+
+        version = run(settings, find_use_case(use_case), by or getpass.getuser(), reason)
+        console.print(f"{use_case} version {version} is champion again and scores the next night")
+
+
+@app.command()
+def history(use_case: UseCaseName) -> None:
+    """Every decision on who is champion: when, by whom, on what evidence, and why."""
+    with refusals() as settings:
+        from nightshift.io.registry import history as read
+
+        show_history(read(settings, find_use_case(use_case).name), settings.timezone)
 
 
 @app.command()
@@ -513,6 +567,24 @@ def show_gates(results: Sequence["GateResult"]) -> None:
     for each in results:
         mark = "[green]passed[/]" if each.passed else "[red]FAILED[/]"
         table.add_row(each.gate, mark, Text(each.detail))
+    console.print(table)
+
+
+def show_history(decisions: Sequence["Decision"], timezone: str) -> None:
+    """Decisions on the champion, oldest first."""
+    table = Table("when", "what", "version", "by", "gates", "reason", "MLflow run")
+    for each in decisions:
+        gates = f"{each.gates_passed} of {len(each.gate_result_ids)} passed"
+        who = each.by.actor if each.by.person is None else f"{each.by.person} ({each.by.actor})"
+        table.add_row(
+            f"{each.decided_at.astimezone(ZoneInfo(timezone)):%Y-%m-%d %H:%M}",
+            each.action,
+            f"{each.from_version or 'none'} → {each.to_version}",
+            Text(who),
+            f"{gates}, promoted despite them" if each.despite_gates else gates,
+            Text(each.reason),
+            each.mlflow_run_id[:8],
+        )
     console.print(table)
 
 

@@ -4,10 +4,11 @@ Imported by DAG files, so it loads in milliseconds: stages are imported inside t
 """
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import date, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 from zoneinfo import ZoneInfo
 
@@ -17,8 +18,13 @@ from airflow.sdk.configuration import conf
 from airflow.sdk.exceptions import AirflowFailException
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from nightshift.errors import NightshiftError, RefusedAsOf
+from nightshift.errors import GateError, NightshiftError, RefusedAsOf
 from nightshift.settings import settings
+
+if TYPE_CHECKING:
+    from nightshift.gates.run import Verdict
+
+log = logging.getLogger(__name__)
 
 POLL_SECONDS = 30.0
 QUALITY_PAGES = "/quality"
@@ -86,6 +92,53 @@ def run_stage[T](function: Callable[[date], T]) -> T:
     """Call a stage for the run's ``as_of``; a refusal fails the task at once, without retries."""
     with _refusals_fail_at_once():
         return function(run_as_of(get_current_context()))
+
+
+REFUSED, APPROVE = "refused_champion_kept", "approve_promotion"
+"""Tasks of a training, after its gates: one fails, the other waits for a person."""
+PROMOTE, KEEP = "Promote", "Keep the champion"
+
+
+def task_after(verdict: "Verdict") -> str | None:
+    """The task that a judgement leads to, which is handed the version and its gates; None: done."""
+    log.info("version %s: %s", verdict.candidate_version, verdict.outcome)
+    ti = get_current_context()["ti"]
+    ti.xcom_push("version", verdict.candidate_version)
+    ti.xcom_push("report", verdict.report)
+    return {"refused": REFUSED, "proposed": APPROVE}.get(verdict.outcome)
+
+
+def say_refusal(function: Callable[[date], None]) -> None:
+    """Call a function for the run's ``as_of``; where a gate refused, fail in plain words.
+
+    An exception would put a stack trace into the log. An exit does not, and still carries its
+    cause to the alert.
+    """
+    try:
+        function(run_as_of(get_current_context()))
+    except GateError as refusal:
+        log.error("refused, champion kept: %s", refusal)
+        raise SystemExit(1) from refusal
+
+
+def answered(function: Callable[[str, str, bool, str], bool]) -> None:
+    """Call a function with what a person answered: version, their name, approved or not, why.
+
+    The two tasks upstream have asked: see ``task_after`` and Airflow's ``HITLOperator``.
+    """
+    context = get_current_context()
+    ti, dag_run = context["ti"], context["dag_run"]
+    version = ti.xcom_pull(task_ids="judge_gates", key="version")
+    response = ti.xcom_pull(task_ids=APPROVE)
+    person = response["responded_by_user"]["name"]
+    is_approved = response["chosen_options"] == [PROMOTE]
+    reason = f"{response['chosen_options'][0]!r} in Airflow, run {dag_run.run_id}"
+    with _refusals_fail_at_once():
+        function(version, person, is_approved, reason)
+    log.info(
+        "%s has %s version %s%s", person, "promoted" if is_approved else "rejected", version,
+        "" if is_approved else ", champion kept",
+    )  # fmt: skip
 
 
 def _base_url() -> str:

@@ -795,7 +795,11 @@ class Band(_Declaration):
 
 
 class UseCase(_Declaration):
-    """One prediction task. All else (DAG ids, tables, registered model) follows from its name."""
+    """One prediction task. All else (DAG ids, tables, registered model) follows from its name.
+
+    With ``approval="manual"`` a model that has passed its gates waits until a person has approved
+    it in Airflow; otherwise it is champion at once.
+    """
 
     name: Name
     title: str
@@ -812,6 +816,7 @@ class UseCase(_Declaration):
     bands: tuple[Band, ...] = Field(min_length=1)
     reasons: Annotated[int, Field(ge=1, le=10)] = 3
     gates: tuple[Gate, ...] = Field(min_length=1)
+    approval: Literal["automatic", "manual"] = "automatic"
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:

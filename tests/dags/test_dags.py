@@ -167,7 +167,33 @@ def test_a_training_goes_through_its_stages_in_order(loaded: dict[str, Any], use
         "build_training_set": ["extract_events"],
         "train_model": ["build_training_set"],
         "judge_gates": ["train_model"],
+        "refused_champion_kept": ["judge_gates"],
     }
+
+
+def test_manual_approval_waits_for_a_person_until_the_next_training(tmp_path: Path) -> None:
+    folder = tmp_path / "dags"
+    folder.mkdir()
+    (folder / "manual.py").write_text(
+        "import runpy  # airflow, dag\n"
+        "from nightshift.use_cases.churn import CHURN\n"
+        f"built = runpy.run_path({str(DAGS / 'train.py')!r})['build_dag']\n"
+        "dag = built(CHURN.model_copy(update={'name': 'asked', 'approval': 'manual'}))\n"
+    )
+    found = load_dags(folder, tmp_path)
+    assert found["errors"] == {}
+    dag = found["dags"]["train__asked"]
+    after_gates = {
+        name: task["upstream"]
+        for name, task in dag["tasks"].items()
+        if {"judge_gates", "approve_promotion"} & set(task["upstream"])
+    }
+    assert after_gates == {
+        "refused_champion_kept": ["judge_gates"],
+        "approve_promotion": ["judge_gates"],
+        "record_answer": ["approve_promotion"],
+    }
+    assert dag["timeout_hours"] == 6 * 24 + 8
 
 
 def test_schedules(loaded: dict[str, Any]) -> None:
@@ -191,7 +217,8 @@ def test_every_dag_states_its_owner_tags_and_param(loaded: dict[str, Any]) -> No
         ), name  # fmt: skip
         for task_id, task in dag["tasks"].items():
             assert task["owner"] == "data-team", (name, task_id)
-            assert task["retries"] == 1, (name, task_id)
+            # a refusal stays one: it is told at once
+            assert task["retries"] == (task_id != "refused_champion_kept"), (name, task_id)
             # another rule could turn a night green that has not published
             assert task["trigger_rule"] == "all_success", (name, task_id)
 

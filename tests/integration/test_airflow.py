@@ -106,7 +106,7 @@ def register_champion(settings: Settings, root: Path) -> None:
     run = mlflow.create_run(model_store.experiment_id(settings, "churn"))
     mlflow.log_artifacts(run.info.run_id, str(root), model_store.MODEL)
     version = model_store.register(settings, "churn", run.info.run_id, NIGHT)
-    model_store.promote(settings, "churn", version.version)
+    model_store.set_alias(settings, "churn", model_store.CHAMPION, version.version)
 
 
 def spoil(folder: Path) -> bytes:

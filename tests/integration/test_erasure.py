@@ -114,7 +114,7 @@ def register_champion(settings: Settings, root: Path, pseudonym: str) -> None:
     run = mlflow.create_run(model_store.experiment_id(settings, "churn"))
     mlflow.log_artifacts(run.info.run_id, str(root / "run"))
     version = model_store.register(settings, "churn", run.info.run_id, AS_OF.isoformat())
-    model_store.promote(settings, "churn", version.version)
+    model_store.set_alias(settings, "churn", model_store.CHAMPION, version.version)
 
 
 def fetched(settings: Settings, query: str, *parameters: object) -> list[tuple[Any, ...]]:

@@ -45,7 +45,7 @@ def register_champion(settings: Settings, root: Path, *, flip: bool = False) -> 
     run = mlflow.create_run(model_store.experiment_id(settings, "churn"))
     mlflow.log_artifacts(run.info.run_id, str(root / "model"), model_store.MODEL)
     version = model_store.register(settings, "churn", run.info.run_id, AS_OF.isoformat())
-    model_store.promote(settings, "churn", version.version)
+    model_store.set_alias(settings, "churn", model_store.CHAMPION, version.version)
     return version.version
 
 
@@ -185,7 +185,7 @@ def test_a_model_of_other_features_is_refused(tracked_warehouse: Settings, tmp_p
     run = mlflow.create_run(model_store.experiment_id(tracked_warehouse, "churn"))
     mlflow.log_artifacts(run.info.run_id, str(tmp_path / "model"), model_store.MODEL)
     version = model_store.register(tracked_warehouse, "churn", run.info.run_id, "2011-06-12")
-    model_store.promote(tracked_warehouse, "churn", version.version)
+    model_store.set_alias(tracked_warehouse, "churn", model_store.CHAMPION, version.version)
     write_features(tracked_warehouse, feature_rows(10))
 
     with pytest.raises(NightshiftError, match="moon_phase"):

@@ -15,7 +15,7 @@ import pytest
 from nightshift.booster import predict
 from nightshift.errors import NightshiftError
 from nightshift.gates.run import judge
-from nightshift.io import model_store
+from nightshift.io import model_store, registry
 from nightshift.io.lake import dataset_dir, replacing, write_manifest
 from nightshift.settings import Settings
 from nightshift.training.run import train
@@ -98,16 +98,16 @@ def test_a_good_model_becomes_champion_and_a_shuffled_one_leaves_it(
     tracked_warehouse: Settings,
 ) -> None:
     settings = tracked_warehouse
-    assert model_store.champion(settings, "churn") is None
+    assert registry.champion(settings, "churn") is None
     write_training_set(settings)
     trained = train(settings, CHURN, AS_OF)
     assert trained.version == "1"
-    assert model_store.champion(settings, "churn") is None
+    assert registry.champion(settings, "churn") is None
 
     verdict = judge(settings, CHURN, AS_OF)
     assert [result.detail for result in verdict.failures] == []
     assert verdict.promoted_version == "1"
-    champion = model_store.champion(settings, "churn")
+    champion = registry.champion(settings, "churn")
     assert champion is not None
     assert (champion.version, champion.run_id) == ("1", trained.mlflow_run_id)
     promotions = "select from_version, to_version, mlflow_run_id from ops.promotions"
@@ -117,7 +117,7 @@ def test_a_good_model_becomes_champion_and_a_shuffled_one_leaves_it(
     again = judge(settings, CHURN, AS_OF)
     assert (again.passed, again.promoted_version) == (True, None)
     assert query(settings, promotions) == [(None, "1", trained.mlflow_run_id)]
-    assert query(settings, "select count(*) from ops.gate_results") == [(len(CHURN.gates),)]
+    assert query(settings, "select count(*) from ops.gate_results") == [(2 * len(CHURN.gates),)]
 
     write_training_set(settings, LATER, shuffled=True)
     worse = train(settings, CHURN, LATER)
@@ -125,7 +125,7 @@ def test_a_good_model_becomes_champion_and_a_shuffled_one_leaves_it(
     assert (refused.passed, refused.promoted_version) == (False, None)
     failures = {result.gate for result in refused.failures}
     assert {"at_least_auc", "beats_baseline_auc_recency", "beats_champion_auc"} <= failures
-    assert model_store.champion(settings, "churn") == champion
+    assert registry.champion(settings, "churn") == champion
     assert query(settings, promotions) == [(None, "1", trained.mlflow_run_id)]
     failed = query(
         settings,
@@ -195,7 +195,7 @@ def test_a_damaged_model_is_refused_by_the_gate_and_by_loading(tracked_warehouse
     verdict = judge(settings, CHURN, AS_OF)
     assert [result.gate for result in verdict.failures] == ["loads_and_scores"]
     assert "is damaged" in verdict.failures[0].detail
-    assert model_store.champion(settings, "churn") is None
+    assert registry.champion(settings, "churn") is None
 
 
 def test_a_model_of_other_features_is_refused(tracked_warehouse: Settings) -> None:

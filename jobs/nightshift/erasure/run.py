@@ -487,7 +487,7 @@ def complete(settings: Settings, use_cases: Sequence[UseCase], erasure: Erasure)
         models = [
             f"{use_case.name} version {version}"
             for use_case in use_cases
-            for version in model_store.versions(settings, use_case.name)
+            for version in model_store.registered(settings, use_case.name)
         ]
     with connect(settings) as connection, connection.cursor() as cursor:
         cursor.execute(

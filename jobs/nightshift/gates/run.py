@@ -1,4 +1,8 @@
-"""Judge the newest training run of a use case; move the champion, or leave it and say why."""
+"""Judge the newest training run of a use case; move the champion, or leave it and say why.
+
+A person moves it too: by ``promote`` and ``rollback``, or by answering what a use case with manual
+approval asks (``answer``). Every one of these holds the use case's registry while it works.
+"""
 
 import json
 import logging
@@ -7,7 +11,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from datetime import date
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -17,10 +21,11 @@ import pyarrow.parquet as pq
 from nightshift.booster import predict, row_order, to_matrix
 from nightshift.errors import Cause, GateError, NightshiftError
 from nightshift.gates.rules import Evidence, GateResult, Reign, Sample, judge_gate
-from nightshift.io import model_store
+from nightshift.io import model_store, registry
 from nightshift.io.lake import dataset_dir
 from nightshift.io.model_store import ModelVersion
-from nightshift.io.warehouse import connect, lock, recorded_run
+from nightshift.io.registry import GATES, By, Registry
+from nightshift.io.warehouse import connect, recorded_run
 from nightshift.metrics import Estimate, measure
 from nightshift.settings import Settings
 from nightshift.spec import UseCase, gate_name
@@ -28,20 +33,41 @@ from nightshift.spec import UseCase, gate_name
 log = logging.getLogger(__name__)
 
 
+Outcome = Literal["promoted", "refused", "proposed", "unchanged"]
+"""What a judgement led to: ``proposed`` waits for a person; ``unchanged`` has passed, and was
+decided on before."""
+
+
 @dataclass(frozen=True)
 class Verdict:
-    """``promoted_version`` is None when the champion stayed, or was the candidate already."""
+    """One judgement of one version, as ``ops.gate_results`` keeps it."""
 
-    passed: bool
+    outcome: Outcome
     results: tuple[GateResult, ...]
     mlflow_run_id: str
     candidate_version: str
-    promoted_version: str | None
+
+    @property
+    def passed(self) -> bool:
+        """Whether every gate passed."""
+        return not self.failures
+
+    @property
+    def promoted_version(self) -> str | None:
+        """The new champion; None when the champion stayed, or was the candidate already."""
+        return self.candidate_version if self.outcome == "promoted" else None
 
     @property
     def failures(self) -> tuple[GateResult, ...]:
         """The gates that failed."""
         return tuple(result for result in self.results if not result.passed)
+
+    @property
+    def report(self) -> str:
+        """A line of Markdown a gate, for whoever is asked to approve."""
+        return "\n".join(
+            f"- {'passed' if r.passed else 'FAILED'} `{r.gate}`: {r.detail}" for r in self.results
+        )
 
     def require_passed(self) -> "Verdict":
         """This verdict.
@@ -50,13 +76,17 @@ class Verdict:
             GateError: when a gate failed, naming each with its figure.
         """
         if not self.passed:
-            raise GateError(
-                f"version {self.candidate_version} is refused and the champion stays: "
-                + "; ".join(f"{result.gate}: {result.detail}" for result in self.failures),
-                "read the report of the MLflow run " + self.mlflow_run_id,
-                causes=tuple(Cause(r.gate, observed=r.detail) for r in self.failures),
-            )
+            raise _refusal(self.candidate_version, self.mlflow_run_id, self.failures)
         return self
+
+
+def _refusal(version: str | None, run_id: str, failures: tuple[GateResult, ...]) -> GateError:
+    return GateError(
+        f"version {version} is refused and the champion stays: "
+        + "; ".join(f"{result.gate}: {result.detail}" for result in failures),
+        f"read the report of the MLflow run {run_id}",
+        causes=tuple(Cause(r.gate, observed=r.detail) for r in failures),
+    )
 
 
 def judge(settings: Settings, use_case: UseCase, as_of: date) -> Verdict:
@@ -70,7 +100,10 @@ def judge(settings: Settings, use_case: UseCase, as_of: date) -> Verdict:
     Raises:
         NightshiftError: when there is no such run, or its files or dataset are gone.
     """
-    with recorded_run(settings, "gates", as_of, use_case.name) as run:
+    with (
+        recorded_run(settings, "gates", as_of, use_case.name) as run,
+        registry.opened(settings, use_case.name) as held,
+    ):
         run_id = model_store.newest_run(settings, use_case.name, as_of.isoformat())
         candidate = run_id and model_store.version_of_run(settings, use_case.name, run_id)
         if not run_id or not candidate:
@@ -78,38 +111,218 @@ def judge(settings: Settings, use_case: UseCase, as_of: date) -> Verdict:
                 f"there is no finished training run of {use_case.name} as of {as_of}",
                 f"run `nightshift train {use_case.name} --as-of {as_of}`",
             )
-        reigning = model_store.champion(settings, use_case.name)
-        evidence = _collect(settings, use_case, as_of, candidate, reigning)
+        evidence = _collect(settings, use_case, as_of, candidate, held.champion)
         results = tuple(judge_gate(gate, evidence) for gate in use_case.gates)
         for result in results:
             log.info("%s %s: %s", "pass" if result.passed else "FAIL", result.gate, result.detail)
         passed = all(result.passed for result in results)
         _log_to_mlflow(settings, run_id, passed, results)
-        promoted = _act(settings, use_case, as_of, candidate, passed, results)
-        verdict = Verdict(passed, results, run_id, candidate.version, promoted)
+        ids = _keep(settings, use_case, as_of, candidate, results)
+        outcome = _act(use_case, held, candidate, passed, ids)
+        verdict = Verdict(outcome, results, run_id, candidate.version)
         run.result = {
             "mlflow_run_id": run_id,
             "candidate_version": candidate.version,
-            "promoted_version": promoted,
+            "promoted_version": verdict.promoted_version,
+            "outcome": outcome,
             "passed": passed,
             "failed_gates": [result.gate for result in verdict.failures],
         }
         return verdict
 
 
+def require_passed(settings: Settings, use_case: UseCase, as_of: date) -> None:
+    """Say again what was last judged for (use case, as_of).
+
+    Raises:
+        GateError: when a gate failed then, naming each with its figure.
+    """
+    failed = tuple(r for r in gate_results(settings, use_case, as_of) if not r.passed)
+    if failed:
+        with connect(settings) as connection, connection.cursor() as cursor:
+            _, run_id, version = _judged_last(cursor, use_case, as_of)
+        raise _refusal(version, run_id, failed)
+
+
+def promote(
+    settings: Settings,
+    use_case: UseCase,
+    version: str,
+    person: str,
+    reason: str,
+    *,
+    despite_gates: bool = False,
+) -> None:
+    """Make a version champion because a person says so.
+
+    Raises:
+        NightshiftError: when there is no such version, it is champion already, its files are
+            damaged, its features are not those that are declared (with the difference), or it has
+            not passed every gate of the spec and ``despite_gates`` is not set.
+    """
+    with registry.opened(settings, use_case.name) as held:
+        candidate = held.find(version)
+        _require_other(use_case, held, candidate)
+        model_store.load_model(settings, candidate)
+        ids = _require_gates(settings, use_case, candidate, despite_gates)
+        by = By("person", _given("the name of who promotes", "--by", person))
+        held.decide(
+            "promotion", by, candidate, ids, _given("a reason", "--reason", reason),
+            despite_gates=despite_gates,
+        )  # fmt: skip
+
+
+def rollback(settings: Settings, use_case: UseCase, person: str, reason: str) -> str:
+    """Make the previous champion champion again: its version. Twice goes back to where it was.
+
+    Raises:
+        NightshiftError: when there was none before, or it could not score: its files are damaged,
+            or its features are not those that are declared (with the difference).
+    """
+    with registry.opened(settings, use_case.name) as held:
+        before = held.previous
+        if before is None:
+            raise NightshiftError(
+                f"{use_case.name} has no champion before the present one",
+                f"see `nightshift history {use_case.name}`; any version can be made champion by "
+                f"`nightshift promote {use_case.name} --version … --reason …`",
+            )
+        model_store.load_model(settings, before)
+        _, ids = _results_of(settings, before)
+        by = By("person", _given("the name of who rolls back", "--by", person))
+        held.decide("rollback", by, before, ids, _given("a reason", "--reason", reason))
+        return before.version
+
+
+def answer(
+    settings: Settings, use_case: UseCase, version: str, person: str, is_approved: bool, reason: str
+) -> bool:
+    """Do what a person answered when asked whether ``version`` shall be champion.
+
+    The same answer again, with the same reason, changes nothing.
+
+    Returns:
+        Whether the version is champion now.
+
+    Raises:
+        NightshiftError: when it was approved and cannot score, has not passed every gate, or was
+            compared with another champion than there is now.
+    """
+    with registry.opened(settings, use_case.name) as held:
+        candidate = held.find(version)
+        action: Literal["promotion", "rejection"] = "promotion" if is_approved else "rejection"
+        by = By("approval", person)
+        if any(
+            (d.action, d.by, d.to_version, d.reason) == (action, by, version, reason)
+            for d in held.decisions()
+        ):
+            return is_approved
+        if not is_approved:
+            _, ids = _results_of(settings, candidate)
+            held.decide(action, by, candidate, ids, reason)
+            return False
+        _require_other(use_case, held, candidate)
+        model_store.load_model(settings, candidate)
+        ids = _require_gates(settings, use_case, candidate, despite_gates=False)
+        _require_same_champion(settings, use_case, held, ids)
+        held.decide(action, by, candidate, ids, reason)
+        return True
+
+
+def _given(what: str, option: str, text: str) -> str:
+    if not text.strip():
+        raise NightshiftError(f"{what} is missing", f"give it with {option}; it is kept for good")
+    return text.strip()
+
+
+def _require_other(use_case: UseCase, held: Registry, candidate: ModelVersion) -> None:
+    reigning = held.champion
+    if reigning is not None and reigning.version == candidate.version:
+        raise NightshiftError(
+            f"{use_case.name} version {candidate.version} is champion already",
+            f"see `nightshift history {use_case.name}`",
+        )
+
+
+def _results_of(
+    settings: Settings, candidate: ModelVersion
+) -> tuple[dict[str, GateResult], tuple[int, ...]]:
+    """The gates by which a version was judged last, by name, and the ids of their rows."""
+    with connect(settings) as connection, connection.cursor() as cursor:
+        cursor.execute(
+            "select gate_result_id, gate, passed, observed, threshold, detail from ops.gate_results"
+            " where mlflow_run_id = %s and judged_at ="
+            " (select max(judged_at) from ops.gate_results where mlflow_run_id = %s)"
+            " order by gate_result_id",
+            (candidate.run_id, candidate.run_id),
+        )
+        rows = cursor.fetchall()
+    return {row[1]: GateResult(*row[1:]) for row in rows}, tuple(row[0] for row in rows)
+
+
+def _require_gates(
+    settings: Settings, use_case: UseCase, candidate: ModelVersion, despite_gates: bool
+) -> tuple[int, ...]:
+    """The ids of the results by which the version was judged last.
+
+    Raises:
+        GateError: when a gate of the spec was failed or never judged, unless ``despite_gates``.
+    """
+    found, ids = _results_of(settings, candidate)
+    asked = [gate_name(gate) for gate in use_case.gates]
+    open_ = [f"{name}: never judged" for name in asked if name not in found]
+    open_ += [f"{name}: {result.detail}" for name, result in found.items() if not result.passed]
+    if open_ and not despite_gates:
+        raise GateError(
+            f"{use_case.name} version {candidate.version} has not passed its gates: "
+            + "; ".join(open_),
+            "promote another version, or this one with --despite-gates, which is kept with the "
+            "reason",
+        )
+    return ids
+
+
+def _require_same_champion(
+    settings: Settings, use_case: UseCase, held: Registry, ids: tuple[int, ...]
+) -> None:
+    with connect(settings) as connection, connection.cursor() as cursor:
+        cursor.execute(
+            "select max(judged_at) from ops.gate_results where gate_result_id = any(%s)",
+            (list(ids),),
+        )
+        (judged_at,) = cursor.fetchone()
+    moved = [d for d in held.decisions() if d.action != "rejection" and d.decided_at > judged_at]
+    if moved:
+        raise NightshiftError(
+            f"{use_case.name} was judged against champion version {moved[0].from_version}, and "
+            f"version {moved[-1].to_version} is champion now",
+            "clear judge_gates in Airflow, which compares with the new one and asks again",
+        )
+
+
 def gate_results(settings: Settings, use_case: UseCase, as_of: date) -> tuple[GateResult, ...]:
     """What was last judged for (use case, as_of), in the spec's order; empty when nothing was."""
     with connect(settings) as connection, connection.cursor() as cursor:
+        judged_at, run_id, _ = _judged_last(cursor, use_case, as_of)
         cursor.execute(
             "select gate, passed, observed, threshold, detail from ops.gate_results"
-            " where mlflow_run_id = (select mlflow_run_id from ops.gate_results"
-            "  where use_case = %s and as_of = %s order by judged_at desc limit 1)",
-            (use_case.name, as_of),
+            " where mlflow_run_id = %s and judged_at = %s",
+            (run_id, judged_at),
         )
         found = {row[0]: GateResult(*row) for row in cursor.fetchall()}
     return tuple(
         found[name] for name in (gate_name(gate) for gate in use_case.gates) if name in found
     )
+
+
+def _judged_last(cursor: Any, use_case: UseCase, as_of: date) -> tuple[Any, ...]:
+    """When, which MLflow run, which version; Nones where nothing was judged."""
+    cursor.execute(
+        "select judged_at, mlflow_run_id, model_version from ops.gate_results"
+        " where use_case = %s and as_of = %s order by gate_result_id desc limit 1",
+        (use_case.name, as_of),
+    )
+    return cursor.fetchone() or (None, None, None)
 
 
 def _collect(
@@ -222,43 +435,57 @@ def _log_to_mlflow(
     client.log_dict(run_id, {"results": [asdict(result) for result in results]}, "gates.json")
 
 
-def _act(
+def _keep(
     settings: Settings,
     use_case: UseCase,
     as_of: date,
     candidate: ModelVersion,
-    passed: bool,
     results: tuple[GateResult, ...],
-) -> str | None:
-    """Keep the results and, if all passed, move the champion: one lock, one transaction."""
+) -> tuple[int, ...]:
+    """Keep the results of a judgement for good: the ids of their rows."""
+    ids = []
     with connect(settings) as connection, connection.cursor() as cursor:
-        lock(connection, f"promote {use_case.name}")
         for result in results:
             cursor.execute(
-                "insert into ops.gate_results"
-                " (mlflow_run_id, use_case, as_of, gate, passed, observed, threshold, detail)"
-                " values (%s, %s, %s, %s, %s, %s, %s, %s)"
-                " on conflict (mlflow_run_id, gate) do update set passed = excluded.passed,"
-                " observed = excluded.observed, threshold = excluded.threshold,"
-                " detail = excluded.detail, judged_at = now()",
+                "insert into ops.gate_results (mlflow_run_id, model_version, use_case, as_of, gate,"
+                " passed, observed, threshold, detail)"
+                " values (%s, %s, %s, %s, %s, %s, %s, %s, %s) returning gate_result_id",
                 (
-                    candidate.run_id, use_case.name, as_of, result.gate, result.passed,
-                    result.observed, result.threshold, result.detail,
+                    candidate.run_id, candidate.version, use_case.name, as_of, result.gate,
+                    result.passed, result.observed, result.threshold, result.detail,
                 ),
             )  # fmt: skip
-        if not passed:
-            return None
-        reigning = model_store.champion(settings, use_case.name)
-        if reigning is not None and reigning.version == candidate.version:
-            return None
-        cursor.execute(
-            "insert into ops.promotions"
-            " (use_case, as_of, from_version, to_version, mlflow_run_id, reason)"
-            " values (%s, %s, %s, %s, %s, %s)",
-            (
-                use_case.name, as_of, reigning and reigning.version, candidate.version,
-                candidate.run_id, f"passed {len(results)} of {len(results)} gates",
-            ),
-        )  # fmt: skip
-        model_store.promote(settings, use_case.name, candidate.version)
-        return candidate.version
+            ids.append(cursor.fetchone()[0])
+    return tuple(ids)
+
+
+def _act(
+    use_case: UseCase,
+    held: Registry,
+    candidate: ModelVersion,
+    passed: bool,
+    ids: tuple[int, ...],
+) -> Outcome:
+    """Move the champion if the gates alone may: not what a person has to approve, and not a version
+    that was champion before or was rejected, for that would undo what was decided since."""
+    decided = {d.to_version for d in held.decisions()}
+    promoted = {d.to_version for d in held.decisions() if d.action != "rejection"}
+    reigning = held.champion
+    if reigning is not None:
+        promoted.add(reigning.version)
+    outcome: Outcome
+    if not passed:
+        outcome = "refused"
+    elif candidate.version in promoted:
+        outcome = "unchanged"
+    elif use_case.approval == "manual":
+        outcome = "proposed"
+    elif candidate.version in decided:
+        outcome = "unchanged"
+    else:
+        reason = f"passed {len(ids)} of {len(ids)} gates"
+        held.decide("promotion", GATES, candidate, ids, reason)
+        return "promoted"
+    held.settle()
+    log.info("version %s: %s, the champion stays", candidate.version, outcome)
+    return outcome

@@ -1,7 +1,8 @@
 """Models in MLflow's registry, as XGBoost's own UBJSON beside a JSON signature; never a pickle.
 
-A registered model is named as its use case; the alias ``champion`` is the version that scores. A
-version's files are ``model/model.ubj`` and ``model/signature.json`` of its run's artifacts.
+A registered model is named as its use case. Its aliases ``champion``, ``previous`` and
+``challenger`` are set by ``nightshift.io.registry``, which knows which version scores. A version's
+files are ``model/model.ubj`` and ``model/signature.json`` of its run's artifacts.
 """
 
 import hashlib
@@ -9,8 +10,12 @@ import json
 import logging
 import os
 import shutil
+import socket
+import urllib.error
+import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
@@ -19,7 +24,7 @@ import numpy as np
 import xgboost as xgb
 
 from nightshift.booster import Matrix, predict
-from nightshift.errors import NightshiftError
+from nightshift.errors import NightshiftError, SettingError
 from nightshift.settings import Settings
 from nightshift.use_cases import find_use_case
 
@@ -34,26 +39,60 @@ MODEL_FILE = "model.ubj"
 SIGNATURE_FILE = "signature.json"
 SAMPLE_FILE = "sample.npy"
 CHAMPION = "champion"
+PREVIOUS = "previous"
+CHALLENGER = "challenger"
+
+ANSWER_SECONDS = 10
+_AS_OF_TAG = "nightshift.as_of"
 
 Signature = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class ModelVersion:
-    """One version of a registered model; ``name`` is its use case's."""
+    """One version of a registered model.
+
+    Attributes:
+        name: its use case's.
+        run_id: the MLflow run that made it, and holds its files.
+        as_of: what it was trained for; None where MLflow does not say.
+    """
 
     name: str
     version: str
     run_id: str
-    uri: str
+    as_of: date | None = None
 
 
 def client(settings: Settings) -> "MlflowClient":
-    """A client of the tracking server and registry at ``settings.mlflow_uri``."""
+    """A client of the tracking server and registry at ``settings.mlflow_uri``.
+
+    Raises:
+        SettingError: when nothing answers there. MLflow itself would try again for minutes.
+    """
+    _require_answer(settings.mlflow_uri)
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     from mlflow import MlflowClient
 
     return MlflowClient(tracking_uri=settings.mlflow_uri, registry_uri=settings.mlflow_uri)
+
+
+def _require_answer(uri: str) -> None:
+    url = urlparse(uri)
+    try:
+        if url.scheme in ("http", "https"):
+            urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=ANSWER_SECONDS).close()
+        elif url.scheme.startswith("postgresql") and url.hostname:
+            address = (url.hostname, url.port or 5432)
+            socket.create_connection(address, ANSWER_SECONDS).close()
+    except urllib.error.HTTPError as answer:
+        answer.close()
+    except OSError as error:
+        where = f"{url.hostname}:{url.port}" if url.port else url.hostname
+        raise SettingError(
+            f"MLflow's store does not answer at {where}: {error}",
+            "run `make up`, or correct NIGHTSHIFT_MLFLOW_TRACKING_URI; the champion stays",
+        ) from error
 
 
 def experiment_id(settings: Settings, use_case_name: str) -> str:
@@ -84,24 +123,46 @@ def newest_run(settings: Settings, use_case_name: str, as_of: str) -> str | None
     mlflow = client(settings)
     runs = mlflow.search_runs(
         [experiment_id(settings, use_case_name)],
-        f"tags.`nightshift.as_of` = '{as_of}' and attributes.status = 'FINISHED'",
+        f"tags.`{_AS_OF_TAG}` = '{as_of}' and attributes.status = 'FINISHED'",
         order_by=["attributes.start_time DESC"],
         max_results=1,
     )
     return str(runs[0].info.run_id) if runs else None
 
 
-def champion(settings: Settings, use_case_name: str) -> ModelVersion | None:
-    """The version that the alias ``champion`` names, or None when there is none yet."""
+def aliases(settings: Settings, use_case_name: str) -> dict[str, str]:
+    """Alias → version; empty when no version was ever registered."""
     from mlflow.exceptions import MlflowException
 
     try:
-        found = client(settings).get_model_version_by_alias(use_case_name, CHAMPION)
+        found = client(settings).get_registered_model(use_case_name)
     except MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            return None
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return {}
         raise
-    return _model_version(found)
+    return {alias: str(version) for alias, version in found.aliases.items()}
+
+
+def set_alias(settings: Settings, use_case_name: str, alias: str, version: str | None) -> None:
+    """Point an alias at ``version``, or take it away."""
+    mlflow = client(settings)
+    if version is None:
+        mlflow.delete_registered_model_alias(use_case_name, alias)
+    else:
+        mlflow.set_registered_model_alias(use_case_name, alias, version)
+
+
+def registered(settings: Settings, use_case_name: str) -> dict[str, ModelVersion]:
+    """Every registered version of the use case by its number, oldest first."""
+    mlflow = client(settings)
+    found: list[ModelVersion] = []
+    token = None
+    while True:
+        page = mlflow.search_model_versions(f"name = '{use_case_name}'", page_token=token)
+        found += [_model_version(version) for version in page]
+        token = page.token
+        if not token:
+            return {each.version: each for each in sorted(found, key=lambda v: int(v.version))}
 
 
 def version_of_run(settings: Settings, use_case_name: str, run_id: str) -> ModelVersion | None:
@@ -123,14 +184,9 @@ def register(settings: Settings, use_case_name: str, run_id: str, as_of: str) ->
             raise
     source = f"{mlflow.get_run(run_id).info.artifact_uri}/{MODEL}"
     created = mlflow.create_model_version(
-        use_case_name, source, run_id=run_id, tags={"nightshift.as_of": as_of}
+        use_case_name, source, run_id=run_id, tags={_AS_OF_TAG: as_of}
     )
     return _model_version(created)
-
-
-def promote(settings: Settings, use_case_name: str, version: str) -> None:
-    """Point the alias ``champion`` at ``version``."""
-    client(settings).set_registered_model_alias(use_case_name, CHAMPION, version)
 
 
 def fetch(settings: Settings, run_id: str, path: str) -> Path:
@@ -142,8 +198,9 @@ def fetch(settings: Settings, run_id: str, path: str) -> Path:
     from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
 
-    uri = f"{client(settings).get_run(run_id).info.artifact_uri}/{path}"
+    mlflow = client(settings)
     try:
+        uri = f"{mlflow.get_run(run_id).info.artifact_uri}/{path}"
         found = Path(download_artifacts(artifact_uri=uri, tracking_uri=settings.mlflow_uri))
     except (MlflowException, OSError) as error:
         raise NightshiftError(
@@ -173,12 +230,6 @@ def run_ids(settings: Settings, use_case_name: str) -> list[str]:
             return found
 
 
-def versions(settings: Settings, use_case_name: str) -> list[str]:
-    """Every registered version of the use case, oldest first."""
-    found = client(settings).search_model_versions(f"name = '{use_case_name}'")
-    return sorted((str(version.version) for version in found), key=int)
-
-
 def has_artifact(settings: Settings, run_id: str, path: str) -> bool:
     """Whether the run has the artifact ``path``."""
     listed = client(settings).list_artifacts(run_id, path.rpartition("/")[0] or None)
@@ -204,10 +255,10 @@ def importances(settings: Settings, use_case_name: str) -> dict[str, float] | No
     from mlflow.exceptions import MlflowException
 
     try:
-        version = champion(settings, use_case_name)
+        version = aliases(settings, use_case_name).get(CHAMPION)
         if version is None:
             return None
-        booster, _ = load_model(settings, version)
+        booster, _ = load_model(settings, registered(settings, use_case_name)[version])
     except (NightshiftError, MlflowException) as error:
         log.warning("no importances: %s", error)
         return None
@@ -224,8 +275,14 @@ def load_model(settings: Settings, version: ModelVersion) -> tuple[xgb.Booster, 
         NightshiftError: when a file is missing or damaged, or the model was trained for other
             features than the use case declares now; the message names the difference.
     """
-    folder = fetch(settings, version.run_id, MODEL)
-    booster, signature = read_model(folder)
+    try:
+        booster, signature = read_model(fetch(settings, version.run_id, MODEL))
+    except NightshiftError as error:
+        raise NightshiftError(
+            f"{version.name} version {version.version} cannot be loaded: {error.what}",
+            f"{error.remedy}; until then `nightshift rollback {version.name}` lets the champion "
+            "before it score",
+        ) from error
     check_features(
         f"model {version.name} version {version.version}",
         signature["features"],
@@ -323,9 +380,10 @@ def check_features(what: str, found: Sequence[str], expected: Sequence[str]) -> 
 
 
 def _model_version(found: Any) -> ModelVersion:
+    as_of = found.tags.get(_AS_OF_TAG)
     return ModelVersion(
         name=str(found.name),
         version=str(found.version),
         run_id=str(found.run_id),
-        uri=str(found.source),
+        as_of=date.fromisoformat(as_of) if as_of else None,
     )

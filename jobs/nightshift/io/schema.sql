@@ -93,8 +93,11 @@ create table if not exists ops.quality_results (
     checked_at timestamptz not null default now()
 );
 
+-- Append-only: one row a gate and judgement; rows of one judgement share judged_at.
 create table if not exists ops.gate_results (
+    gate_result_id bigint generated always as identity primary key,
     mlflow_run_id text not null,
+    model_version text,
     use_case text not null,
     as_of date not null,
     gate text not null,
@@ -102,21 +105,59 @@ create table if not exists ops.gate_results (
     observed double precision,
     threshold double precision,
     detail text not null,
-    judged_at timestamptz not null default now(),
-    primary key (mlflow_run_id, gate)
+    judged_at timestamptz not null default now()
 );
+do $$
+begin
+    -- a table of an earlier form, which kept the last judgement only
+    if not exists (select from information_schema.columns
+                   where table_schema = 'ops' and table_name = 'gate_results'
+                     and column_name = 'gate_result_id') then
+        alter table ops.gate_results drop constraint gate_results_pkey;
+        alter table ops.gate_results
+            add column gate_result_id bigint generated always as identity primary key,
+            add column model_version text;
+    end if;
+end $$;
 
--- Append-only: each move of the champion.
+-- Append-only: each decision on who is champion. Of a promotion and of a rollback, to_version is the
+-- champion from then on; of a rejection, what was asked for and did not come. The newest move, not
+-- MLflow's alias, says which version scores. mlflow_run_id made to_version.
 create table if not exists ops.promotions (
     promotion_id bigint generated always as identity primary key,
     use_case text not null,
-    as_of date not null,
+    as_of date,
     from_version text,
     to_version text not null,
     mlflow_run_id text not null,
     reason text not null,
     promoted_at timestamptz not null default now()
 );
+alter table ops.promotions
+    alter column as_of drop not null,
+    add column if not exists action text not null default 'promotion'
+        check (action in ('promotion', 'rollback', 'rejection')),
+    add column if not exists actor text not null default 'gates'
+        check (actor in ('gates', 'person', 'approval')),
+    add column if not exists person text check ((person is null) = (actor = 'gates')),
+    add column if not exists gate_result_ids bigint[] not null default '{}',
+    add column if not exists despite_gates boolean not null default false;
+
+create or replace function ops.refuse_change()
+returns trigger
+language plpgsql
+as $$
+begin
+    raise exception 'ops.% is append-only: % is refused', tg_table_name, tg_op
+        using errcode = 'insufficient_privilege',
+              hint = 'What was decided stays; a new decision is a new row.';
+end $$;
+create or replace trigger promotions_are_append_only
+    before update or delete or truncate on ops.promotions
+    for each statement execute function ops.refuse_change();
+create or replace trigger gate_results_are_append_only
+    before update or delete or truncate on ops.gate_results
+    for each statement execute function ops.refuse_change();
 
 -- One row a publication: one (use_case, as_of, model_version) scored once.
 create table if not exists ops.publications (

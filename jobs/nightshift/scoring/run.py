@@ -13,7 +13,7 @@ import xgboost as xgb
 
 from nightshift.booster import contributions, predict, to_matrix
 from nightshift.errors import NightshiftError, RefusedAsOf
-from nightshift.io import lake, model_store
+from nightshift.io import lake, model_store, registry
 from nightshift.io.warehouse import holding, recorded_run
 from nightshift.publication import ScoresManifest, publication_id, reasons_per_row
 from nightshift.scoring.bands import assign
@@ -54,7 +54,7 @@ def score(settings: Settings, use_case: UseCase, as_of: date) -> ScoreResult:
         recorded_run(settings, "score", as_of, use_case.name) as run,
         holding(settings, exclusive=[f"scores:{day}"], shared=[f"features:{day}"]),
     ):
-        champion = model_store.champion(settings, use_case.name)
+        champion = registry.champion(settings, use_case.name)
         if champion is None:
             raise RefusedAsOf(
                 f"no champion yet for {use_case.name}",
