@@ -283,6 +283,39 @@ def test_a_task_that_is_killed_is_reported_by_its_run(stack: Stack, running_sink
         assert cursor.rowcount == 1
 
 
+def test_a_refused_model_is_told_in_plain_words(stack: Stack, running_sinks: Any) -> None:
+    running_sinks.mails.clear()
+    running_sinks.posts.clear()
+    gates = "insert into ops.gate_results (mlflow_run_id, model_version, use_case, as_of, gate,"
+    gates += " passed, detail) values ('r', '7', 'churn', %s, 'at_least_auc', false, 'auc 0.5')"
+    with (
+        closing(psycopg2.connect(stack.settings.warehouse_url)) as connection,
+        connection,
+        connection.cursor() as cursor,
+    ):
+        cursor.execute(gates, (NIGHT,))
+    body = {"dag_run_id": "refused", "logical_date": None, "conf": {"as_of": NIGHT}}
+    status, answer = stack.call("POST", "/dags/train__churn/dagRuns", body)
+    assert status == 200, answer
+    run = "/dags/train__churn/dagRuns/refused"
+    for task in (
+        "load_raw", "check_landed", "build_marts", "check_marts", "extract_events",
+        "build_training_set", "train_model", "judge_gates",
+    ):  # fmt: skip
+        status, answer = stack.call("PATCH", f"{run}/taskInstances/{task}", {"new_state": "success"})
+        assert status == 200, answer
+
+    (mail,) = wait_for(running_sinks.mails, 1)
+
+    subject = f"train__churn {NIGHT} stopped at refused_champion_kept: at_least_auc"
+    assert subject in mail["Subject"]
+    assert "gate-failed.md" in mail.get_body(("html",)).get_content()
+    _, log = stack.call("GET", f"{run}/taskInstances/refused_champion_kept/logs/1")
+    assert "refused, champion kept: version 7 is refused" in str(log)
+    assert "error_detail" not in str(log)  # where Airflow puts a stack trace
+    assert len(wait_for(running_sinks.posts, 1)) == 1
+
+
 def test_a_backfill_publishes_each_of_its_dates(stack: Stack) -> None:
     status, answer = stack.call(
         "POST",

@@ -206,13 +206,12 @@ def test_tables_of_an_earlier_form_keep_their_rows(tracked_warehouse: Settings) 
 
 KILLED = """
 import os, signal, sys
-from nightshift.gates.run import rollback
-from nightshift.io import model_store
+from nightshift.io import model_store, registry
 from nightshift.settings import Settings
-from nightshift.use_cases.churn import CHURN
 
 model_store.set_alias = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-rollback(Settings.model_validate_json(sys.argv[1]), CHURN, "Ann", "complaints")
+with registry.opened(Settings.model_validate_json(sys.argv[1]), "churn") as held:
+    held.decide("rollback", registry.By("person", "Ann"), held.previous, (), "complaints")
 """
 
 
