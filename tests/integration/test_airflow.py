@@ -302,7 +302,9 @@ def test_a_refused_model_is_told_in_plain_words(stack: Stack, running_sinks: Any
         "load_raw", "check_landed", "build_marts", "check_marts", "extract_events",
         "build_training_set", "train_model", "judge_gates",
     ):  # fmt: skip
-        status, answer = stack.call("PATCH", f"{run}/taskInstances/{task}", {"new_state": "success"})
+        status, answer = stack.call(
+            "PATCH", f"{run}/taskInstances/{task}", {"new_state": "success"}
+        )
         assert status == 200, answer
 
     (mail,) = wait_for(running_sinks.mails, 1)

@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("logging_as_befor
 HEADER = "Invoice,StockCode,Description,Quantity,InvoiceDate,Price,Customer ID,Country"
 COMMANDS = (
     "up", "down", "status", "reset", "doctor", "demo-data", "ingest", "nightly", "train", "score",
-    "publish", "evaluate", "demo",
+    "publish", "evaluate", "demo", "promote", "rollback", "history",
 )  # fmt: skip
 
 
