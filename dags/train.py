@@ -3,7 +3,8 @@
 
 **Purpose.** Train a use case on every snapshot whose label is known at `as_of`, judge the model by
 the gates of its spec, and make it champion if all of them pass. Where the spec asks for manual
-approval, a person has to answer `approve_promotion` first.
+approval, a person has to answer `approve_promotion` first. With the param `promote` off it is a dry
+run: the champion stays.
 
 **Inputs.** The landing zone's folders dated before `as_of`.
 
@@ -26,11 +27,13 @@ from nightshift.orchestration import (
     AS_OF_PARAM,
     KEEP,
     PROMOTE,
+    PROMOTE_PARAM,
     REFUSED,
     RUN_ALERTS,
     TASK_ALERTS,
     answered,
     linked,
+    may_promote,
     run_stage,
     say_refusal,
     task_after,
@@ -63,7 +66,7 @@ def build_dag(use_case: UseCase) -> DAG:
             **TASK_ALERTS,
         },
         **RUN_ALERTS,
-        params={"as_of": AS_OF_PARAM},
+        params={"as_of": AS_OF_PARAM, "promote": PROMOTE_PARAM},
         tags=["nightshift", "train", name],
     ) as dag:
 
@@ -114,7 +117,9 @@ def build_dag(use_case: UseCase) -> DAG:
             from nightshift.gates.run import judge
 
             return run_stage(
-                lambda as_of: task_after(judge(settings(), find_use_case(name), as_of))
+                lambda as_of: task_after(
+                    judge(settings(), find_use_case(name), as_of, may_promote=may_promote())
+                )
             )
 
         @task(task_id=REFUSED, retries=0)  # a second judgement would be the same

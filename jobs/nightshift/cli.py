@@ -419,7 +419,13 @@ def nightly(as_of: AsOf) -> None:
 
 
 @app.command()
-def train(use_case: UseCaseName, as_of: AsOf) -> None:
+def train(
+    use_case: UseCaseName,
+    as_of: AsOf,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Judge, and leave the champion in any case.")
+    ] = False,
+) -> None:
     """Train, judge by the gates, and promote when all of them pass; exits with 1 when refused.
 
     A use case with manual approval is promoted in Airflow, or by `promote`.
@@ -427,7 +433,9 @@ def train(use_case: UseCaseName, as_of: AsOf) -> None:
     with refusals() as settings:
         from nightshift import pipeline
 
-        verdict = pipeline.train(settings, find_use_case(use_case), as_of.date())
+        verdict = pipeline.train(
+            settings, find_use_case(use_case), as_of.date(), may_promote=not dry_run
+        )
         show_gates(verdict.results)
         verdict.require_passed()
         console.print(f"{use_case} version {verdict.candidate_version}: {verdict.outcome}")
@@ -582,7 +590,7 @@ def show_history(decisions: Sequence["Decision"], timezone: str) -> None:
             f"{each.from_version or 'none'} → {each.to_version}",
             Text(who),
             f"{gates}, promoted despite them" if each.despite_gates else gates,
-            Text(each.reason),
+            Text(each.reason, overflow="fold"),
             each.mlflow_run_id[:8],
         )
     console.print(table)

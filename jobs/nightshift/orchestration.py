@@ -42,6 +42,14 @@ AS_OF_PARAM = Param(
 )
 
 
+PROMOTE_PARAM = Param(
+    True,
+    type="boolean",
+    title="promote",
+    description="Off is a dry run: the model is trained and judged, and the champion stays.",
+)
+
+
 def as_of_of(
     param: str | None,
     logical_date: datetime | None,
@@ -92,6 +100,11 @@ def run_stage[T](function: Callable[[date], T]) -> T:
     """Call a stage for the run's ``as_of``; a refusal fails the task at once, without retries."""
     with _refusals_fail_at_once():
         return function(run_as_of(get_current_context()))
+
+
+def may_promote() -> bool:
+    """Whether the run's param lets the champion move."""
+    return bool(get_current_context()["params"]["promote"])
 
 
 REFUSED, APPROVE = "refused_champion_kept", "approve_promotion"

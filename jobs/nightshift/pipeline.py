@@ -63,15 +63,20 @@ def nightly(
         return publishing.publish(settings, use_cases, as_of)
 
 
-def train(settings: Settings, use_case: UseCase, as_of: date) -> gates.Verdict:
-    """Prepare, build the training set, train, judge; the champion moves if every gate passes."""
+def train(
+    settings: Settings, use_case: UseCase, as_of: date, *, may_promote: bool = True
+) -> gates.Verdict:
+    """Prepare, build the training set, train, judge; the champion moves if every gate passes.
+
+    Without ``may_promote``, a dry run, it stays in any case.
+    """
     prepare(settings, [use_case], as_of)
     with stage("training_set"):
         features.build_training_set(settings, use_case, as_of)
     with stage("training"):
         training.train(settings, use_case, as_of)
     with stage("gates"):
-        return gates.judge(settings, use_case, as_of)
+        return gates.judge(settings, use_case, as_of, may_promote=may_promote)
 
 
 def evaluate(settings: Settings, use_case: UseCase, as_of: date) -> monitoring.MaturedQuality:

@@ -69,7 +69,7 @@ def judged(
     )
     with registry.opened(settings, "churn") as held:
         ids = gates._keep(settings, use_case, AS_OF, candidate, results)
-        return gates._act(use_case, held, candidate, failed is None, ids)
+        return gates._act(use_case, held, candidate, failed is None, ids, may_promote=True)
 
 
 def aliases(settings: Settings) -> tuple[str | None, str | None, str | None]:
@@ -398,6 +398,21 @@ def test_a_store_that_is_down(warehouse: Settings) -> None:
             registry.champion(settings, "churn")
         assert "NIGHTSHIFT_MLFLOW_TRACKING_URI" in error.value.remedy
         assert "secret" not in str(error.value)
+
+
+def test_a_training_that_was_killed_before_it_registered_is_not_judged(
+    tracked_warehouse: Settings,
+) -> None:
+    settings = tracked_warehouse
+    version = register(settings)
+    mlflow = model_store.client(settings)
+    experiment = model_store.experiment_id(settings, "churn")
+    left = mlflow.create_run(experiment, tags={"nightshift.as_of": AS_OF.isoformat()})
+    mlflow.set_terminated(left.info.run_id)
+    found = model_store.newest_version(settings, "churn", AS_OF)
+    assert found is not None
+    assert found.version == version
+    assert model_store.newest_version(settings, "churn", date(2011, 6, 13)) is None
 
 
 def test_two_promotions_at_once_make_one_chain(tracked_warehouse: Settings) -> None:

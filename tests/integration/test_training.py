@@ -104,6 +104,10 @@ def test_a_good_model_becomes_champion_and_a_shuffled_one_leaves_it(
     assert trained.version == "1"
     assert registry.champion(settings, "churn") is None
 
+    dry = judge(settings, CHURN, AS_OF, may_promote=False)
+    assert (dry.outcome, registry.champion(settings, "churn")) == ("challenger", None)
+    assert model_store.aliases(settings, "churn") == {model_store.CHALLENGER: "1"}
+
     verdict = judge(settings, CHURN, AS_OF)
     assert [result.detail for result in verdict.failures] == []
     assert verdict.promoted_version == "1"
@@ -117,7 +121,7 @@ def test_a_good_model_becomes_champion_and_a_shuffled_one_leaves_it(
     again = judge(settings, CHURN, AS_OF)
     assert (again.passed, again.promoted_version) == (True, None)
     assert query(settings, promotions) == [(None, "1", trained.mlflow_run_id)]
-    assert query(settings, "select count(*) from ops.gate_results") == [(2 * len(CHURN.gates),)]
+    assert query(settings, "select count(*) from ops.gate_results") == [(3 * len(CHURN.gates),)]
 
     write_training_set(settings, LATER, shuffled=True)
     worse = train(settings, CHURN, LATER)
@@ -135,6 +139,7 @@ def test_a_good_model_becomes_champion_and_a_shuffled_one_leaves_it(
     assert failed == [(len(refused.failures),)]
     assert query(settings, "select stage, status from ops.runs order by run_id") == [
         ("training", "succeeded"),
+        ("gates", "succeeded"),
         ("gates", "succeeded"),
         ("gates", "succeeded"),
         ("training", "succeeded"),
@@ -180,7 +185,7 @@ def test_a_damaged_model_is_refused_by_the_gate_and_by_loading(tracked_warehouse
     settings = tracked_warehouse
     write_training_set(settings)
     run_id = train(settings, CHURN, AS_OF).mlflow_run_id
-    version = model_store.version_of_run(settings, "churn", run_id)
+    version = model_store.newest_version(settings, "churn", AS_OF)
     assert version is not None
     booster, signature = model_store.load_model(settings, version)
     assert signature["features"] == list(CHURN.feature_names)
@@ -202,7 +207,7 @@ def test_a_model_of_other_features_is_refused(tracked_warehouse: Settings) -> No
     settings = tracked_warehouse
     write_training_set(settings)
     run_id = train(settings, CHURN, AS_OF).mlflow_run_id
-    version = model_store.version_of_run(settings, "churn", run_id)
+    version = model_store.newest_version(settings, "churn", AS_OF)
     assert version is not None
     folder = artifact(settings, run_id, "model")
     booster, signature = model_store.read_model(folder)

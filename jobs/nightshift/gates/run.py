@@ -33,9 +33,9 @@ from nightshift.spec import UseCase, gate_name
 log = logging.getLogger(__name__)
 
 
-Outcome = Literal["promoted", "refused", "proposed", "unchanged"]
-"""What a judgement led to: ``proposed`` waits for a person; ``unchanged`` has passed, and was
-decided on before."""
+Outcome = Literal["promoted", "refused", "proposed", "challenger", "unchanged"]
+"""What a judgement led to. Of what has passed, ``proposed`` waits for a person, ``challenger`` was
+judged in a dry run, and ``unchanged`` was decided on before."""
 
 
 @dataclass(frozen=True)
@@ -89,13 +89,16 @@ def _refusal(version: str | None, run_id: str, failures: tuple[GateResult, ...])
     )
 
 
-def judge(settings: Settings, use_case: UseCase, as_of: date) -> Verdict:
-    """Judge every gate of the newest run for (use case, as_of), keep the results, act on them.
+def judge(
+    settings: Settings, use_case: UseCase, as_of: date, *, may_promote: bool = True
+) -> Verdict:
+    """Judge every gate of the newest version of (use case, as_of), keep the results, act on them.
 
     The reigning champion is compared by its *evaluation* model on the candidate's test rows: its
     shipped model may have learned from them.
 
     A gate that fails is an answer, not an error: the champion stays, and the verdict says why.
+    Without ``may_promote``, a dry run, it stays in any case.
 
     Raises:
         NightshiftError: when there is no such run, or its files or dataset are gone.
@@ -104,9 +107,8 @@ def judge(settings: Settings, use_case: UseCase, as_of: date) -> Verdict:
         recorded_run(settings, "gates", as_of, use_case.name) as run,
         registry.opened(settings, use_case.name) as held,
     ):
-        run_id = model_store.newest_run(settings, use_case.name, as_of.isoformat())
-        candidate = run_id and model_store.version_of_run(settings, use_case.name, run_id)
-        if not run_id or not candidate:
+        candidate = model_store.newest_version(settings, use_case.name, as_of)
+        if candidate is None:
             raise NightshiftError(
                 f"there is no finished training run of {use_case.name} as of {as_of}",
                 f"run `nightshift train {use_case.name} --as-of {as_of}`",
@@ -116,12 +118,12 @@ def judge(settings: Settings, use_case: UseCase, as_of: date) -> Verdict:
         for result in results:
             log.info("%s %s: %s", "pass" if result.passed else "FAIL", result.gate, result.detail)
         passed = all(result.passed for result in results)
-        _log_to_mlflow(settings, run_id, passed, results)
+        _log_to_mlflow(settings, candidate.run_id, passed, results)
         ids = _keep(settings, use_case, as_of, candidate, results)
-        outcome = _act(use_case, held, candidate, passed, ids)
-        verdict = Verdict(outcome, results, run_id, candidate.version)
+        outcome = _act(use_case, held, candidate, passed, ids, may_promote)
+        verdict = Verdict(outcome, results, candidate.run_id, candidate.version)
         run.result = {
-            "mlflow_run_id": run_id,
+            "mlflow_run_id": candidate.run_id,
             "candidate_version": candidate.version,
             "promoted_version": verdict.promoted_version,
             "outcome": outcome,
@@ -465,6 +467,7 @@ def _act(
     candidate: ModelVersion,
     passed: bool,
     ids: tuple[int, ...],
+    may_promote: bool,
 ) -> Outcome:
     """Move the champion if the gates alone may: not what a person has to approve, and not a version
     that was champion before or was rejected, for that would undo what was decided since."""
@@ -478,6 +481,8 @@ def _act(
         outcome = "refused"
     elif candidate.version in promoted:
         outcome = "unchanged"
+    elif not may_promote:
+        outcome = "challenger"
     elif use_case.approval == "manual":
         outcome = "proposed"
     elif candidate.version in decided:

@@ -118,16 +118,14 @@ def experiment_id(settings: Settings, use_case_name: str) -> str:
         return str(found.experiment_id)
 
 
-def newest_run(settings: Settings, use_case_name: str, as_of: str) -> str | None:
-    """The id of the newest finished training run of (use case, as_of), or None."""
-    mlflow = client(settings)
-    runs = mlflow.search_runs(
-        [experiment_id(settings, use_case_name)],
-        f"tags.`{_AS_OF_TAG}` = '{as_of}' and attributes.status = 'FINISHED'",
-        order_by=["attributes.start_time DESC"],
-        max_results=1,
+def newest_version(settings: Settings, use_case_name: str, as_of: date) -> ModelVersion | None:
+    """The version that was registered last of those trained for ``as_of``, or None."""
+    found = registered(settings, use_case_name).values()
+    return max(
+        (each for each in found if each.as_of == as_of),
+        key=lambda each: int(each.version),
+        default=None,
     )
-    return str(runs[0].info.run_id) if runs else None
 
 
 def aliases(settings: Settings, use_case_name: str) -> dict[str, str]:
@@ -163,13 +161,6 @@ def registered(settings: Settings, use_case_name: str) -> dict[str, ModelVersion
         token = page.token
         if not token:
             return {each.version: each for each in sorted(found, key=lambda v: int(v.version))}
-
-
-def version_of_run(settings: Settings, use_case_name: str, run_id: str) -> ModelVersion | None:
-    """The version that was registered from a run, or None."""
-    found = client(settings).search_model_versions(f"run_id = '{run_id}'")
-    mine = [version for version in found if version.name == use_case_name]
-    return _model_version(max(mine, key=lambda v: int(v.version))) if mine else None
 
 
 def register(settings: Settings, use_case_name: str, run_id: str, as_of: str) -> ModelVersion:

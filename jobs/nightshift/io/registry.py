@@ -166,7 +166,10 @@ class Registry:
                     self._name, version, alias,
                 )  # fmt: skip
                 continue
-            log.info("%s: %s is version %s", self._name, alias, version or "none")
+            log.info(
+                "%s: MLflow's alias %s named version %s, and names %s now",
+                self._name, alias, found.get(alias, "none"), version or "none",
+            )  # fmt: skip
             model_store.set_alias(self._settings, self._name, alias, version)
 
     def _moves(self) -> list[Decision]:
