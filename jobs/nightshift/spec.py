@@ -726,6 +726,10 @@ class Snapshots(_Declaration):
     them, none before ``min_history_days`` of landings. The newest ``test`` snapshots are the
     out-of-time test, the ``validation`` ones before them choose the number of trees; between two
     parts lies an embargo of one horizon, so that no label window reaches into the next part.
+
+    ``origins`` cut-offs are evaluated, each split in the same way and its test just before that of
+    the next, as far as history reaches; the gates judge the newest. ``staleness_weeks`` are the
+    ages of models that are measured on the newest test beside the fresh one.
     """
 
     stride_days: Days
@@ -733,40 +737,184 @@ class Snapshots(_Declaration):
     min_history_days: Days
     test: Annotated[int, Field(ge=1)] = 1
     validation: Annotated[int, Field(ge=1)] = 1
+    origins: Annotated[int, Field(ge=1, le=52)] = 1
+    staleness_weeks: tuple[Annotated[int, Field(ge=1, le=520)], ...] = ()
+
+
+Objective = Literal["binary", "regression", "ranking"]
+Metric = Literal[
+    "auc", "average_precision", "log_loss", "brier", "calibration_error",
+    "precision", "recall", "f1", "selection_rate",
+    "lift_top_10", "lift_top_20", "lift_top_30",
+    "mae", "rmse", "r2", "total_bias", "spearman", "gini",
+    "ndcg_at_k", "recall_at_k", "map_at_k", "coverage_at_k",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class MetricRule:
+    """What a metric is of.
+
+    Attributes:
+        objective: whose figure it is.
+        better: which figures are better; None where neither are.
+        reads: ``order`` of the scores, their ``scale`` (probabilities, amounts), or what lies
+            beyond the use case's ``working_point``.
+    """
+
+    objective: Objective
+    better: Literal["higher", "lower"] | None = "higher"
+    reads: Literal["order", "scale", "working_point"] = "order"
+
+
+METRICS: dict[Metric, MetricRule] = {
+    "auc": MetricRule("binary"),
+    "average_precision": MetricRule("binary"),
+    "lift_top_10": MetricRule("binary"),
+    "lift_top_20": MetricRule("binary"),
+    "lift_top_30": MetricRule("binary"),
+    "log_loss": MetricRule("binary", "lower", "scale"),
+    "brier": MetricRule("binary", "lower", "scale"),
+    "calibration_error": MetricRule("binary", "lower", "scale"),
+    "precision": MetricRule("binary", reads="working_point"),
+    "recall": MetricRule("binary", reads="working_point"),
+    "f1": MetricRule("binary", reads="working_point"),
+    "selection_rate": MetricRule("binary", None, "working_point"),
+    "spearman": MetricRule("regression"),
+    "gini": MetricRule("regression"),
+    "mae": MetricRule("regression", "lower", "scale"),
+    "rmse": MetricRule("regression", "lower", "scale"),
+    "r2": MetricRule("regression", reads="scale"),
+    "total_bias": MetricRule("regression", None, "scale"),
+    "ndcg_at_k": MetricRule("ranking", reads="working_point"),
+    "recall_at_k": MetricRule("ranking", reads="working_point"),
+    "map_at_k": MetricRule("ranking", reads="working_point"),
+    "coverage_at_k": MetricRule("ranking", None, "working_point"),
+}
+"""What each metric means is told where it is computed, in ``nightshift.metrics``."""
+
+
+class Threshold(_Declaration):
+    """Whoever scores at least ``score`` is selected."""
+
+    kind: Literal["threshold"] = "threshold"
+    score: Share
+
+
+class TopShare(_Declaration):
+    """The highest ``share`` of the scored rows is selected."""
+
+    kind: Literal["top_share"] = "top_share"
+    share: Annotated[float, Field(gt=0, lt=1)]
+
+
+class TopItems(_Declaration):
+    """Each entity is shown its ``k`` items of the highest score."""
+
+    kind: Literal["top_items"] = "top_items"
+    k: Annotated[int, Field(ge=1, le=1000)]
+
+
+WorkingPoint = Annotated[Threshold | TopShare | TopItems, Field(discriminator="kind")]
+
+
+class Slice(_Declaration):
+    """Test rows told apart by a feature, each group measured by itself.
+
+    ``cuts`` are edges: of (30, 90) the groups are ``below 30``, ``30 to 90`` (90 excluded) and
+    ``from 90``. ``bands`` are that many groups of equally many training rows, ``band 1`` the
+    lowest. Rows whose feature is null are the group ``null``. A group of fewer than
+    ``min_entities`` has no figures. Of a ``protected`` slice the report also compares how the
+    groups fare at the working point.
+    """
+
+    name: Name
+    feature: str
+    cuts: tuple[float, ...] = ()
+    bands: Annotated[int, Field(ge=2, le=20)] | None = None
+    min_entities: Annotated[int, Field(ge=2)] = 100
+    protected: bool = False
+
+    @model_validator(mode="after")
+    def _has_groups(self) -> Self:
+        if bool(self.cuts) == (self.bands is not None):
+            raise ValueError(f"slice {self.name}: declare cuts, or a number of bands; not both")
+        if list(self.cuts) != sorted(set(self.cuts)):
+            raise ValueError(f"slice {self.name}: cuts must rise; got {self.cuts}")
+        return self
 
 
 class AtLeast(_Declaration):
-    """The champion-to-be's ``metric`` on the test snapshots is at least ``value``."""
+    """The candidate's ``metric`` on the test snapshots is at least ``value``."""
 
     kind: Literal["at_least"] = "at_least"
-    metric: Literal["auc", "average_precision"]
-    value: Share
+    metric: Metric
+    value: float
+
+
+class AtMost(_Declaration):
+    """``metric`` on the test snapshots is at most ``value``: an error that is bearable, or a figure
+    that is not too good to be true. A feature that knows the label makes one."""
+
+    kind: Literal["at_most"] = "at_most"
+    metric: Metric
+    value: float
 
 
 class BeatsBaseline(_Declaration):
-    """``metric`` is better than the baseline's by at least ``by``; the lower bound of the paired
-    bootstrap interval of the difference is above 0."""
+    """``metric`` is better than the baseline's by at least ``by``; the whole paired bootstrap
+    interval of the difference is on the better side."""
 
     kind: Literal["beats_baseline"] = "beats_baseline"
-    metric: Literal["auc", "average_precision"]
+    metric: Metric
     baseline: Name
-    by: Share
+    by: Annotated[float, Field(ge=0)]
 
 
 class BeatsChampion(_Declaration):
-    """``metric`` on the same test rows is not lower than the reigning champion's by more than
-    ``tolerance``. Passes when there is no champion yet, and says so."""
+    """``metric`` on the same test rows is better than the reigning champion's by at least ``by``,
+    and the paired bootstrap interval excludes that it is worse by more than ``tolerance``. Passes
+    when there is no champion yet, and says so."""
 
     kind: Literal["beats_champion"] = "beats_champion"
-    metric: Literal["auc", "average_precision"]
-    tolerance: Share
+    metric: Metric
+    by: float = 0.0
+    tolerance: Annotated[float, Field(ge=0)]
+
+
+class SliceAtLeast(_Declaration):
+    """``metric`` is at least ``value`` in each group of the slice that is large enough; a slice
+    without such a group fails."""
+
+    kind: Literal["slice_at_least"] = "slice_at_least"
+    slice: Name
+    metric: Metric
+    value: float
 
 
 class CalibrationWithin(_Declaration):
-    """Expected calibration error (10 equal-mass bins) is at most ``value``."""
+    """The error of the level is at most ``value``: of probabilities the expected calibration error
+    (10 equal-mass bins), of amounts the total bias, whichever its sign."""
 
     kind: Literal["calibration_within"] = "calibration_within"
     value: Share
+
+
+class ParityWithin(_Declaration):
+    """No two groups of the slice differ by more than ``value`` in ``metric`` at the working point:
+    the rate of selection (demographic parity), or recall, which is the true positive rate (equal
+    opportunity). Fewer than two groups that are large enough fail."""
+
+    kind: Literal["parity_within"] = "parity_within"
+    slice: Name
+    metric: Literal["selection_rate", "recall"]
+    value: Share
+
+
+class Reproducible(_Declaration):
+    """A fresh process makes the same bytes of the same dataset and seed."""
+
+    kind: Literal["reproducible"] = "reproducible"
 
 
 class LoadsAndScores(_Declaration):
@@ -776,14 +924,22 @@ class LoadsAndScores(_Declaration):
 
 
 Gate = Annotated[
-    AtLeast | BeatsBaseline | BeatsChampion | CalibrationWithin | LoadsAndScores,
+    AtLeast
+    | AtMost
+    | BeatsBaseline
+    | BeatsChampion
+    | SliceAtLeast
+    | CalibrationWithin
+    | ParityWithin
+    | Reproducible
+    | LoadsAndScores,
     Field(discriminator="kind"),
 ]
 
 
 def gate_name(gate: Gate) -> str:
     """A gate's name in reports and in ``ops.gate_results``: kind, then what tells it apart."""
-    parts = (getattr(gate, field, None) for field in ("kind", "metric", "baseline"))
+    parts = (getattr(gate, field, None) for field in ("kind", "slice", "metric", "baseline"))
     return "_".join(part for part in parts if part is not None)
 
 
@@ -815,6 +971,8 @@ class UseCase(_Declaration):
     score_column: Name
     bands: tuple[Band, ...] = Field(min_length=1)
     reasons: Annotated[int, Field(ge=1, le=10)] = 3
+    working_point: WorkingPoint | None = None
+    slices: tuple[Slice, ...] = ()
     gates: tuple[Gate, ...] = Field(min_length=1)
     approval: Literal["automatic", "manual"] = "automatic"
 
@@ -836,20 +994,63 @@ class UseCase(_Declaration):
                     f"use case {self.name}: heuristic {heuristic.name!r}: no feature "
                     f"{heuristic.feature!r}"
                 )
-        baselines = {h.name for h in self.heuristics} | {"linear"}
-        for gate in self.gates:
-            if isinstance(gate, BeatsBaseline) and gate.baseline not in baselines:
-                raise ValueError(
-                    f"use case {self.name}: gate against {gate.baseline!r}, which is none of "
-                    f"{sorted(baselines)}"
-                )
-        gates = [gate_name(gate) for gate in self.gates]
-        if len(set(gates)) != len(gates):
-            raise ValueError(f"use case {self.name}: the same gate twice: {gates}")
         starts = [band.from_score for band in self.bands]
         if starts != sorted(set(starts)) or starts[0] != 0:
             raise ValueError(f"use case {self.name}: bands must start at 0 and rise; got {starts}")
         return self
+
+    @model_validator(mode="after")
+    def _can_be_judged(self) -> Self:
+        where = f"use case {self.name}"
+        if isinstance(self.working_point, TopItems) != (self.objective == "ranking") and (
+            self.working_point is not None
+        ):
+            raise ValueError(
+                f"{where}: a working point of {self.working_point.kind} is none of a "
+                f"{self.objective} objective; rankings take TopItems, and nothing else does"
+            )
+        slices = [each.name for each in self.slices]
+        if len(set(slices)) != len(slices):
+            raise ValueError(f"{where}: two slices of one name: {slices}")
+        for each in self.slices:
+            if each.feature not in self.feature_names:
+                raise ValueError(f"{where}: slice {each.name!r}: no feature {each.feature!r}")
+        gates = [gate_name(gate) for gate in self.gates]
+        if len(set(gates)) != len(gates):
+            raise ValueError(f"{where}: the same gate twice: {gates}")
+        for gate in self.gates:
+            self._check_gate(gate)
+        return self
+
+    def _check_gate(self, gate: Gate) -> None:
+        where = f"use case {self.name}: gate {gate_name(gate)}"
+        baselines = {h.name for h in self.heuristics} | {"linear"}
+        if isinstance(gate, BeatsBaseline) and gate.baseline not in baselines:
+            raise ValueError(f"{where}: {gate.baseline!r} is none of {sorted(baselines)}")
+        slices = [each.name for each in self.slices]
+        if isinstance(gate, SliceAtLeast | ParityWithin) and gate.slice not in slices:
+            raise ValueError(f"{where}: slice {gate.slice!r} is none of {slices}")
+        if isinstance(gate, CalibrationWithin):
+            if self.objective == "ranking":
+                raise ValueError(f"{where}: the scores of a ranking have no level")
+        elif not isinstance(gate, Reproducible | LoadsAndScores):
+            rule = METRICS[gate.metric]
+            if rule.objective != self.objective:
+                known = [name for name, r in METRICS.items() if r.objective == self.objective]
+                raise ValueError(
+                    f"{where}: a {self.objective} objective has no {gate.metric}; it has "
+                    f"{', '.join(known)}"
+                )
+            if rule.reads == "working_point" and self.working_point is None:
+                raise ValueError(f"{where}: {gate.metric} asks for a working_point, declare one")
+            wrong = {
+                AtLeast: "lower", SliceAtLeast: "lower", BeatsBaseline: None, BeatsChampion: None
+            }  # fmt: skip
+            if type(gate) in wrong and rule.better == wrong[type(gate)]:
+                raise ValueError(
+                    f"{where}: {gate.metric} is better "
+                    + ("when it is lower; use AtMost" if rule.better else "neither way")
+                )
 
     @model_validator(mode="after")
     def _is_of_one_mode(self) -> Self:
@@ -907,6 +1108,13 @@ class UseCase(_Declaration):
         if isinstance(self.population, EveryEvent):
             return "event"
         return "snapshot" if isinstance(self.population.key, str) else "candidate"
+
+    @property
+    def objective(self) -> Objective:
+        """What the scores are for: to tell two classes apart, foretell an amount, order items."""
+        if self.mode == "candidate":
+            return "ranking"
+        return "regression" if isinstance(self.label, Sum | Count) else "binary"
 
     @property
     def vector_key(self) -> tuple[str, ...]:

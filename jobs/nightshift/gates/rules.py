@@ -3,15 +3,22 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeGuard
 
-from nightshift.metrics import Estimate
+from nightshift.metrics import Estimate, SliceFigures
 from nightshift.spec import (
+    METRICS,
     AtLeast,
+    AtMost,
     BeatsBaseline,
     BeatsChampion,
     CalibrationWithin,
     Gate,
     LoadsAndScores,
+    Metric,
+    ParityWithin,
+    Reproducible,
+    SliceAtLeast,
     gate_name,
 )
 
@@ -45,14 +52,26 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Rebuilt:
+    """What a fresh process made of the dataset and the seed: the model's digest, or why none."""
+
+    expected_sha256: str
+    found_sha256: str | None
+    problem: str = ""
+
+
+@dataclass(frozen=True)
 class Evidence:
     """``model``: metric → estimate on the test rows. ``differences``: baseline → metric → the
-    model's figure minus the baseline's. ``champion`` is None when there is none yet."""
+    model's figure minus the baseline's. ``slices``: slice → group → the model's figures.
+    ``champion`` is None when there is none yet. ``rebuilt`` is None where no gate asks for it."""
 
     model: Mapping[str, Estimate]
     differences: Mapping[str, Mapping[str, Estimate]]
+    slices: Mapping[str, Mapping[str, SliceFigures]]
     champion: Reign | None
     sample: Sample
+    rebuilt: Rebuilt | None
 
 
 @dataclass(frozen=True)
@@ -67,73 +86,144 @@ class GateResult:
 
 
 def judge_gate(gate: Gate, evidence: Evidence) -> GateResult:
-    """Judge one gate. A figure that is missing or NaN fails; one equal to the threshold passes."""
+    """Judge one gate. A figure that is missing or not finite fails; one that equals the threshold
+    passes."""
     match gate:
-        case AtLeast():
-            return _at_least(gate, evidence)
+        case AtLeast() | AtMost():
+            return _within(gate, evidence)
         case BeatsBaseline():
             return _beats_baseline(gate, evidence)
         case BeatsChampion():
             return _beats_champion(gate, evidence)
+        case SliceAtLeast():
+            return _slice_at_least(gate, evidence)
         case CalibrationWithin():
             return _calibration_within(gate, evidence)
+        case ParityWithin():
+            return _parity_within(gate, evidence)
+        case Reproducible():
+            return _reproducible(gate, evidence)
         case LoadsAndScores():
             return _loads_and_scores(gate, evidence)
 
 
-def _at_least(gate: AtLeast, evidence: Evidence) -> GateResult:
+def _within(gate: AtLeast | AtMost, evidence: Evidence) -> GateResult:
     found = evidence.model.get(gate.metric)
-    if found is None or math.isnan(found.value):
+    if not _is_known(found):
         return _missing(gate, gate.value, f"the run has no {gate.metric}")
-    passed = found.value >= gate.value - ROUNDING
+    if isinstance(gate, AtLeast):
+        passed, asked = found.value >= gate.value - ROUNDING, "at least"
+    else:
+        passed, asked = found.value <= gate.value + ROUNDING, "at most"
     return GateResult(
         gate_name(gate), passed, found.value, gate.value,
-        f"{gate.metric} {_text(found)}, at least {gate.value:g} is asked",
+        f"{gate.metric} {_text(found)}, {asked} {gate.value:g} is asked",
     )  # fmt: skip
 
 
 def _beats_baseline(gate: BeatsBaseline, evidence: Evidence) -> GateResult:
-    found = evidence.differences.get(gate.baseline, {}).get(gate.metric)
-    if found is None or math.isnan(found.value) or math.isnan(found.low):
+    difference = evidence.differences.get(gate.baseline, {}).get(gate.metric)
+    found = _improvement(gate.metric, difference)
+    if not _is_known(found):
         return _missing(gate, gate.by, f"the run has no {gate.metric} against {gate.baseline}")
     passed = found.value >= gate.by - ROUNDING and found.low > 0
     return GateResult(
         gate_name(gate), passed, found.value, gate.by,
-        f"{gate.metric} minus that of {gate.baseline}: {_text(found)}; at least {gate.by:g} is "
-        "asked, with an interval above 0",
+        f"{gate.metric} better than that of {gate.baseline} by {_text(found)}; at least "
+        f"{gate.by:g} is asked, with an interval above 0",
     )  # fmt: skip
 
 
 def _beats_champion(gate: BeatsChampion, evidence: Evidence) -> GateResult:
     reign, name = evidence.champion, gate_name(gate)
+    threshold = gate.by if gate.by > 0 else -gate.tolerance
     if reign is None:
-        return GateResult(name, True, None, -gate.tolerance, "there is no champion yet")
+        return GateResult(name, True, None, threshold, "there is no champion yet")
     if reign.is_obsolete:
         return GateResult(
-            name, True, None, -gate.tolerance,
+            name, True, None, threshold,
             f"champion version {reign.version} reads features that are no longer declared and "
             "cannot score; there is nothing to compare with",
         )  # fmt: skip
-    found = reign.difference.get(gate.metric)
-    if found is None or math.isnan(found.value):
+    found = _improvement(gate.metric, reign.difference.get(gate.metric))
+    if not _is_known(found):
         why = reign.problem or f"no {gate.metric} against champion version {reign.version}"
-        return _missing(gate, -gate.tolerance, why)
-    passed = found.value >= -gate.tolerance - ROUNDING
+        return _missing(gate, threshold, why)
+    passed = found.value >= threshold - ROUNDING and found.low >= -gate.tolerance - ROUNDING
     return GateResult(
-        name, passed, found.value, -gate.tolerance,
-        f"{gate.metric} minus that of champion version {reign.version}: {_text(found)}; at least "
-        f"{-gate.tolerance:g} is asked",
+        name, passed, found.value, threshold,
+        f"{gate.metric} better than that of champion version {reign.version} by {_text(found)}; at "
+        f"least {threshold:g} is asked, with an interval from {-gate.tolerance:g} on",
+    )  # fmt: skip
+
+
+def _slice_at_least(gate: SliceAtLeast, evidence: Evidence) -> GateResult:
+    large, small = _groups(evidence, gate.slice)
+    if not large:
+        return _missing(gate, gate.value, _no_groups(gate.slice, small, 1))
+    for group, figures in large.items():
+        if not _is_known(figures.estimates.get(gate.metric)):
+            return _missing(
+                gate, gate.value, f"the run has no {gate.metric} of {gate.slice} {group!r}"
+            )
+    figure = {group: each.estimates[gate.metric] for group, each in large.items()}
+    worst = min(figure, key=lambda group: figure[group].value)
+    low = [group for group, each in figure.items() if each.value < gate.value - ROUNDING]
+    return GateResult(
+        gate_name(gate), not low, figure[worst].value, gate.value,
+        f"{gate.metric} of {gate.slice} "
+        + ", ".join(f"{group!r} {_text(figure[group])}" for group in low or [worst])
+        + f"; at least {gate.value:g} is asked of each group" + _left_out(small),
     )  # fmt: skip
 
 
 def _calibration_within(gate: CalibrationWithin, evidence: Evidence) -> GateResult:
-    found = evidence.model.get("calibration_error")
-    if found is None or math.isnan(found.value):
-        return _missing(gate, gate.value, "the run has no calibration_error")
-    passed = found.value <= gate.value + ROUNDING
+    known = [m for m in ("calibration_error", "total_bias") if m in evidence.model]
+    found = evidence.model[known[0]] if known else None
+    if not _is_known(found):
+        return _missing(gate, gate.value, "the run has no calibration_error, nor a total_bias")
+    passed = abs(found.value) <= gate.value + ROUNDING
     return GateResult(
         gate_name(gate), passed, found.value, gate.value,
-        f"expected calibration error {_text(found)}, at most {gate.value:g} is asked",
+        f"{known[0]} {_text(found)}, at most {gate.value:g} is asked",
+    )  # fmt: skip
+
+
+def _parity_within(gate: ParityWithin, evidence: Evidence) -> GateResult:
+    large, small = _groups(evidence, gate.slice)
+    if len(large) < 2:
+        return _missing(gate, gate.value, _no_groups(gate.slice, small, 2))
+    for group, figures in large.items():
+        if not _is_known(figures.estimates.get(gate.metric)):
+            return _missing(
+                gate, gate.value, f"the run has no {gate.metric} of {gate.slice} {group!r}"
+            )
+    figure = {group: each.estimates[gate.metric] for group, each in large.items()}
+    least = min(figure, key=lambda group: figure[group].value)
+    most = max(figure, key=lambda group: figure[group].value)
+    gap = figure[most].value - figure[least].value
+    return GateResult(
+        gate_name(gate), gap <= gate.value + ROUNDING, gap, gate.value,
+        f"{gate.metric} of {gate.slice} {most!r} {_text(figure[most])}, of {least!r} "
+        f"{_text(figure[least])}; a difference of at most {gate.value:g} is asked"
+        + _left_out(small),
+    )  # fmt: skip
+
+
+def _reproducible(gate: Reproducible, evidence: Evidence) -> GateResult:
+    rebuilt, name = evidence.rebuilt, gate_name(gate)
+    if rebuilt is None or rebuilt.found_sha256 is None:
+        why = rebuilt.problem if rebuilt else "the model was not built again"
+        return GateResult(name, False, None, None, f"a fresh process failed: {why}")
+    if rebuilt.found_sha256 != rebuilt.expected_sha256:
+        return GateResult(
+            name, False, None, None,
+            f"a fresh process made model {rebuilt.found_sha256[:12]}… of the same dataset and "
+            f"seed, training {rebuilt.expected_sha256[:12]}…",
+        )  # fmt: skip
+    return GateResult(
+        name, True, None, None,
+        f"a fresh process made the same bytes ({rebuilt.found_sha256[:12]}…)",
     )  # fmt: skip
 
 
@@ -155,6 +245,36 @@ def _loads_and_scores(gate: LoadsAndScores, evidence: Evidence) -> GateResult:
 
 def _missing(gate: Gate, threshold: float, why: str) -> GateResult:
     return GateResult(gate_name(gate), False, NAN, threshold, why)
+
+
+def _is_known(found: Estimate | None) -> TypeGuard[Estimate]:
+    return found is not None and all(
+        math.isfinite(figure) for figure in (found.value, found.low, found.high)
+    )
+
+
+def _improvement(metric: Metric, difference: Estimate | None) -> Estimate | None:
+    """The difference, positive where the candidate is the better one."""
+    if difference is None or METRICS[metric].better == "higher":
+        return difference
+    return Estimate(-difference.value, -difference.high, -difference.low)
+
+
+def _groups(
+    evidence: Evidence, slice_name: str
+) -> tuple[dict[str, SliceFigures], dict[str, SliceFigures]]:
+    """The groups of a slice that were measured, and those that were too small."""
+    groups = evidence.slices.get(slice_name, {})
+    small = {group: figures for group, figures in groups.items() if figures.note}
+    return {group: each for group, each in groups.items() if group not in small}, small
+
+
+def _no_groups(slice_name: str, small: Mapping[str, SliceFigures], asked: int) -> str:
+    return f"the run has fewer than {asked} measured groups of {slice_name}" + _left_out(small)
+
+
+def _left_out(small: Mapping[str, SliceFigures]) -> str:
+    return "".join(f"; {group!r}: {figures.note}" for group, figures in small.items())
 
 
 def _text(estimate: Estimate) -> str:

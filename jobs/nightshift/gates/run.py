@@ -20,15 +20,15 @@ import pyarrow.parquet as pq
 
 from nightshift.booster import predict, row_order, to_matrix
 from nightshift.errors import Cause, GateError, NightshiftError
-from nightshift.gates.rules import Evidence, GateResult, Reign, Sample, judge_gate
+from nightshift.gates.rules import Evidence, GateResult, Rebuilt, Reign, Sample, judge_gate
 from nightshift.io import model_store, registry
 from nightshift.io.lake import dataset_dir
 from nightshift.io.model_store import ModelVersion
 from nightshift.io.registry import GATES, By, Registry
 from nightshift.io.warehouse import connect, recorded_run
-from nightshift.metrics import Estimate, measure
+from nightshift.metrics import measure, read_measured
 from nightshift.settings import Settings
-from nightshift.spec import UseCase, gate_name
+from nightshift.spec import Reproducible, UseCase, gate_name
 
 log = logging.getLogger(__name__)
 
@@ -336,24 +336,24 @@ def _collect(
 ) -> Evidence:
     evaluation = model_store.fetch(settings, candidate.run_id, model_store.EVALUATION)
     try:
-        test = json.loads((evaluation / "metrics.json").read_text())["test"]
-    except (OSError, ValueError, KeyError) as error:
+        test = read_measured(json.loads((evaluation / "metrics.json").read_text())["test"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise NightshiftError(
             f"the figures of run {candidate.run_id} cannot be read: {error!r}",
             "train again with `nightshift train`",
         ) from error
     return Evidence(
-        model=_estimates(next(iter(test["scorers"].values()))),
-        differences={name: _estimates(found) for name, found in test["differences"].items()},
+        model=next(iter(test.scorers.values())),
+        differences=test.differences,
+        slices=test.slices,
         champion=None
         if reigning is None
         else _measure_champion(settings, use_case, as_of, candidate, reigning),
         sample=_score_in_fresh_process(settings, use_case, candidate),
+        rebuilt=_rebuild_in_fresh_process(settings, use_case, as_of, candidate)
+        if any(isinstance(gate, Reproducible) for gate in use_case.gates)
+        else None,
     )
-
-
-def _estimates(found: dict[str, Any]) -> dict[str, Estimate]:
-    return {metric: Estimate(**figures) for metric, figures in found.items()}
 
 
 def _measure_champion(
@@ -397,6 +397,12 @@ def _measure_champion(
         {"candidate": scored, "champion": predict(champion, matrix)},
         ("candidate", "champion"),
         settings.seed,
+        objective=use_case.objective,
+        working_point=use_case.working_point,
+        snapshots=predictions.column("snapshot").to_numpy(),
+        items=rows.column(use_case.vector_key[1]).to_numpy(zero_copy_only=False)
+        if use_case.objective == "ranking"
+        else None,
     )
     return Reign(reigning.version, measured.differences["champion"])
 
@@ -420,6 +426,26 @@ def _score_in_fresh_process(
     if done.returncode != 0:
         return Sample(expected, None, done.stderr.strip().splitlines()[-1] if done.stderr else "")
     return Sample(expected, done.stdout.strip())
+
+
+def _rebuild_in_fresh_process(
+    settings: Settings, use_case: UseCase, as_of: date, candidate: ModelVersion
+) -> Rebuilt:
+    try:
+        folder = model_store.fetch(settings, candidate.run_id, model_store.MODEL)
+        signature = json.loads((folder / model_store.SIGNATURE_FILE).read_text())
+        expected = str(signature["model_sha256"])
+    except (NightshiftError, OSError, ValueError, KeyError) as error:
+        return Rebuilt("", None, f"the model's files cannot be read: {error}")
+    dataset = dataset_dir(settings.lake_dir, "training", use_case.name, as_of)
+    # The stage of training in a process of its own: what this one holds cannot help it.
+    done = subprocess.run(
+        [sys.executable, "-m", "nightshift.training.run", str(folder), str(dataset)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode != 0:
+        return Rebuilt(expected, None, done.stderr.strip().splitlines()[-1] if done.stderr else "")
+    return Rebuilt(expected, done.stdout.strip())
 
 
 def _log_to_mlflow(

@@ -1,12 +1,18 @@
-"""Train a use case: the dataset in the lake in, an MLflow run and a model version out."""
+"""Train a use case: the dataset in the lake in, an MLflow run and a model version out.
+
+``python -m nightshift.training.run MODEL DATASET``, of two folders, fits the model again to the
+dataset and prints the SHA-256 of its bytes.
+"""
 
 import hashlib
 import json
 import logging
 import subprocess
+import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -33,7 +39,8 @@ from nightshift.training.fit import (
     model_bytes,
     parameters,
 )
-from nightshift.training.split import Split, split
+from nightshift.training.slices import slice_rows
+from nightshift.training.split import Split, rolling_origins, stale_splits
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +67,7 @@ class _Dataset:
     snapshots: npt.NDArray[Any]
     labels: npt.NDArray[np.int32]
     matrix: Matrix
+    items: npt.NDArray[Any] | None
 
     def rows_of(self, snapshots: tuple[date, ...]) -> npt.NDArray[np.bool_]:
         return np.isin(self.snapshots, np.array(snapshots, dtype="datetime64[D]"))
@@ -84,8 +92,11 @@ def train(settings: Settings, use_case: UseCase, as_of: date) -> TrainingResult:
     with recorded_run(settings, "training", as_of, use_case.name) as run:
         dataset = _read_dataset(settings, use_case, as_of)
         days = [date.fromisoformat(str(day)) for day in np.unique(dataset.snapshots)]
-        parts = split(days, use_case.snapshots, use_case.label.maturity_days)
+        plan, embargo_days = use_case.snapshots, use_case.label.maturity_days
+        origins = rolling_origins(days, plan, embargo_days)
+        parts = origins[0]
         _check_classes(use_case, dataset, parts)
+        _check_features(use_case, dataset, parts)
         started = time.perf_counter()
         evaluation, scores = _fit_and_score(settings, use_case, dataset, parts)
         trees = evaluation.num_boosted_rounds()
@@ -97,9 +108,15 @@ def train(settings: Settings, use_case: UseCase, as_of: date) -> TrainingResult:
             trees, f"{len(dataset.labels):,}", time.perf_counter() - started,
         )  # fmt: skip
         measured = {
-            part: _measure(settings, dataset, dataset.rows_of(getattr(parts, part)), scores)
+            part: _measure(settings, use_case, dataset, parts, part, scores)
             for part in ("validation", "test")
         }
+        over_time = report.OverTime(
+            origins=_measure_origins(settings, use_case, dataset, origins, measured["test"]),
+            staleness=_measure_staleness(
+                settings, use_case, dataset, parts, stale_splits(days, plan, embargo_days), scores
+            ),
+        )
         metrics = _flat_metrics(measured)
         log.info(
             "test AUC: %s",
@@ -110,11 +127,16 @@ def train(settings: Settings, use_case: UseCase, as_of: date) -> TrainingResult:
             gains = report.gain_shares(
                 {k: float(v) for k, v in evaluation.get_score(importance_type="total_gain").items()}  # type: ignore[arg-type]
             )
-            _write_models(folder, use_case, as_of, dataset, parts, evaluation, shipped)
-            _write_evaluation(folder, use_case, dataset, parts, scores, measured)
-            _write_report(folder, use_case, as_of, dataset, parts, trees, scores, measured, gains)
+            _write_models(
+                folder, use_case, as_of, dataset, parts, evaluation, shipped, settings.seed
+            )
+            _write_evaluation(folder, use_case, dataset, parts, scores, measured, over_time)
+            _write_report(
+                folder, use_case, as_of, dataset, parts, trees, scores, measured, over_time, gains
+            )
+            logged = metrics | _slice_metrics(measured["test"]) | _metrics_over_time(over_time)
             run_id = _log_to_mlflow(
-                settings, use_case, as_of, dataset, parts, trees, metrics, folder
+                settings, use_case, as_of, dataset, parts, trees, logged, folder
             )
         version = model_store.register(settings, use_case.name, run_id, as_of.isoformat())
         result = TrainingResult(
@@ -132,33 +154,39 @@ def train(settings: Settings, use_case: UseCase, as_of: date) -> TrainingResult:
         return result
 
 
+def rebuild(model: Path, dataset: Path) -> str:
+    """SHA-256 of the model that a dataset gives, fitted as the signature in ``model`` tells.
+
+    Raises:
+        NightshiftError: when the model or the dataset cannot be read, or the dataset is another
+            than the model was trained on.
+    """
+    _, signature = model_store.read_model(model)
+    manifest, table = _read_table(dataset, signature["key"], signature["features"])
+    if manifest.get("sha256") != signature["dataset_sha256"]:
+        raise NightshiftError(
+            f"the dataset in {dataset} is {manifest.get('sha256')}, the model was trained on "
+            f"{signature['dataset_sha256']}",
+            "train again with `nightshift train`",
+        )
+    booster = fit_trees(
+        to_matrix(table, signature["features"]),
+        table.column("label").cast(pa.int32()).to_numpy(),
+        signature["features"],
+        signature["trees"],
+        signature["seed"],
+    )
+    return hashlib.sha256(model_bytes(booster)).hexdigest()
+
+
 def _read_dataset(settings: Settings, use_case: UseCase, as_of: date) -> _Dataset:
     folder = dataset_dir(settings.lake_dir, "training", use_case.name, as_of)
-    manifest = read_manifest(folder)
-    if manifest is None:
+    if read_manifest(folder) is None:
         raise NightshiftError(
             f"there is no training dataset of {use_case.name} as of {as_of} in {folder}",
             f"run `nightshift train {use_case.name} --as-of {as_of}`: it builds the features first",
         )
-    files = sorted(folder.glob("part-*.parquet"))
-    if not files:
-        raise NightshiftError(
-            f"{folder} has a manifest but no part-*.parquet", "build the training dataset again"
-        )
-    table = pa.concat_tables([pq.ParquetFile(file).read() for file in files])
-    wanted = {use_case.key, "snapshot", "label", *use_case.feature_names}
-    if missing := sorted(wanted - set(table.column_names)):
-        raise NightshiftError(
-            f"the training dataset in {folder} lacks {', '.join(missing)}",
-            "it was built for another version of the use case: build it again",
-        )
-    if table.num_rows != manifest["rows"]:
-        raise NightshiftError(
-            f"the training dataset in {folder} has {table.num_rows} rows, its manifest says "
-            f"{manifest['rows']}",
-            "build the training dataset again",
-        )
-    table = table.sort_by(row_order(use_case.feature_names, use_case.key))
+    manifest, table = _read_table(folder, use_case.key, use_case.feature_names)
     newest = table.column("snapshot").combine_chunks()
     latest = newest[-1].as_py() if len(newest) else as_of
     matures = latest + timedelta(days=use_case.label.maturity_days)
@@ -176,13 +204,40 @@ def _read_dataset(settings: Settings, use_case: UseCase, as_of: date) -> _Datase
             f"{label_column.unique().to_pylist()[:10]}",
             "build the training dataset again",
         )
+    items = use_case.vector_key[1:] if use_case.objective == "ranking" else ()
     return _Dataset(
         manifest=manifest,
         keys=np.asarray(table.column(use_case.key).to_pylist(), dtype=str),
         snapshots=np.asarray(newest.to_numpy(zero_copy_only=False), dtype="datetime64[D]"),
         labels=label_column.cast(pa.int32()).to_numpy(),
         matrix=to_matrix(table, use_case.feature_names),
+        items=np.asarray(table.column(items[0]).to_pylist(), dtype=str) if items else None,
     )
+
+
+def _read_table(
+    folder: Path, key: str, feature_names: Sequence[str]
+) -> tuple[dict[str, Any], pa.Table]:
+    """The manifest of a dataset, and its rows in the order in which models learn them."""
+    manifest = read_manifest(folder)
+    files = sorted(folder.glob("part-*.parquet"))
+    if manifest is None or not files:
+        lacking = "manifest" if manifest is None else "part-*.parquet"
+        raise NightshiftError(f"{folder} has no {lacking}", "build the training dataset again")
+    table = pa.concat_tables([pq.ParquetFile(file).read() for file in files])
+    wanted = {key, "snapshot", "label", *feature_names}
+    if missing := sorted(wanted - set(table.column_names)):
+        raise NightshiftError(
+            f"the training dataset in {folder} lacks {', '.join(missing)}",
+            "it was built for another version of the use case: build it again",
+        )
+    if table.num_rows != manifest["rows"]:
+        raise NightshiftError(
+            f"the training dataset in {folder} has {table.num_rows} rows, its manifest says "
+            f"{manifest['rows']}",
+            "build the training dataset again",
+        )
+    return manifest, table.sort_by(row_order(feature_names, key))
 
 
 def _check_classes(use_case: UseCase, dataset: _Dataset, parts: Split) -> None:
@@ -198,17 +253,38 @@ def _check_classes(use_case: UseCase, dataset: _Dataset, parts: Split) -> None:
             )
 
 
+def _check_features(use_case: UseCase, dataset: _Dataset, parts: Split) -> None:
+    names = np.array(use_case.feature_names)
+    infinite = np.argwhere(np.isinf(dataset.matrix))
+    if len(infinite):
+        row, column = infinite[0]
+        raise NightshiftError(
+            f"feature {names[column]} of {dataset.keys[row]} at snapshot {dataset.snapshots[row]} "
+            f"is {dataset.matrix[row, column]}; {len(infinite)} values are infinite",
+            "mend what the mart holds, or the declaration that divides by it, and build the "
+            "training dataset again",
+        )
+    rows = dataset.rows_of(parts.train)
+    is_null = np.isnan(dataset.matrix[rows]).all(axis=0)
+    if is_null.all():
+        raise NightshiftError(
+            f"all {len(names)} features of {use_case.name} are null in the {rows.sum()} rows of "
+            f"the train snapshots ({parts.train[0]} … {parts.train[-1]})",
+            "nothing can be learned from them: check the marts that the feature groups read",
+        )
+    if is_null.any():
+        log.warning(
+            "null in every row of the train snapshots, so that nothing is learned from it: %s",
+            ", ".join(names[is_null]),
+        )
+
+
 def _fit_and_score(
     settings: Settings, use_case: UseCase, dataset: _Dataset, parts: Split
 ) -> tuple[xgb.Booster, dict[str, Vector]]:
-    learn, choose = dataset.rows_of(parts.train), dataset.rows_of(parts.validation)
+    learn = dataset.rows_of(parts.train)
     matrix, labels = dataset.matrix, dataset.labels
-    evaluation = fit_early_stopped(
-        (matrix[learn], labels[learn]),
-        (matrix[choose], labels[choose]),
-        use_case.feature_names,
-        settings.seed,
-    )
+    evaluation = _fit(settings, use_case, dataset, parts)
     linear = fit_linear(matrix[learn], labels[learn], settings.seed)
     scores = {MODEL: predict(evaluation, matrix)}
     for heuristic in use_case.heuristics:
@@ -218,38 +294,124 @@ def _fit_and_score(
     return evaluation, scores
 
 
+def _fit(settings: Settings, use_case: UseCase, dataset: _Dataset, parts: Split) -> xgb.Booster:
+    learn, choose = dataset.rows_of(parts.train), dataset.rows_of(parts.validation)
+    return fit_early_stopped(
+        (dataset.matrix[learn], dataset.labels[learn]),
+        (dataset.matrix[choose], dataset.labels[choose]),
+        use_case.feature_names,
+        settings.seed,
+    )
+
+
 def _measure(
     settings: Settings,
+    use_case: UseCase,
     dataset: _Dataset,
-    rows: npt.NDArray[np.bool_],
+    parts: Split,
+    part: str,
     scores: dict[str, Vector],
 ) -> Measured:
+    """Measure one part of a split; the test also slice by slice."""
+    rows = dataset.rows_of(getattr(parts, part))
+    slices = slice_rows(
+        use_case.slices if part == "test" else (),
+        use_case.feature_names,
+        dataset.matrix[dataset.rows_of(parts.train)],
+        dataset.matrix[rows],
+    )
     return measure(
         dataset.labels[rows],
         dataset.keys[rows],
         {name: score[rows] for name, score in scores.items()},
-        (MODEL, LINEAR),
+        [name for name in scores if name not in {h.name for h in use_case.heuristics}],
         settings.seed,
+        objective=use_case.objective,
+        working_point=use_case.working_point,
+        snapshots=dataset.snapshots[rows],
+        items=None if dataset.items is None else dataset.items[rows],
+        slices=slices,
+    )
+
+
+def _measure_origins(
+    settings: Settings,
+    use_case: UseCase,
+    dataset: _Dataset,
+    origins: Sequence[Split],
+    newest: Measured,
+) -> tuple[tuple[Split, Measured], ...]:
+    """Each origin's split with the figures of its test, newest first."""
+    found = [(origins[0], newest)]
+    for parts in origins[1:]:
+        _check_classes(use_case, dataset, parts)
+        _, scores = _fit_and_score(settings, use_case, dataset, parts)
+        measured = _measure(settings, use_case, dataset, parts, "test", scores)
+        found.append((parts, replace(measured, slices={})))
+    return tuple(found)
+
+
+def _measure_staleness(
+    settings: Settings,
+    use_case: UseCase,
+    dataset: _Dataset,
+    fresh: Split,
+    stale: Mapping[int, Split],
+    scores: dict[str, Vector],
+) -> Measured | None:
+    """The fresh model against those that are weeks older, all on the newest test."""
+    if not stale:
+        return None
+    fitted = {fresh: scores[MODEL]}
+    for parts in stale.values():
+        if parts not in fitted:
+            _check_classes(use_case, dataset, parts)
+            fitted[parts] = predict(_fit(settings, use_case, dataset, parts), dataset.matrix)
+    ages = {f"{weeks} weeks": fitted[parts] for weeks, parts in stale.items()}
+    without_slices = use_case.model_copy(update={"slices": ()})
+    return _measure(
+        settings, without_slices, dataset, fresh, "test", {"fresh": fitted[fresh], **ages}
     )
 
 
 def _flat_metrics(measured: dict[str, Measured]) -> dict[str, float]:
     flat: dict[str, float] = {}
-
-    def put(name: str, estimate: Estimate) -> None:
-        flat[name] = estimate.value
-        flat[f"{name}_low"] = estimate.low
-        flat[f"{name}_high"] = estimate.high
-
     for part, figures in measured.items():
-        put(f"{part}_base_rate", figures.base_rate)
+        flat |= _flat(f"{part}_base_rate", figures.base_rate)
         for scorer, estimates in figures.scorers.items():
             for metric, estimate in estimates.items():
-                put(f"{part}_{metric}" + ("" if scorer == MODEL else f"_{scorer}"), estimate)
+                name = f"{part}_{metric}" + ("" if scorer == MODEL else f"_{scorer}")
+                flat |= _flat(name, estimate)
         for baseline, estimates in figures.differences.items():
             for metric, estimate in estimates.items():
-                put(f"{part}_{metric}_minus_{baseline}", estimate)
+                flat |= _flat(f"{part}_{metric}_minus_{baseline}", estimate)
     return flat
+
+
+def _slice_metrics(test: Measured) -> dict[str, float]:
+    flat: dict[str, float] = {}
+    for name, groups in test.slices.items():
+        for group, figures in groups.items():
+            flat[f"slice/{name}/{group}/rows"] = figures.rows
+            for metric, estimate in figures.estimates.items():
+                flat |= _flat(f"slice/{name}/{group}/{metric}", estimate)
+    return flat
+
+
+def _metrics_over_time(over_time: report.OverTime) -> dict[str, float]:
+    flat: dict[str, float] = {}
+    for parts, measured in over_time.origins:
+        for metric, estimate in measured.scorers[MODEL].items():
+            flat |= _flat(f"origin/{parts.test[0]}/{metric}", estimate)
+    if over_time.staleness is not None:
+        for age, estimates in over_time.staleness.scorers.items():
+            for metric, estimate in estimates.items():
+                flat |= _flat(f"staleness/{age}/{metric}", estimate)
+    return flat
+
+
+def _flat(name: str, estimate: Estimate) -> dict[str, float]:
+    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
 
 
 def _write_models(
@@ -260,6 +422,7 @@ def _write_models(
     parts: Split,
     evaluation: xgb.Booster,
     shipped: xgb.Booster,
+    seed: int,
 ) -> None:
     signature = {
         "use_case": use_case.name,
@@ -269,6 +432,8 @@ def _write_models(
         "score_column": use_case.score_column,
         "spec_sha256": digest(use_case.model_dump(mode="json")),
         "dataset_sha256": dataset.manifest.get("sha256"),
+        "seed": seed,
+        "trees": shipped.num_boosted_rounds(),
         "xgboost": xgb.__version__,
     }
     sample = np.flatnonzero(dataset.rows_of(parts.test))[:SAMPLE_ROWS]
@@ -293,6 +458,7 @@ def _write_evaluation(
     parts: Split,
     scores: dict[str, Vector],
     measured: dict[str, Measured],
+    over_time: report.OverTime,
 ) -> None:
     rows = dataset.rows_of(parts.test)
     columns: dict[str, Any] = {
@@ -303,7 +469,11 @@ def _write_evaluation(
     columns |= {f"score_{name}": pa.array(score[rows]) for name, score in scores.items()}
     pq.write_table(pa.table(columns), folder / "evaluation" / "test_predictions.parquet")
     (folder / "evaluation" / "metrics.json").write_text(
-        json.dumps({part: asdict(figures) for part, figures in measured.items()}, indent=1)
+        json.dumps(
+            {part: asdict(figures) for part, figures in measured.items()} | asdict(over_time),
+            indent=1,
+            default=date.isoformat,
+        )
     )
 
 
@@ -316,6 +486,7 @@ def _write_report(
     trees: int,
     scores: dict[str, Vector],
     measured: dict[str, Measured],
+    over_time: report.OverTime,
     gains: dict[str, float],
 ) -> None:
     rows = dataset.rows_of(parts.test)
@@ -326,7 +497,14 @@ def _write_report(
     )
     (folder / "report.md").write_text(
         report.markdown(
-            use_case, as_of, parts, trees, measured["validation"], measured["test"], gains
+            use_case,
+            as_of,
+            parts,
+            trees,
+            measured["validation"],
+            measured["test"],
+            over_time,
+            gains,
         )
     )
     plots = folder / "plots"
@@ -349,6 +527,7 @@ def _log_to_mlflow(
     folder: Path,
 ) -> str:
     from mlflow.entities import Metric, Param, RunTag
+    from mlflow.utils.validation import MAX_METRICS_PER_BATCH
 
     client = model_store.client(settings)
     run_id = str(
@@ -376,11 +555,13 @@ def _log_to_mlflow(
             dates = getattr(parts, name)
             params[f"{name}_snapshots"] = f"{len(dates)}: {dates[0]} … {dates[-1]}"
         at = int(time.time() * 1000)
+        figures = [
+            Metric(name, value, at, 0) for name, value in metrics.items() if np.isfinite(value)
+        ]
+        for start in range(0, len(figures), MAX_METRICS_PER_BATCH):
+            client.log_batch(run_id, metrics=figures[start : start + MAX_METRICS_PER_BATCH])
         client.log_batch(
             run_id,
-            metrics=[
-                Metric(name, value, at, 0) for name, value in metrics.items() if np.isfinite(value)
-            ],
             params=[Param(name, str(value)) for name, value in params.items()],
             tags=[RunTag("mlflow.note.content", (folder / "report.md").read_text())],
         )
@@ -401,3 +582,10 @@ def _git_commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return found.stdout.strip()
+
+
+if __name__ == "__main__":
+    try:
+        sys.stdout.write(rebuild(Path(sys.argv[1]), Path(sys.argv[2])) + "\n")
+    except NightshiftError as error:
+        sys.exit(error.what)

@@ -3,6 +3,7 @@
 from nightshift.feature_groups.order_lines import CUSTOMER_ORDERS, IS_PURCHASE, ORDER_LINES
 from nightshift.spec import (
     AtLeast,
+    AtMost,
     Band,
     BeatsBaseline,
     BeatsChampion,
@@ -11,7 +12,11 @@ from nightshift.spec import (
     LoadsAndScores,
     NoEvent,
     Population,
+    Reproducible,
+    Slice,
+    SliceAtLeast,
     Snapshots,
+    Threshold,
     UseCase,
 )
 
@@ -30,7 +35,15 @@ CHURN = UseCase(
     ),
     label=NoEvent(source=ORDER_LINES, key="customer_id", where=IS_PURCHASE, horizon_days=90),
     feature_groups=(CUSTOMER_ORDERS,),
-    snapshots=Snapshots(stride_days=14, count=26, min_history_days=90, test=2, validation=2),
+    snapshots=Snapshots(
+        stride_days=14,
+        count=26,
+        min_history_days=90,
+        test=2,
+        validation=2,
+        origins=3,
+        staleness_weeks=(1, 2, 4, 8, 13),
+    ),
     heuristics=(
         Heuristic(name="recency", feature="customer_purchase_days_since_last_all"),
         Heuristic(name="frequency", feature="customer_order_distinct_365d", descending=True),
@@ -41,11 +54,19 @@ CHURN = UseCase(
         Band(name="medium", from_score=0.4),
         Band(name="high", from_score=0.7),
     ),
+    working_point=Threshold(score=0.7),
+    slices=(
+        Slice(name="tenure", feature="customer_purchase_days_since_first_all", cuts=(90, 180, 365)),
+        Slice(name="value", feature="customer_purchase_amount_sum_365d", bands=4),
+    ),
     gates=(
         AtLeast(metric="auc", value=0.65),
+        AtMost(metric="auc", value=0.97),
         BeatsBaseline(metric="auc", baseline="recency", by=0.01),
-        BeatsChampion(metric="auc", tolerance=0.01),
+        BeatsChampion(metric="auc", tolerance=0.02),
+        SliceAtLeast(slice="tenure", metric="auc", value=0.55),
         CalibrationWithin(value=0.15),
+        Reproducible(),
         LoadsAndScores(),
     ),
 )
