@@ -18,11 +18,27 @@ from nightshift.gates.run import judge
 from nightshift.io import model_store, registry
 from nightshift.io.lake import dataset_dir, replacing, write_manifest
 from nightshift.settings import Settings
+from nightshift.spec import (
+    AtLeast,
+    AtMost,
+    BeatsBaseline,
+    CalibrationWithin,
+    ParityWithin,
+    Slice,
+    SliceAtLeast,
+)
 from nightshift.training.run import train
 from nightshift.use_cases.churn import CHURN
 
 AS_OF = date(2011, 6, 12)
 LATER = date(2011, 6, 26)
+
+
+ONE_ORIGIN = CHURN.model_copy(
+    update={
+        "snapshots": CHURN.snapshots.model_copy(update={"origins": 1, "staleness_weeks": ()}),
+    }
+)
 
 
 def write_training_set(
@@ -33,6 +49,7 @@ def write_training_set(
     customers: int = 300,
     shuffled: bool = False,
     one_class: bool = False,
+    planted: str = "",
     renamed: bool = False,
     newest_days_ago: int = 90,
     leave_out: str = "",
@@ -51,12 +68,24 @@ def write_training_set(
         np.nan_to_num(values[:, other], nan=20) - 20
     )
     labels = (random.random(rows) < 1 / (1 + np.exp(-logit))).astype(np.int32)
+    # The test snapshots stay true: a champion is right about them, a model of noise is not.
+    learned = np.arange(rows) < rows - 2 * customers
     if shuffled:
-        # The test snapshots stay true: a champion is right about them, a model of noise is not.
-        learned = rows - 2 * customers
-        labels[:learned] = random.permutation(labels[:learned])
+        labels[learned] = random.permutation(labels[learned])
     if one_class:
         labels[:] = 1
+    if planted == "leaked feature":
+        values[:, CHURN.feature_names.index("customer_return_amount_sum_90d")] = labels
+    elif planted == "biased slice":
+        # Of those who came long ago nothing is known, and most are called churned.
+        since = values[:, CHURN.feature_names.index("customer_purchase_days_since_first_all")]
+        labels = np.where(since >= 20, random.random(rows) < 0.85, labels).astype(np.int32)
+    elif planted == "other base rate":
+        labels[learned & (random.random(rows) < 0.5)] = 1
+    elif planted == "all null":
+        values[:] = np.nan
+    elif planted == "infinite":
+        values[3, 5] = np.inf
     columns: dict[str, Any] = {
         "customer_id": pa.array(
             [f"{99_999 - i % customers if renamed else i % customers:05d}" for i in range(rows)]
@@ -198,9 +227,69 @@ def test_a_damaged_model_is_refused_by_the_gate_and_by_loading(tracked_warehouse
     with pytest.raises(NightshiftError, match=r"model\.ubj is damaged: its SHA-256 is"):
         model_store.load_model(settings, version)
     verdict = judge(settings, CHURN, AS_OF)
-    assert [result.gate for result in verdict.failures] == ["loads_and_scores"]
-    assert "is damaged" in verdict.failures[0].detail
+    assert [result.gate for result in verdict.failures] == ["reproducible", "loads_and_scores"]
+    for failure in verdict.failures:
+        assert "is damaged" in failure.detail
     assert registry.champion(settings, "churn") is None
+
+
+SUSPICIOUS = ONE_ORIGIN.model_copy(
+    update={
+        "slices": (
+            Slice(name="tenure", feature="customer_purchase_days_since_first_all", cuts=(20,)),
+        ),
+        "gates": (
+            AtLeast(metric="auc", value=0.65),
+            AtMost(metric="auc", value=0.97),
+            BeatsBaseline(metric="auc", baseline="recency", by=0.01),
+            SliceAtLeast(slice="tenure", metric="auc", value=0.6),
+            ParityWithin(slice="tenure", metric="selection_rate", value=0.3),
+            CalibrationWithin(value=0.15),
+        ),
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("planted", "refused_by"),
+    [
+        ("", set()),
+        ("leaked feature", {"at_most_auc"}),
+        (
+            "biased slice",
+            {"slice_at_least_tenure_auc", "parity_within_tenure_selection_rate"},
+        ),
+        ("other base rate", {"calibration_within"}),
+    ],
+)
+def test_a_planted_bad_model_is_refused_by_the_gate_that_is_for_it(
+    tracked_warehouse: Settings, planted: str, refused_by: set[str]
+) -> None:
+    """Shuffled labels: test_a_good_model_becomes_champion_and_a_shuffled_one_leaves_it."""
+    settings = tracked_warehouse
+    write_training_set(settings, planted=planted)
+    train(settings, SUSPICIOUS, AS_OF)
+    verdict = judge(settings, SUSPICIOUS, AS_OF)
+    assert {result.gate for result in verdict.failures} == refused_by, verdict.results
+    champion = registry.champion(settings, "churn")
+    assert (champion is None) == bool(refused_by)
+
+
+def test_a_model_that_another_seed_made_is_not_reproducible(tracked_warehouse: Settings) -> None:
+    settings = tracked_warehouse
+    write_training_set(settings)
+    run_id = train(settings, ONE_ORIGIN, AS_OF).mlflow_run_id
+    file = artifact(settings, run_id, "model/signature.json")
+    signature = json.loads(file.read_text())
+    file.write_text(json.dumps(signature | {"seed": signature["seed"] + 1}))
+    verdict = judge(settings, CHURN, AS_OF)
+    assert [result.gate for result in verdict.failures] == ["reproducible"]
+    assert "of the same dataset and seed, training" in verdict.failures[0].detail
+
+    file.write_text(json.dumps(signature | {"dataset_sha256": "another"}))
+    verdict = judge(settings, CHURN, AS_OF)
+    assert [result.gate for result in verdict.failures] == ["reproducible"]
+    assert "is d, the model was trained on another" in verdict.failures[0].detail
 
 
 def test_a_model_of_other_features_is_refused(tracked_warehouse: Settings) -> None:
@@ -238,9 +327,22 @@ def test_a_dataset_that_changed_after_training_cannot_judge(tracked_warehouse: S
         ({"snapshots": 1}, "1 mature snapshots .* are too few to split"),
         ({"one_class": True}, "all with label 1"),
         ({"newest_days_ago": 89}, "known on 2011-06-13 only, after as_of 2011-06-12"),
+        ({"planted": "all null"}, "all 47 features of churn are null in the .* train snapshots"),
+        (
+            {"planted": "infinite"},
+            f"feature {CHURN.feature_names[5]} of 00003 at snapshot .* is inf; 1 values",
+        ),
         ({"leave_out": CHURN.feature_names[3]}, f"lacks {CHURN.feature_names[3]}"),
     ],
-    ids=["missing", "one snapshot", "one class", "immature label", "missing column"],
+    ids=[
+        "missing",
+        "one snapshot",
+        "one class",
+        "immature label",
+        "all null",
+        "infinite",
+        "missing column",
+    ],
 )
 def test_a_dataset_that_is_unfit_is_refused(
     warehouse: Settings, dataset: dict[str, Any] | None, message: str
@@ -266,5 +368,21 @@ def test_the_report_names_every_scorer(tracked_warehouse: Settings) -> None:
     text = artifact(settings, run_id, "report.md").read_text()
     for scorer in ("model", "recency", "frequency", "linear"):
         assert f"| {scorer} | " in text
+    for heading in (
+        "Selected at the working point: scores of at least 0.7000.",
+        "### Slice tenure: customer_purchase_days_since_first_all",
+        "- below 90 (594 rows)",
+        "## Rolling origins",
+        "| 2011-01-31 … 2011-02-14, of 2 snapshots | ",
+        "## Staleness",
+        "| 4 weeks | ",
+    ):
+        assert heading in text
+    logged = model_store.client(settings).get_run(run_id).data.metrics
+    assert logged["slice/value/band 1/auc_low"] < logged["slice/value/band 1/auc"]
+    assert {"origin/2011-01-31/auc", "staleness/4 weeks/log_loss"} <= set(logged)
+    figures = json.loads(artifact(settings, run_id, "evaluation/metrics.json").read_text())
+    assert figures["test"]["slices"]["value"]["band 4"]["estimates"]["recall"]["value"] >= 0
+    assert len(figures["origins"]) == 2
     gates = json.loads(artifact(settings, run_id, "gates.json").read_text())
     assert [r["gate"] for r in gates["results"]][-1] == "loads_and_scores"

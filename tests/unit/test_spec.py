@@ -13,15 +13,20 @@ from nightshift.spec import (
     AtLeast,
     Band,
     BeatsBaseline,
+    BeatsChampion,
+    CalibrationWithin,
     FeatureGroup,
     Heuristic,
     Measure,
     NoEvent,
     Ratio,
     Reported,
+    Slice,
+    SliceAtLeast,
     Source,
     Sum,
     Through,
+    TopItems,
     Trend,
     UseCase,
     Window,
@@ -322,8 +327,34 @@ def test_a_window_must_have_a_length(window: int) -> None:
     ("changes", "message"),
     [
         ({"heuristics": (Heuristic(name="h", feature="nothing"),)}, "no feature 'nothing'"),
-        ({"gates": (BeatsBaseline(metric="auc", baseline="luck", by=0.1),)}, "against 'luck'"),
+        (
+            {"gates": (BeatsBaseline(metric="auc", baseline="luck", by=0.1),)},
+            r"'luck' is none of \['frequency', 'linear', 'recency'\]",
+        ),
         ({"gates": (AtLeast(metric="auc", value=0.5),) * 2}, "the same gate twice"),
+        (
+            {"gates": (AtLeast(metric="mae", value=0.5),)},
+            "a binary objective has no mae; it has auc,",
+        ),
+        (
+            {"gates": (AtLeast(metric="log_loss", value=0.5),)},
+            "log_loss is better when it is lower; use AtMost",
+        ),
+        (
+            {"gates": (BeatsChampion(metric="selection_rate", tolerance=0.1),)},
+            "selection_rate is better neither way",
+        ),
+        (
+            {"gates": (AtLeast(metric="f1", value=0.5),), "working_point": None},
+            "f1 asks for a working_point",
+        ),
+        (
+            {"gates": (SliceAtLeast(slice="age", metric="auc", value=0.5),)},
+            r"slice 'age' is none of \['tenure', 'value'\]",
+        ),
+        ({"working_point": TopItems(k=5)}, "top_items is none of a binary objective"),
+        ({"slices": (Slice(name="age", feature="age", bands=2),)}, "slice 'age': no feature 'age'"),
+        ({"slices": CHURN.slices[:1] * 2}, "two slices of one name"),
         ({"bands": (Band(name="high", from_score=0.5),)}, "bands must start at 0"),
         ({"key": "country"}, "the population is of .'customer_id',., the key 'country'"),
     ],
@@ -331,6 +362,25 @@ def test_a_window_must_have_a_length(window: int) -> None:
 def test_nonsense_in_a_use_case_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         use_case(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, "declare cuts, or a number of bands"),
+        ({"cuts": (1,), "bands": 2}, "not both"),
+        ({"cuts": (2, 1)}, "cuts must rise"),
+    ],
+)
+def test_a_slice_without_groups_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        Slice(name="tenure", feature="days", **changes)
+
+
+def test_what_is_foretold_makes_the_objective() -> None:
+    amount = Sum(source=ORDER_LINES, key="customer_id", column="line_amount", horizon_days=90)
+    forecast = use_case(label=amount, gates=(CalibrationWithin(value=0.1),))
+    assert (CHURN.objective, forecast.objective) == ("binary", "regression")
 
 
 def test_an_unknown_use_case_is_refused_with_those_that_exist() -> None:

@@ -2,18 +2,26 @@ from dataclasses import replace
 
 import pytest
 
-from nightshift.gates.rules import Evidence, GateResult, Reign, Sample, judge_gate
-from nightshift.metrics import Estimate
+from nightshift.gates.rules import Evidence, GateResult, Rebuilt, Reign, Sample, judge_gate
+from nightshift.metrics import Estimate, SliceFigures
 from nightshift.spec import (
     AtLeast,
+    AtMost,
     BeatsBaseline,
     BeatsChampion,
     CalibrationWithin,
+    Gate,
     LoadsAndScores,
+    ParityWithin,
+    Reproducible,
+    SliceAtLeast,
 )
 
 NAN = float("nan")
-NOTHING = Evidence(model={}, differences={}, champion=None, sample=Sample("aa", "aa"))
+INFINITE = float("inf")
+NOTHING = Evidence(
+    model={}, differences={}, slices={}, champion=None, sample=Sample("", None), rebuilt=None
+)
 
 
 def estimate(value: float, low: float | None = None) -> Estimate:
@@ -56,14 +64,143 @@ def test_another_baseline_is_no_evidence() -> None:
 
 
 @pytest.mark.parametrize(
-    ("difference", "passed"),
-    [(-0.0101, False), (-0.01, True), (-0.0099, True), (0.2, True), (NAN, False)],
+    ("difference", "low", "passed"),
+    [
+        (0.0, -0.0101, False),
+        (0.0, -0.01, True),
+        (-0.005, -0.0099, True),
+        (0.2, 0.1, True),
+        (-0.0101, -0.0101, False),
+        (NAN, 0.0, False),
+        (0.1, NAN, False),
+    ],
 )
-def test_beats_champion(difference: float, passed: bool) -> None:
+def test_beats_champion(difference: float, low: float, passed: bool) -> None:
+    """Never inferior beyond the tolerance: the interval says so, not the point figure."""
     gate = BeatsChampion(metric="auc", tolerance=0.01)
-    reign = Reign("7", {"auc": estimate(difference)})
+    reign = Reign("7", {"auc": estimate(difference, low)})
     result = judge_gate(gate, replace(NOTHING, champion=reign))
     assert (result.passed, result.threshold) == (passed, -0.01)
+
+
+@pytest.mark.parametrize(("difference", "passed"), [(0.0099, False), (0.01, True), (0.02, True)])
+def test_beats_champion_by_a_margin(difference: float, passed: bool) -> None:
+    gate = BeatsChampion(metric="auc", by=0.01, tolerance=0.05)
+    reign = Reign("7", {"auc": estimate(difference)})
+    result = judge_gate(gate, replace(NOTHING, champion=reign))
+    assert (result.passed, result.threshold) == (passed, 0.01)
+
+
+def test_a_loss_is_better_when_it_is_lower() -> None:
+    lower, higher = Estimate(-0.05, -0.07, -0.04), Estimate(0.05, 0.04, 0.07)
+    beats = BeatsBaseline(metric="log_loss", baseline="linear", by=0.04)
+    champion = BeatsChampion(metric="log_loss", tolerance=0.01)
+    for difference, passed in ((lower, True), (higher, False)):
+        evidence = replace(
+            NOTHING,
+            differences={"linear": {"log_loss": difference}},
+            champion=Reign("7", {"log_loss": difference}),
+        )
+        found = judge_gate(beats, evidence), judge_gate(champion, evidence)
+        assert [result.passed for result in found] == [passed, passed]
+        assert found[0].observed == -difference.value
+
+
+@pytest.mark.parametrize(
+    ("auc", "passed"), [(0.9699, True), (0.97, True), (0.9701, False), (NAN, False)]
+)
+def test_at_most(auc: float, passed: bool) -> None:
+    gate = AtMost(metric="auc", value=0.97)
+    result = judge_gate(gate, replace(NOTHING, model={"auc": estimate(auc)}))
+    assert (result.gate, result.passed, result.threshold) == ("at_most_auc", passed, 0.97)
+
+
+def figures(**values: float) -> SliceFigures:
+    return SliceFigures(500, 250, {metric: estimate(value) for metric, value in values.items()})
+
+
+SMALL = SliceFigures(40, 20, {}, "20 entities, too few to measure: 100 are asked")
+
+
+@pytest.mark.parametrize(
+    ("worst", "passed"), [(0.5999, False), (0.6, True), (0.6001, True), (NAN, False)]
+)
+def test_slice_at_least(worst: float, passed: bool) -> None:
+    groups = {"below 30": figures(auc=0.8), "from 30": figures(auc=worst), "null": SMALL}
+    gate = SliceAtLeast(slice="tenure", metric="auc", value=0.6)
+    result = judge_gate(gate, replace(NOTHING, slices={"tenure": groups}))
+    assert (result.gate, result.passed) == ("slice_at_least_tenure_auc", passed)
+    assert "'from 30'" in result.detail
+    if worst == worst:
+        assert "'null': 20 entities, too few to measure" in result.detail
+
+
+@pytest.mark.parametrize(
+    ("other", "passed"), [(0.3, True), (0.3999, True), (0.4, True), (0.4001, False), (NAN, False)]
+)
+def test_parity_within(other: float, passed: bool) -> None:
+    gate = ParityWithin(slice="region", metric="selection_rate", value=0.1)
+    groups = {"a": figures(selection_rate=0.3), "b": figures(selection_rate=other), "c": SMALL}
+    result = judge_gate(gate, replace(NOTHING, slices={"region": groups}))
+    assert (result.gate, result.passed) == ("parity_within_region_selection_rate", passed)
+
+
+def test_one_group_alone_shows_no_parity() -> None:
+    gate = ParityWithin(slice="region", metric="recall", value=1.0)
+    groups = {"a": figures(recall=0.3), "b": SMALL}
+    result = judge_gate(gate, replace(NOTHING, slices={"region": groups}))
+    assert not result.passed
+    assert result.detail.startswith("the run has fewer than 2 measured groups of region; 'b': 20")
+
+
+@pytest.mark.parametrize(
+    ("rebuilt", "passed", "detail"),
+    [
+        (Rebuilt("aa", "aa"), True, "made the same bytes (aa"),
+        (Rebuilt("aa", "ab"), False, "made model ab… of the same dataset and seed, training aa…"),
+        (Rebuilt("aa", None, "no manifest"), False, "a fresh process failed: no manifest"),
+        (None, False, "the model was not built again"),
+    ],
+)
+def test_reproducible(rebuilt: Rebuilt | None, passed: bool, detail: str) -> None:
+    result = judge_gate(Reproducible(), replace(NOTHING, rebuilt=rebuilt))
+    assert result.passed is passed
+    assert detail in result.detail
+
+
+EVERY_GATE: list[Gate] = [
+    AtLeast(metric="auc", value=0.0),
+    AtMost(metric="auc", value=1.0),
+    BeatsBaseline(metric="auc", baseline="recency", by=0.0),
+    BeatsChampion(metric="auc", tolerance=1.0),
+    SliceAtLeast(slice="tenure", metric="auc", value=0.0),
+    CalibrationWithin(value=1.0),
+    ParityWithin(slice="tenure", metric="selection_rate", value=1.0),
+    Reproducible(),
+    LoadsAndScores(),
+]
+
+
+@pytest.mark.parametrize("gate", EVERY_GATE, ids=lambda gate: gate.kind)
+def test_without_evidence_every_gate_fails(gate: Gate) -> None:
+    assert not judge_gate(gate, replace(NOTHING, champion=Reign("7", {}))).passed
+
+
+@pytest.mark.parametrize("gate", EVERY_GATE[:7], ids=lambda gate: gate.kind)
+@pytest.mark.parametrize("figure", [NAN, INFINITE, -INFINITE])
+def test_a_figure_that_is_none_fails_every_gate(gate: Gate, figure: float) -> None:
+    found = {"auc": estimate(figure), "calibration_error": estimate(figure)}
+    groups = {name: figures(auc=figure, selection_rate=figure) for name in ("a", "b")}
+    evidence = Evidence(
+        found, {"recency": found}, {"tenure": groups}, Reign("7", found), Sample("", None), None
+    )
+    assert not judge_gate(gate, evidence).passed
+
+
+def test_the_level_of_amounts_is_within_on_either_side() -> None:
+    for bias, passed in ((-0.06, False), (-0.05, True), (0.05, True), (0.06, False)):
+        found = replace(NOTHING, model={"total_bias": estimate(bias)})
+        assert judge_gate(CalibrationWithin(value=0.05), found).passed is passed
 
 
 def test_without_a_champion_the_gate_passes_and_says_so() -> None:

@@ -4,7 +4,13 @@ import pytest
 
 from nightshift.errors import NightshiftError
 from nightshift.spec import Snapshots
-from nightshift.training.split import Split, history_needed, split
+from nightshift.training.split import (
+    Split,
+    history_needed,
+    rolling_origins,
+    split,
+    stale_splits,
+)
 
 PLAN = Snapshots(stride_days=10, count=50, min_history_days=30, test=1, validation=1)
 
@@ -70,3 +76,35 @@ def test_history_needed(stride: int, test: int, validation: int, embargo: int, d
     assert len(split(snapshots, plan, embargo).train) == 1
     with pytest.raises(NightshiftError):
         split(snapshots[:-1], plan, embargo)
+
+
+def test_an_earlier_origin_tests_just_before_and_knows_nothing_later() -> None:
+    plan = PLAN.model_copy(update={"origins": 3})
+    days = [day(n) for n in range(0, 101, 10)]
+    found = rolling_origins(days, plan, 30)
+    assert found[0] == split(days, plan, 30)
+    assert [parts.test for parts in found] == [(day(100),), (day(90),), (day(80),)]
+    assert found[2] == split(days[:-2], plan, 30)
+    for parts in found:
+        assert parts.validation[-1] <= parts.test[0] - timedelta(days=30)
+        assert parts.train[-1] <= parts.validation[0] - timedelta(days=30)
+
+
+def test_there_are_as_many_origins_as_history_has_room_for() -> None:
+    plan = PLAN.model_copy(update={"origins": 9})
+    found = rolling_origins([day(n) for n in range(0, 81, 10)], plan, 30)
+    assert [parts.test for parts in found] == [(day(80),), (day(70),), (day(60),)]
+    with pytest.raises(NightshiftError, match="too few to split"):
+        rolling_origins([day(0)], plan, 30)
+
+
+def test_an_older_model_has_the_newest_test_and_what_was_known_then() -> None:
+    plan = PLAN.model_copy(update={"staleness_weeks": (1, 2, 4, 30)})
+    days = [day(n) for n in range(0, 101, 10)]
+    found = stale_splits(days, plan, 30)
+    # 63, 56 and 42 days are known; of 30 weeks there is no history.
+    assert {weeks: parts.validation for weeks, parts in found.items()} == {
+        1: (day(60),), 2: (day(50),), 4: (day(40),)
+    }  # fmt: skip
+    assert found[4] == Split((day(0), day(10)), (day(40),), (day(100),))
+    assert split(days, plan, 30).validation == (day(70),)

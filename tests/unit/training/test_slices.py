@@ -1,0 +1,32 @@
+import numpy as np
+
+from nightshift.spec import Slice
+from nightshift.training.slices import slice_rows
+
+NAN = float("nan")
+
+
+def column(*values: float) -> np.ndarray:
+    return np.array([[0.0, value] for value in values], dtype=np.float32).reshape(-1, 2)
+
+
+def groups(each: Slice, train: np.ndarray, rows: np.ndarray) -> list[str]:
+    found = slice_rows([each], ["other", "days"], train, rows)[each.name]
+    return [found.names[code] for code in found.codes]
+
+
+def test_a_value_at_a_cut_belongs_to_the_group_above() -> None:
+    tenure = Slice(name="tenure", feature="days", cuts=(30, 90))
+    assert groups(tenure, column(), column(29.9, 30, 89, 90, NAN)) == [
+        *("below 30", "30 to 90", "30 to 90", "from 90", "null")
+    ]
+    found = slice_rows([tenure], ["other", "days"], column(), column(1, 2))["tenure"]
+    assert found.names == ("below 30", "30 to 90", "from 90")
+
+
+def test_the_edges_of_bands_are_those_of_the_training_rows() -> None:
+    value = Slice(name="value", feature="days", bands=2)
+    assert groups(value, column(0, 10, 20, 30, NAN), column(14.9, 15, 1000)) == [
+        *("band 1", "band 2", "band 2")
+    ]
+    assert groups(value, column(NAN, NAN), column(NAN)) == ["null"]
