@@ -77,9 +77,9 @@ def write_training_set(
     if planted == "leaked feature":
         values[:, CHURN.feature_names.index("customer_return_amount_sum_90d")] = labels
     elif planted == "biased slice":
-        # Of those who came long ago nothing is known, and most are called churned.
-        since = values[:, CHURN.feature_names.index("customer_purchase_days_since_first_all")]
-        labels = np.where(since >= 20, random.random(rows) < 0.85, labels).astype(np.int32)
+        # Of those who bought dear things nothing is known, and most are called churned.
+        price = values[:, CHURN.feature_names.index("customer_purchase_price_max_365d")]
+        labels = np.where(price >= 20, random.random(rows) < 0.85, labels).astype(np.int32)
     elif planted == "other base rate":
         labels[learned & (random.random(rows) < 0.5)] = 1
     elif planted == "all null":
@@ -235,15 +235,13 @@ def test_a_damaged_model_is_refused_by_the_gate_and_by_loading(tracked_warehouse
 
 SUSPICIOUS = ONE_ORIGIN.model_copy(
     update={
-        "slices": (
-            Slice(name="tenure", feature="customer_purchase_days_since_first_all", cuts=(20,)),
-        ),
+        "slices": (Slice(name="price", feature="customer_purchase_price_max_365d", cuts=(20,)),),
         "gates": (
             AtLeast(metric="auc", value=0.65),
             AtMost(metric="auc", value=0.97),
             BeatsBaseline(metric="auc", baseline="recency", by=0.01),
-            SliceAtLeast(slice="tenure", metric="auc", value=0.6),
-            ParityWithin(slice="tenure", metric="selection_rate", value=0.3),
+            SliceAtLeast(slice="price", metric="auc", value=0.6),
+            ParityWithin(slice="price", metric="selection_rate", value=0.3),
             CalibrationWithin(value=0.15),
         ),
     }
@@ -257,7 +255,7 @@ SUSPICIOUS = ONE_ORIGIN.model_copy(
         ("leaked feature", {"at_most_auc"}),
         (
             "biased slice",
-            {"slice_at_least_tenure_auc", "parity_within_tenure_selection_rate"},
+            {"slice_at_least_price_auc", "parity_within_price_selection_rate"},
         ),
         ("other base rate", {"calibration_within"}),
     ],
@@ -371,7 +369,7 @@ def test_the_report_names_every_scorer(tracked_warehouse: Settings) -> None:
     for heading in (
         "Selected at the working point: scores of at least 0.7000.",
         "### Slice tenure: customer_purchase_days_since_first_all",
-        "- below 90 (594 rows)",
+        "- 180 to 365 (0 rows): 0 entities, too few to measure: 100 are asked",
         "## Rolling origins",
         "| 2011-01-31 … 2011-02-14, of 2 snapshots | ",
         "## Staleness",

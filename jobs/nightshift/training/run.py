@@ -527,7 +527,7 @@ def _log_to_mlflow(
     folder: Path,
 ) -> str:
     from mlflow.entities import Metric, Param, RunTag
-    from mlflow.utils.validation import MAX_METRICS_PER_BATCH
+    from mlflow.utils.validation import MAX_METRICS_PER_BATCH, MAX_TAG_VAL_LENGTH
 
     client = model_store.client(settings)
     run_id = str(
@@ -555,6 +555,10 @@ def _log_to_mlflow(
             dates = getattr(parts, name)
             params[f"{name}_snapshots"] = f"{len(dates)}: {dates[0]} … {dates[-1]}"
         at = int(time.time() * 1000)
+        note = (folder / "report.md").read_text()
+        if len(note) > MAX_TAG_VAL_LENGTH:
+            note = note[: MAX_TAG_VAL_LENGTH - 100].rpartition("\n\n")[0]
+            note += "\n\nThe rest is in `report.md` among the run's artifacts.\n"
         figures = [
             Metric(name, value, at, 0) for name, value in metrics.items() if np.isfinite(value)
         ]
@@ -563,7 +567,7 @@ def _log_to_mlflow(
         client.log_batch(
             run_id,
             params=[Param(name, str(value)) for name, value in params.items()],
-            tags=[RunTag("mlflow.note.content", (folder / "report.md").read_text())],
+            tags=[RunTag("mlflow.note.content", note)],
         )
         client.log_artifacts(run_id, str(folder))
     except BaseException:
