@@ -3,9 +3,9 @@
 import logging
 import shutil
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Generator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from datetime import date, timedelta
@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 
 DAEMON = "nightshift.features.daemon"
 UNUSED_STATE_DAYS = 14
+MONTHS_AHEAD = 2
+"""Months that are read from the mart while one is arranged: the server is not to wait."""
 
 
 @dataclass(frozen=True)
@@ -159,14 +161,17 @@ def _months(
                 raise
             return pa.Table.from_batches(typed, plan.schema(source))
 
-        months = iter(asked)
-        coming = server.submit(fetch, month := next(months))
-        for following in months:
-            table = coming.result()
-            coming = server.submit(fetch, following)
-            yield month, table
-            month = following
-        yield month, coming.result()
+        coming = deque[tuple[str, Future[pa.Table]]]()
+        try:
+            for month in asked:
+                coming.append((month, server.submit(fetch, month)))
+                if len(coming) > MONTHS_AHEAD:
+                    arrived, rows = coming.popleft()
+                    yield arrived, rows.result()
+            for arrived, rows in coming:
+                yield arrived, rows.result()
+        finally:
+            server.shutdown(cancel_futures=True)  # after an error nobody waits for more months
 
 
 def _refuse_unfit(
