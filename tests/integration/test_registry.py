@@ -280,7 +280,8 @@ def test_a_person_promotes_rolls_back_and_reads_the_history(tracked_warehouse: S
     shown = nightshift(settings, "history", "churn").output
     for words in (
         "none → 1", "1 → 2", "2 → 1", "promotion", "rollback", "Ann (person)", "Bo (person)",
-        f"{len(CHURN.gates) - 1} of {len(CHURN.gates)} passed", "campaign starts", "complaints", "despite",
+        f"{len(CHURN.gates) - 1} of {len(CHURN.gates)} passed",
+        "campaign starts", "complaints", "despite",
     ):  # fmt: skip
         assert words in shown
     last = registry.history(settings, "churn")

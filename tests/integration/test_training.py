@@ -24,6 +24,7 @@ from nightshift.spec import (
     BeatsBaseline,
     CalibrationWithin,
     ParityWithin,
+    Reproducible,
     Slice,
     SliceAtLeast,
 )
@@ -276,16 +277,17 @@ def test_a_planted_bad_model_is_refused_by_the_gate_that_is_for_it(
 def test_a_model_that_another_seed_made_is_not_reproducible(tracked_warehouse: Settings) -> None:
     settings = tracked_warehouse
     write_training_set(settings)
-    run_id = train(settings, ONE_ORIGIN, AS_OF).mlflow_run_id
+    reproducible = ONE_ORIGIN.model_copy(update={"gates": (Reproducible(),)})
+    run_id = train(settings, reproducible, AS_OF).mlflow_run_id
     file = artifact(settings, run_id, "model/signature.json")
     signature = json.loads(file.read_text())
     file.write_text(json.dumps(signature | {"seed": signature["seed"] + 1}))
-    verdict = judge(settings, CHURN, AS_OF)
+    verdict = judge(settings, reproducible, AS_OF)
     assert [result.gate for result in verdict.failures] == ["reproducible"]
     assert "of the same dataset and seed, training" in verdict.failures[0].detail
 
     file.write_text(json.dumps(signature | {"dataset_sha256": "another"}))
-    verdict = judge(settings, CHURN, AS_OF)
+    verdict = judge(settings, reproducible, AS_OF)
     assert [result.gate for result in verdict.failures] == ["reproducible"]
     assert "is d, the model was trained on another" in verdict.failures[0].detail
 
@@ -308,14 +310,24 @@ def test_a_model_of_other_features_is_refused(tracked_warehouse: Settings) -> No
     assert "it has customer_shoe_size, which nobody declares" in error.value.what
 
 
-def test_a_dataset_that_changed_after_training_cannot_judge(tracked_warehouse: Settings) -> None:
+def test_what_cannot_be_measured_again_fails_and_the_champion_stays(
+    tracked_warehouse: Settings,
+) -> None:
     settings = tracked_warehouse
     write_training_set(settings)
-    train(settings, CHURN, AS_OF)
+    run_id = train(settings, ONE_ORIGIN, AS_OF).mlflow_run_id
     assert judge(settings, CHURN, AS_OF).promoted_version == "1"
+    champion = registry.champion(settings, "churn")
     write_training_set(settings, customers=200)
-    with pytest.raises(NightshiftError, match="has changed since version 1 was trained"):
-        judge(settings, CHURN, AS_OF)
+    verdict = judge(settings, CHURN, AS_OF)
+    assert [result.gate for result in verdict.failures] == ["beats_champion_auc", "reproducible"]
+    assert "has changed since version 1 was trained" in verdict.failures[0].detail
+
+    (artifact(settings, run_id, "evaluation") / "metrics.json").write_text("{")
+    verdict = judge(settings, CHURN, AS_OF)
+    assert {result.gate for result in verdict.results if result.passed} == {"loads_and_scores"}
+    assert "cannot be read: JSONDecodeError" in verdict.failures[0].detail
+    assert registry.champion(settings, "churn") == champion
 
 
 @pytest.mark.parametrize(

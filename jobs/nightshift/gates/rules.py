@@ -64,14 +64,16 @@ class Rebuilt:
 class Evidence:
     """``model``: metric → estimate on the test rows. ``differences``: baseline → metric → the
     model's figure minus the baseline's. ``slices``: slice → group → the model's figures.
-    ``champion`` is None when there is none yet. ``rebuilt`` is None where no gate asks for it."""
+    ``problem``: why those three are missing, if they are. ``champion`` is None when there is none
+    yet. ``sample`` and ``rebuilt`` are None where no gate asks for them."""
 
     model: Mapping[str, Estimate]
     differences: Mapping[str, Mapping[str, Estimate]]
     slices: Mapping[str, Mapping[str, SliceFigures]]
     champion: Reign | None
-    sample: Sample
+    sample: Sample | None
     rebuilt: Rebuilt | None
+    problem: str = ""
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ def judge_gate(gate: Gate, evidence: Evidence) -> GateResult:
 def _within(gate: AtLeast | AtMost, evidence: Evidence) -> GateResult:
     found = evidence.model.get(gate.metric)
     if not _is_known(found):
-        return _missing(gate, gate.value, f"the run has no {gate.metric}")
+        return _missing(gate, gate.value, evidence, f"the run has no {gate.metric}")
     if isinstance(gate, AtLeast):
         passed, asked = found.value >= gate.value - ROUNDING, "at least"
     else:
@@ -125,7 +127,8 @@ def _beats_baseline(gate: BeatsBaseline, evidence: Evidence) -> GateResult:
     difference = evidence.differences.get(gate.baseline, {}).get(gate.metric)
     found = _improvement(gate.metric, difference)
     if not _is_known(found):
-        return _missing(gate, gate.by, f"the run has no {gate.metric} against {gate.baseline}")
+        why = f"the run has no {gate.metric} against {gate.baseline}"
+        return _missing(gate, gate.by, evidence, why)
     passed = found.value >= gate.by - ROUNDING and found.low > 0
     return GateResult(
         gate_name(gate), passed, found.value, gate.by,
@@ -148,7 +151,7 @@ def _beats_champion(gate: BeatsChampion, evidence: Evidence) -> GateResult:
     found = _improvement(gate.metric, reign.difference.get(gate.metric))
     if not _is_known(found):
         why = reign.problem or f"no {gate.metric} against champion version {reign.version}"
-        return _missing(gate, threshold, why)
+        return GateResult(name, False, NAN, threshold, why)
     passed = found.value >= threshold - ROUNDING and found.low >= -gate.tolerance - ROUNDING
     return GateResult(
         name, passed, found.value, threshold,
@@ -160,12 +163,11 @@ def _beats_champion(gate: BeatsChampion, evidence: Evidence) -> GateResult:
 def _slice_at_least(gate: SliceAtLeast, evidence: Evidence) -> GateResult:
     large, small = _groups(evidence, gate.slice)
     if not large:
-        return _missing(gate, gate.value, _no_groups(gate.slice, small, 1))
+        return _missing(gate, gate.value, evidence, _no_groups(gate.slice, small, 1))
     for group, figures in large.items():
         if not _is_known(figures.estimates.get(gate.metric)):
-            return _missing(
-                gate, gate.value, f"the run has no {gate.metric} of {gate.slice} {group!r}"
-            )
+            why = f"the run has no {gate.metric} of {gate.slice} {group!r}"
+            return _missing(gate, gate.value, evidence, why)
     figure = {group: each.estimates[gate.metric] for group, each in large.items()}
     worst = min(figure, key=lambda group: figure[group].value)
     low = [group for group, each in figure.items() if each.value < gate.value - ROUNDING]
@@ -181,7 +183,8 @@ def _calibration_within(gate: CalibrationWithin, evidence: Evidence) -> GateResu
     known = [m for m in ("calibration_error", "total_bias") if m in evidence.model]
     found = evidence.model[known[0]] if known else None
     if not _is_known(found):
-        return _missing(gate, gate.value, "the run has no calibration_error, nor a total_bias")
+        why = "the run has no calibration_error, nor a total_bias"
+        return _missing(gate, gate.value, evidence, why)
     passed = abs(found.value) <= gate.value + ROUNDING
     return GateResult(
         gate_name(gate), passed, found.value, gate.value,
@@ -192,12 +195,11 @@ def _calibration_within(gate: CalibrationWithin, evidence: Evidence) -> GateResu
 def _parity_within(gate: ParityWithin, evidence: Evidence) -> GateResult:
     large, small = _groups(evidence, gate.slice)
     if len(large) < 2:
-        return _missing(gate, gate.value, _no_groups(gate.slice, small, 2))
+        return _missing(gate, gate.value, evidence, _no_groups(gate.slice, small, 2))
     for group, figures in large.items():
         if not _is_known(figures.estimates.get(gate.metric)):
-            return _missing(
-                gate, gate.value, f"the run has no {gate.metric} of {gate.slice} {group!r}"
-            )
+            why = f"the run has no {gate.metric} of {gate.slice} {group!r}"
+            return _missing(gate, gate.value, evidence, why)
     figure = {group: each.estimates[gate.metric] for group, each in large.items()}
     least = min(figure, key=lambda group: figure[group].value)
     most = max(figure, key=lambda group: figure[group].value)
@@ -229,8 +231,9 @@ def _reproducible(gate: Reproducible, evidence: Evidence) -> GateResult:
 
 def _loads_and_scores(gate: LoadsAndScores, evidence: Evidence) -> GateResult:
     sample, name = evidence.sample, gate_name(gate)
-    if sample.found_sha256 is None:
-        return GateResult(name, False, None, None, f"a fresh process failed: {sample.problem}")
+    if sample is None or sample.found_sha256 is None:
+        why = sample.problem if sample else "the model was not loaded"
+        return GateResult(name, False, None, None, f"a fresh process failed: {why}")
     if sample.found_sha256 != sample.expected_sha256:
         return GateResult(
             name, False, None, None,
@@ -243,8 +246,8 @@ def _loads_and_scores(gate: LoadsAndScores, evidence: Evidence) -> GateResult:
     )  # fmt: skip
 
 
-def _missing(gate: Gate, threshold: float, why: str) -> GateResult:
-    return GateResult(gate_name(gate), False, NAN, threshold, why)
+def _missing(gate: Gate, threshold: float, evidence: Evidence, why: str) -> GateResult:
+    return GateResult(gate_name(gate), False, NAN, threshold, evidence.problem or why)
 
 
 def _is_known(found: Estimate | None) -> TypeGuard[Estimate]:

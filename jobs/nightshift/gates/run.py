@@ -28,7 +28,7 @@ from nightshift.io.registry import GATES, By, Registry
 from nightshift.io.warehouse import connect, recorded_run
 from nightshift.metrics import measure, read_measured
 from nightshift.settings import Settings
-from nightshift.spec import Reproducible, UseCase, gate_name
+from nightshift.spec import UseCase, gate_name
 
 log = logging.getLogger(__name__)
 
@@ -334,24 +334,31 @@ def _collect(
     candidate: ModelVersion,
     reigning: ModelVersion | None,
 ) -> Evidence:
-    evaluation = model_store.fetch(settings, candidate.run_id, model_store.EVALUATION)
+    """What the gates ask for; what cannot be had is a problem that fails the gates that need it."""
+    asked = {gate.kind for gate in use_case.gates}
+    test, problem, reign = None, "", None
     try:
+        evaluation = model_store.fetch(settings, candidate.run_id, model_store.EVALUATION)
         test = read_measured(json.loads((evaluation / "metrics.json").read_text())["test"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise NightshiftError(
-            f"the figures of run {candidate.run_id} cannot be read: {error!r}",
-            "train again with `nightshift train`",
-        ) from error
+    except (NightshiftError, OSError, ValueError, KeyError, TypeError) as error:
+        problem = f"the figures of run {candidate.run_id} cannot be read: {error!r}"
+    if reigning is not None:
+        try:
+            reign = _measure_champion(settings, use_case, as_of, candidate, reigning)
+        except (NightshiftError, OSError, ValueError, KeyError) as error:
+            why = error.what if isinstance(error, NightshiftError) else repr(error)
+            reign = Reign(reigning.version, {}, problem=why)
     return Evidence(
-        model=next(iter(test.scorers.values())),
-        differences=test.differences,
-        slices=test.slices,
-        champion=None
-        if reigning is None
-        else _measure_champion(settings, use_case, as_of, candidate, reigning),
-        sample=_score_in_fresh_process(settings, use_case, candidate),
+        model=next(iter(test.scorers.values())) if test else {},
+        differences=test.differences if test else {},
+        slices=test.slices if test else {},
+        problem=problem,
+        champion=reign,
+        sample=_score_in_fresh_process(settings, use_case, candidate)
+        if "loads_and_scores" in asked
+        else None,
         rebuilt=_rebuild_in_fresh_process(settings, use_case, as_of, candidate)
-        if any(isinstance(gate, Reproducible) for gate in use_case.gates)
+        if "reproducible" in asked
         else None,
     )
 
@@ -364,10 +371,7 @@ def _measure_champion(
     reigning: ModelVersion,
 ) -> Reign:
     evaluation = model_store.fetch(settings, version.run_id, model_store.EVALUATION)
-    try:
-        champion, signature = model_store.load_evaluation(settings, reigning.run_id)
-    except NightshiftError as error:
-        return Reign(reigning.version, {}, problem=error.what)
+    champion, signature = model_store.load_evaluation(settings, reigning.run_id)
     if list(signature["features"]) != list(use_case.feature_names):
         return Reign(reigning.version, {}, is_obsolete=True)
     predictions = pq.ParquetFile(evaluation / "test_predictions.parquet").read()

@@ -253,6 +253,18 @@ def _check_classes(use_case: UseCase, dataset: _Dataset, parts: Split) -> None:
             )
 
 
+def _has_both_classes(dataset: _Dataset, parts: Split) -> bool:
+    """Whether an earlier model can be fitted and measured; one that cannot is left out."""
+    labels = [
+        dataset.labels[dataset.rows_of(days)]
+        for days in (parts.train, parts.validation, parts.test)
+    ]
+    if all(len(np.unique(found)) == 2 for found in labels):
+        return True
+    log.warning("no model of %s … %s: a part has one class", parts.train[0], parts.test[-1])
+    return False
+
+
 def _check_features(use_case: UseCase, dataset: _Dataset, parts: Split) -> None:
     names = np.array(use_case.feature_names)
     infinite = np.argwhere(np.isinf(dataset.matrix))
@@ -344,7 +356,8 @@ def _measure_origins(
     """Each origin's split with the figures of its test, newest first."""
     found = [(origins[0], newest)]
     for parts in origins[1:]:
-        _check_classes(use_case, dataset, parts)
+        if not _has_both_classes(dataset, parts):
+            continue
         _, scores = _fit_and_score(settings, use_case, dataset, parts)
         measured = _measure(settings, use_case, dataset, parts, "test", scores)
         found.append((parts, replace(measured, slices={})))
@@ -360,12 +373,12 @@ def _measure_staleness(
     scores: dict[str, Vector],
 ) -> Measured | None:
     """The fresh model against those that are weeks older, all on the newest test."""
+    stale = {weeks: parts for weeks, parts in stale.items() if _has_both_classes(dataset, parts)}
     if not stale:
         return None
     fitted = {fresh: scores[MODEL]}
     for parts in stale.values():
         if parts not in fitted:
-            _check_classes(use_case, dataset, parts)
             fitted[parts] = predict(_fit(settings, use_case, dataset, parts), dataset.matrix)
     ages = {f"{weeks} weeks": fitted[parts] for weeks, parts in stale.items()}
     without_slices = use_case.model_copy(update={"slices": ()})

@@ -19,9 +19,7 @@ from nightshift.spec import (
 
 NAN = float("nan")
 INFINITE = float("inf")
-NOTHING = Evidence(
-    model={}, differences={}, slices={}, champion=None, sample=Sample("", None), rebuilt=None
-)
+NOTHING = Evidence(model={}, differences={}, slices={}, champion=None, sample=None, rebuilt=None)
 
 
 def estimate(value: float, low: float | None = None) -> Estimate:
@@ -192,7 +190,7 @@ def test_a_figure_that_is_none_fails_every_gate(gate: Gate, figure: float) -> No
     found = {"auc": estimate(figure), "calibration_error": estimate(figure)}
     groups = {name: figures(auc=figure, selection_rate=figure) for name in ("a", "b")}
     evidence = Evidence(
-        found, {"recency": found}, {"tenure": groups}, Reign("7", found), Sample("", None), None
+        found, {"recency": found}, {"tenure": groups}, Reign("7", found), None, None
     )
     assert not judge_gate(gate, evidence).passed
 
