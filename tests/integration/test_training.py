@@ -83,6 +83,8 @@ def write_training_set(
         labels = np.where(price >= 20, random.random(rows) < 0.85, labels).astype(np.int32)
     elif planted == "other base rate":
         labels[learned & (random.random(rows) < 0.5)] = 1
+    elif planted == "one class at first":
+        labels[: 2 * customers] = 1
     elif planted == "all null":
         values[:] = np.nan
     elif planted == "infinite":
@@ -340,7 +342,7 @@ def test_what_cannot_be_measured_again_fails_and_the_champion_stays(
         ({"planted": "all null"}, "all 47 features of churn are null in the .* train snapshots"),
         (
             {"planted": "infinite"},
-            f"feature {CHURN.feature_names[5]} of 00003 at snapshot .* is inf; 1 values",
+            f"feature {CHURN.feature_names[5]} of 00003 at snapshot .* is inf; 1 of its",
         ),
         ({"leave_out": CHURN.feature_names[3]}, f"lacks {CHURN.feature_names[3]}"),
     ],
@@ -363,6 +365,17 @@ def test_a_dataset_that_is_unfit_is_refused(
         train(warehouse, CHURN, AS_OF)
     assert error.value.remedy
     assert query(warehouse, "select stage, status from ops.runs") == [("training", "failed")]
+
+
+def test_an_origin_whose_labels_are_of_one_class_is_left_out(tracked_warehouse: Settings) -> None:
+    settings = tracked_warehouse
+    write_training_set(settings, planted="one class at first")
+    plan = CHURN.snapshots.model_copy(update={"origins": 2, "staleness_weeks": (4,)})
+    use_case = CHURN.model_copy(update={"snapshots": plan})
+    run_id = train(settings, use_case, AS_OF).mlflow_run_id
+    figures = json.loads(artifact(settings, run_id, "evaluation/metrics.json").read_text())
+    assert [parts["test"] for parts, _ in figures["origins"]] == [["2011-02-28", "2011-03-14"]]
+    assert figures["staleness"] is None
 
 
 def test_judging_before_training_is_refused(tracked_warehouse: Settings) -> None:

@@ -267,20 +267,25 @@ def _has_both_classes(dataset: _Dataset, parts: Split) -> bool:
 
 def _check_features(use_case: UseCase, dataset: _Dataset, parts: Split) -> None:
     names = np.array(use_case.feature_names)
-    infinite = np.argwhere(np.isinf(dataset.matrix))
+    # Reductions that pass over NaN, without a copy of the matrix.
+    extremes = np.fmax.reduce(dataset.matrix), np.fmin.reduce(dataset.matrix)
+    infinite = np.flatnonzero(np.isinf(extremes).any(axis=0))
     if len(infinite):
-        row, column = infinite[0]
+        values = dataset.matrix[:, infinite[0]]
+        rows = np.flatnonzero(np.isinf(values))
         raise NightshiftError(
-            f"feature {names[column]} of {dataset.keys[row]} at snapshot {dataset.snapshots[row]} "
-            f"is {dataset.matrix[row, column]}; {len(infinite)} values are infinite",
+            f"feature {names[infinite[0]]} of {dataset.keys[rows[0]]} at snapshot "
+            f"{dataset.snapshots[rows[0]]} is {values[rows[0]]}; {len(rows)} of its values are "
+            f"infinite, and of {len(infinite)} features some are",
             "mend what the mart holds, or the declaration that divides by it, and build the "
             "training dataset again",
         )
-    rows = dataset.rows_of(parts.train)
-    is_null = np.isnan(dataset.matrix[rows]).all(axis=0)
+    learned = dataset.rows_of(parts.train)
+    greatest = np.fmax.reduce(dataset.matrix, where=learned[:, None], initial=np.float32(np.nan))
+    is_null = np.isnan(greatest)
     if is_null.all():
         raise NightshiftError(
-            f"all {len(names)} features of {use_case.name} are null in the {rows.sum()} rows of "
+            f"all {len(names)} features of {use_case.name} are null in the {learned.sum()} rows of "
             f"the train snapshots ({parts.train[0]} … {parts.train[-1]})",
             "nothing can be learned from them: check the marts that the feature groups read",
         )
@@ -329,8 +334,9 @@ def _measure(
     slices = slice_rows(
         use_case.slices if part == "test" else (),
         use_case.feature_names,
-        dataset.matrix[dataset.rows_of(parts.train)],
-        dataset.matrix[rows],
+        dataset.matrix,
+        dataset.rows_of(parts.train),
+        rows,
     )
     return measure(
         dataset.labels[rows],
@@ -380,7 +386,10 @@ def _measure_staleness(
     for parts in stale.values():
         if parts not in fitted:
             fitted[parts] = predict(_fit(settings, use_case, dataset, parts), dataset.matrix)
-    ages = {f"{weeks} weeks": fitted[parts] for weeks, parts in stale.items()}
+    ages = {
+        f"{weeks} week" + ("s" if weeks > 1 else ""): fitted[parts]
+        for weeks, parts in stale.items()
+    }
     without_slices = use_case.model_copy(update={"slices": ()})
     return _measure(
         settings, without_slices, dataset, fresh, "test", {"fresh": fitted[fresh], **ages}

@@ -4,30 +4,33 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
+import numpy.typing as npt
 
 from nightshift.booster import Matrix
 from nightshift.metrics import Groups
 from nightshift.spec import Slice
 
 NULL = "null"
+Mask = npt.NDArray[np.bool_]
 
 
 def slice_rows(
-    slices: Sequence[Slice], feature_names: Sequence[str], train: Matrix, rows: Matrix
+    slices: Sequence[Slice], feature_names: Sequence[str], matrix: Matrix, train: Mask, rows: Mask
 ) -> dict[str, Groups]:
     """Slice → the groups of ``rows``.
 
     Args:
         slices: as the spec declares them.
-        feature_names: the columns of both matrices.
-        train: (train rows, features), of which the edges of bands are taken: they are then the
-            same for every part that is measured.
-        rows: (rows, features) to tell apart.
+        feature_names: the columns of ``matrix``.
+        matrix: (all rows, features).
+        train: (all rows,) of which the edges of bands are taken: they are then the same for every
+            part that is measured.
+        rows: (all rows,) which to tell apart.
     """
     found = {}
     for each in slices:
-        column = feature_names.index(each.feature)
-        found[each.name] = _groups(each, train[:, column], rows[:, column])
+        column = matrix[:, feature_names.index(each.feature)]
+        found[each.name] = _groups(each, column[train], column[rows])
     return found
 
 
