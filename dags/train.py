@@ -31,6 +31,7 @@ from nightshift.orchestration import (
     REFUSED,
     RUN_ALERTS,
     TASK_ALERTS,
+    AskByAlerts,
     answered,
     linked,
     may_promote,
@@ -153,6 +154,7 @@ def build_dag(use_case: UseCase) -> DAG:
                 body=_of_judged("report"),
                 options=[PROMOTE, KEEP],
                 response_timeout=timedelta(days=6),
+                notifiers=AskByAlerts(),
             )
             judged >> asked >> record_answer()
     return dag

@@ -13,7 +13,13 @@ from urllib.parse import quote, urlencode
 from zoneinfo import ZoneInfo
 
 import attrs
-from airflow.sdk import BaseOperatorLink, BaseSensorOperator, Param, get_current_context
+from airflow.sdk import (
+    BaseNotifier,
+    BaseOperatorLink,
+    BaseSensorOperator,
+    Param,
+    get_current_context,
+)
 from airflow.sdk.configuration import conf
 from airflow.sdk.exceptions import AirflowFailException
 from airflow.triggers.base import BaseTrigger, TriggerEvent
@@ -239,6 +245,19 @@ class QualityLink(BaseOperatorLink):
         """URL of the newest run for the task's ``as_of``; Airflow passes the task instance."""
         query = urlencode({"stage": self.stage, "as_of": run_as_of(ti_key.get_template_context())})
         return f"{_base_url()}{QUALITY_PAGES}/{self.page}?{query}"
+
+
+class AskByAlerts(BaseNotifier):
+    """Tells by the channels of the alerts that a ``HITLOperator`` waits for a person."""
+
+    def notify(self, context: Any) -> None:
+        """Called once the question is there; Airflow has filled in its templates."""
+        from nightshift.alerts.run import report_question
+
+        task, ti = context["task"], context["ti"]
+        page = f"/dags/{ti.dag_id}/runs/{quote(ti.run_id)}/tasks/{ti.task_id}/required_actions"
+        lines = [line.removeprefix("- ") for line in task.body.splitlines()]
+        report_question(settings(), task.subject, lines, _base_url() + page)
 
 
 def linked(task: Any, stage: str) -> Any:

@@ -17,7 +17,13 @@ from airflow.sdk import DAG
 from nightshift import orchestration
 from nightshift.alerts import run
 from nightshift.alerts.failure import Failure, of_error, of_run
-from nightshift.alerts.run import report_failed_run, report_failure, report_success, send_unsent
+from nightshift.alerts.run import (
+    report_failed_run,
+    report_failure,
+    report_question,
+    report_success,
+    send_unsent,
+)
 from nightshift.errors import Cause, QualityError
 from nightshift.io.warehouse import connect
 from nightshift.services.postgres import free_port
@@ -104,6 +110,27 @@ def test_a_failure_sends_one_mail_and_one_post(settings: Settings, alert_sinks: 
         assert "docs/runbooks/quality-failed.md" in text
         assert "http://localhost:8080/dags/nightly" in text
     assert incidents(settings) == [(PRICES.rule, 1, NIGHT, True, False, False)]
+
+
+def test_a_question_is_sent_again_when_it_could_not_be_sent(
+    settings: Settings, alert_sinks: Any
+) -> None:
+    question = "Customer churn: shall version 2 score?"
+    page = "http://localhost:8080/dags/train__churn/runs/r/tasks/approve_promotion/required_actions"
+    alert_sinks.is_refusing = True
+    report_question(settings, question, ["passed `at_least_auc`: auc 0.8"], page)
+    assert (alert_sinks.mails, alert_sinks.posts) == ([], [])
+
+    alert_sinks.is_refusing = False
+    report_success(settings, "nightly", NIGHT)
+
+    (mail,), (post,) = alert_sinks.mails, alert_sinks.posts
+    assert mail["Subject"] == f"[nightshift] {question}"
+    for text in (mail.get_body(("html",)).get_content(), post["text"]):
+        assert "passed `at_least_auc`: auc 0.8" in text
+        assert page in text
+        assert "docs/runbooks/roll-back-a-model.md" in text
+    assert incidents(settings) == []
 
 
 def test_what_is_open_is_counted_and_not_told_again(settings: Settings, alert_sinks: Any) -> None:

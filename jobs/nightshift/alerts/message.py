@@ -153,6 +153,25 @@ def of_recovery(
     )
 
 
+def of_question(question: str, lines: Sequence[str], answer_url: str, runbooks: str) -> Message:
+    """The message that a person has to answer.
+
+    Args:
+        question: in one line.
+        lines: what is known.
+        answer_url: where to answer.
+        runbooks: URL or path of the folder of runbooks.
+    """
+    runbook = f"{runbooks.rstrip('/')}/roll-back-a-model.md"
+    return Message(
+        _subject(question, ""),
+        (
+            Section(question, tuple(lines)),
+            Section("What to do", (f"answer: {answer_url}", f"runbook: {runbook}")),
+        ),
+    )
+
+
 def duration(elapsed: timedelta) -> str:
     """In its two largest units: ``3 d 4 h``, ``9 h 12 min``, ``4 min``."""
     minutes = max(0, int(elapsed.total_seconds() // 60))
@@ -241,7 +260,7 @@ def _escaped(text: str) -> str:
 
 def _linked(line: str) -> str:
     """Escaped, with the URL that ends a line of ours as a link."""
-    match = re.fullmatch(r"(log|runbook): (https?://\S+)", line)
+    match = re.fullmatch(r"(log|runbook|answer): (https?://\S+)", line)
     if match is None:
         return html.escape(line)
     url = html.escape(match[2])

@@ -19,7 +19,7 @@ import psycopg2
 from psycopg2.extensions import connection as Connection
 
 from nightshift.alerts.failure import Failure, without_personal_data
-from nightshift.alerts.message import Incident, Message, of_failure, of_recovery
+from nightshift.alerts.message import Incident, Message, of_failure, of_question, of_recovery
 from nightshift.contracts import SOURCES, load_contract
 from nightshift.errors import Cause, NightshiftError
 from nightshift.io.warehouse import connect, migrate
@@ -76,6 +76,21 @@ def report_success(settings: Settings, dag_id: str, as_of: date | None) -> None:
         _record_success(settings, dag_id, as_of)
     except (psycopg2.Error, NightshiftError) as error:
         logger.error("incidents of %s stay open: %s", dag_id, error)
+        return
+    send_unsent(settings)
+
+
+def report_question(
+    settings: Settings, question: str, lines: Sequence[str], answer_url: str
+) -> None:
+    """Tell that a person has to answer ``question``, at ``answer_url``."""
+    try:
+        _ensure_tables(settings)
+        with connect(settings) as connection:
+            message = of_question(question, lines, answer_url, settings.runbooks_url)
+            _write(connection, settings, "question", [], message)
+    except (psycopg2.Error, NightshiftError) as error:
+        logger.error("nobody is told of the question: %s", error)
         return
     send_unsent(settings)
 

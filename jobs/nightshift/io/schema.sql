@@ -202,7 +202,7 @@ create unique index if not exists incidents_open_once
 -- what a kill or a mail server kept from being sent is sent the next time.
 create table if not exists ops.alert_messages (
     message_id bigint generated always as identity primary key,
-    kind text not null check (kind in ('failure', 'recovery')),
+    kind text not null,
     channel text not null check (channel in ('email', 'webhook')),
     incident_ids bigint[] not null,
     subject text not null,
@@ -212,6 +212,10 @@ create table if not exists ops.alert_messages (
     last_error text,
     sent_at timestamptz
 );
+alter table ops.alert_messages
+    drop constraint if exists alert_messages_kind_check,
+    add constraint alert_messages_kind_check
+        check (kind in ('failure', 'recovery', 'question'));
 
 -- The publication that readers see for each (use_case, as_of). Publishing is moving these.
 create table if not exists predictions.pointers (
