@@ -156,6 +156,8 @@ CARD_FRAUD = UseCase(
             ),
         ),
         "heuristics": (),
+        "slices": (),
+        "working_point": None,
         "gates": (AtLeast(metric="auc", value=0.5),),
     }
 )  # fmt: skip

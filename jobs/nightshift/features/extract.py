@@ -7,7 +7,8 @@ of every month, and holds whole entities.
 
 import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
@@ -37,13 +38,19 @@ _TYPES: dict[str, pa.DataType] = {
     "date": pa.date32(),
 }
 _DELTA_ENCODED = ("integer", "decimal", "timestamp", "date")
-# ADBC makes text of a numeric, at the cost of a dozen other columns: a decimal is asked for in
-# 1/10,000. What has no entry is asked for as it is.
-_ASKED = {
-    "string": "{}::text",
-    "decimal": "({}::numeric * 10000)::bigint",
-    "double": "{}::double precision",
+# A value as the server packs it: bytes of one width, in the order of the network.
+_PACKED = {
+    "boolean": ("boolsend({})", ">i1"),
+    "integer": ("int8send({})", ">i8"),
+    "decimal": ("int8send(({}::numeric * 10000)::bigint)", ">i8"),
+    "double": ("float8send({}::double precision)", ">f8"),
+    "timestamp": ("timestamp_send({})", ">i8"),
+    "date": ("date_send({})", ">i4"),
 }
+_EPOCH_2000 = {"timestamp": 946_684_800_000_000, "date": 10_957}
+"""From 1970 to 2000, where Postgres begins to count."""
+MOST_ROWS = 1_000_000
+"""That are packed at once: what a statement may hold in the server's memory."""
 _SQL_TYPES: dict[str, tuple[str, ...]] = {
     "string": ("text", "character varying", "character"),
     "boolean": ("boolean",),
@@ -65,30 +72,156 @@ def quote(identifier: str) -> str:
 
 
 def days_query(source: Source) -> str:
-    """One row a landed day: the day, and a text that is another when its rows are others.
+    """One row a landed day: the day, a text that is another when its rows are others, their number.
 
     A mart that ``marts.fct_landed_days`` counts is not read for it; any other is read whole.
     """
     if source.landed_days is not None:
         return (
-            "select landed_date, build_id from marts.fct_landed_days"
+            "select landed_date, build_id, rows_kept from marts.fct_landed_days"
             f" where source = '{source.landed_days}' and rows_kept > 0 order by 1"
         )
     landed = quote(source.landed_date)
     columns = ", ".join(quote(name) for name in dict.fromkeys((source.row_id, *source.columns)))
     return (
-        f"select {landed}, count(*) || ':' || bit_xor(hash_record_extended(row({columns}), 0))"
-        f" from {quote(source.relation)} where {landed} is not null group by 1 order by 1"
+        f"select {landed}, count(*) || ':' || bit_xor(hash_record_extended(row({columns}), 0)),"
+        f" count(*) from {quote(source.relation)} where {landed} is not null group by 1 order by 1"
     )
 
 
-def rows_query(source: Source, days: Sequence[str]) -> str:
-    """The rows that landed on ``days``, in the columns of :func:`schema`; see :func:`typed`."""
-    columns = ", ".join(
-        f"{_ASKED.get(kind, '{}').format(quote(name))} as {quote(name)}"
-        for name, kind in source.columns.items()
+@dataclass(frozen=True)
+class Piece:
+    """Some of a mart's rows: those of landed days, or of one large day a share by their ids."""
+
+    days: tuple[str, ...]
+    part: int = 0
+    parts: int = 1
+
+    def split(self) -> list["Piece"]:
+        """The same rows in four."""
+        parts = 4 * self.parts
+        return [Piece(self.days, self.part + self.parts * i, parts) for i in range(4)]
+
+
+def pieces(rows: Mapping[str, int]) -> list[Piece]:
+    """Landed days, each with its number of rows, in pieces that are not too large."""
+    found: list[list[str]] = []
+    room = 0
+    for day, count in rows.items():
+        if not found or count > room:
+            found.append([])
+            room = MOST_ROWS
+        found[-1].append(day)
+        room -= count
+    return [
+        Piece(tuple(days), part, parts)
+        for days in found
+        for parts in [-(-sum(rows[day] for day in days) // MOST_ROWS)]
+        for part in range(parts)
+    ]
+
+
+def rows_query(source: Source, piece: Piece, nullable: Collection[str]) -> str:
+    """The rows of a piece, packed by the server into one row: see :func:`unpacked`.
+
+    Rows one by one cost the server and the client more than all that is done with them.
+
+    Args:
+        nullable: the columns that may hold a null.
+    """
+    packed = ["count(*) as rows"]
+    for name, kind in source.columns.items():
+        column = quote(name)
+        if kind == "string":
+            packed.append(f"string_agg({column}::text, '') as {column}")
+            lengths = f"int4send(coalesce(octet_length({column}::text), -1))"
+            packed.append(f"string_agg({lengths}, '') as {quote(name + ' length')}")
+            continue
+        value = _PACKED[kind][0].format(column)
+        if name in nullable:
+            width = np.dtype(_PACKED[kind][1]).itemsize
+            value = f"coalesce({value}, '\\x{'00' * width}')"
+            is_null = f"string_agg(boolsend({column} is null), '')"
+            packed.append(f"{is_null} as {quote(name + ' null')}")
+        packed.append(f"string_agg({value}, '') as {column}")
+    share = ""
+    if piece.parts > 1:
+        number = f"hashtextextended({quote(source.row_id)}::text, 0) & 9223372036854775807"
+        share = f" and ({number}) % {piece.parts} = {piece.part}"
+    return (
+        f"select {', '.join(packed)} from {quote(source.relation)}"
+        f" where {_landed_on(source, piece.days)}{share}"
     )
-    return f"select {columns} from {quote(source.relation)} where {_landed_on(source, days)}"
+
+
+def unpacked(packed: pa.RecordBatch, source: Source) -> pa.RecordBatch:
+    """The rows that ``rows_query`` gave in one, in the types of :func:`schema`.
+
+    Raises:
+        NightshiftError: a time or date is infinite, or out of the range of microseconds; or the
+            warehouse's text is not UTF-8.
+    """
+    rows = packed["rows"][0].as_py()
+    wanted = schema(source)
+    columns = [
+        _unpacked_text(packed, field.name, rows)
+        if pa.types.is_dictionary(field.type)
+        else _unpacked(packed, field, source, rows)
+        for field in wanted
+    ]
+    return pa.record_batch(
+        [
+            pc.dictionary_encode(column).cast(field.type)
+            if pa.types.is_dictionary(field.type)
+            else column
+            for column, field in zip(columns, wanted, strict=True)
+        ],
+        wanted,
+    )
+
+
+def _bytes(packed: pa.RecordBatch, name: str) -> pa.Buffer:
+    found = packed[name][0]
+    return found.as_buffer() if found.is_valid else pa.py_buffer(b"")
+
+
+def _unpacked_text(packed: pa.RecordBatch, name: str, rows: int) -> pa.StringArray:
+    lengths = np.frombuffer(_bytes(packed, f"{name} length"), ">i4").astype(np.int32)
+    offsets = np.zeros(rows + 1, np.int32)
+    np.cumsum(np.maximum(lengths, 0), out=offsets[1:])
+    text = _bytes(packed, name)
+    if offsets[-1] != text.size:
+        raise NightshiftError(
+            f"column {name} came as {text.size} bytes, for texts of {offsets[-1]} in all",
+            "the warehouse's encoding must be UTF8",
+        )
+    is_null = lengths < 0
+    valid = pa.array(~is_null).buffers()[1] if is_null.any() else None
+    return pa.StringArray.from_buffers(rows, pa.py_buffer(offsets), text, valid)
+
+
+def _unpacked(packed: pa.RecordBatch, field: pa.Field, source: Source, rows: int) -> pa.Array:
+    kind = source.columns[field.name]
+    sent = np.frombuffer(_bytes(packed, field.name), _PACKED[kind][1])
+    values = sent.astype(sent.dtype.newbyteorder("="))
+    mask = None
+    if f"{field.name} null" in packed.schema.names:
+        mask = np.frombuffer(_bytes(packed, f"{field.name} null"), np.bool_)
+    if kind in _EPOCH_2000:
+        since = _EPOCH_2000[kind]
+        limits = np.iinfo(values.dtype)
+        if rows and (values.max() > limits.max - since or values.min() == limits.min):
+            raise NightshiftError(
+                f"{source.relation}.{field.name} holds a {kind} that is infinite, or too far away",
+                "correct the dbt model, or land the file again",
+            )
+        values += since
+    if kind == "boolean":
+        return pa.array(values.astype(np.bool_), mask=mask)
+    found = pa.array(values, mask=mask)
+    if kind == "decimal":  # from 1/10,000: the same digits with another point
+        return found.cast(pa.decimal128(19, 0)).view(field.type)
+    return found.view(field.type) if kind in _EPOCH_2000 else found
 
 
 def unfit_query(source: Source, columns: Sequence[str], days: Sequence[str]) -> str:
@@ -136,20 +269,6 @@ def _fits(sql_type: str) -> bool:
 def schema(source: Source) -> pa.Schema:
     """The columns of the lake's copy."""
     return pa.schema([(name, _TYPES[kind]) for name, kind in source.columns.items()])
-
-
-def typed(rows: pa.RecordBatch, source: Source) -> pa.RecordBatch:
-    """The rows that ``rows_query`` gave, in the types of :func:`schema`."""
-    wanted = schema(source)
-    return pa.record_batch([_typed(rows[field.name], field.type) for field in wanted], wanted)
-
-
-def _typed(column: pa.Array, wanted: pa.DataType) -> pa.Array:
-    if pa.types.is_dictionary(wanted):
-        return pc.dictionary_encode(column).cast(wanted)
-    if pa.types.is_decimal(wanted):  # from 1/10,000: the same digits with another point
-        return column.cast(pa.decimal128(19, 0)).view(wanted)
-    return column.cast(wanted)
 
 
 def bucket_of(key: str, buckets: int) -> int:

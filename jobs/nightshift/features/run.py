@@ -4,7 +4,7 @@ import logging
 import shutil
 import time
 from collections import Counter, deque
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 
 DAEMON = "nightshift.features.daemon"
 UNUSED_STATE_DAYS = 14
+MOST_PARTS = 1024
+"""That a landed day's rows are read in, where their text is very long."""
 MONTHS_AHEAD = 2
 """Months that are read from the mart while one is arranged: the server is not to wait."""
 
@@ -110,8 +112,8 @@ def _streams(use_cases: Sequence[UseCase]) -> list[tuple[Source, list[str]]]:
 def _extract_source(settings: Settings, source: Source, keys: Sequence[str]) -> ExtractResult:
     declared = lake.digest([source.model_dump(mode="json"), settings.lake_buckets, plan.FORMAT])
     with connect(settings) as connection:
-        columns = _columns(connection, source)
-        days = _landed_days(connection, source)
+        columns, nullable = _columns(connection, source)
+        days, rows_of_days = _landed_days(connection, source)
     work = _months_to_write(settings, source, keys, days, declared)
     asked = {month: sorted(set().union(*by_key.values())) for month, by_key in work.items()}
     if loose := plan.loose_decimals(source, columns):
@@ -121,7 +123,11 @@ def _extract_source(settings: Settings, source: Source, keys: Sequence[str]) -> 
     if work:
         unfinished.parent.mkdir(parents=True, exist_ok=True)
         unfinished.touch()
-    with closing(_months(settings, source, asked)) as months:
+    pieces = {
+        month: plan.pieces({day: rows_of_days.get(day, 0) for day in asked_days})
+        for month, asked_days in asked.items()
+    }
+    with closing(_months(settings, source, pieces, nullable)) as months:
         for month, table in months:
             rows += table.num_rows
             of_month = {day: sign for day, sign in days.items() if day.startswith(month[:7])}
@@ -138,33 +144,43 @@ def _unfinished(settings: Settings, source: Source) -> Path:
 
 
 def _months(
-    settings: Settings, source: Source, asked: Mapping[str, Sequence[str]]
+    settings: Settings,
+    source: Source,
+    pieces: Mapping[str, Sequence[plan.Piece]],
+    nullable: Collection[str],
 ) -> Generator[tuple[str, pa.Table]]:
     """The rows of each month's days; the server gives the next ones while these are arranged."""
-    if not asked:
+    if not pieces:
         return
     with (
         adbc.connect(settings.warehouse_url) as connection,
         connection.cursor() as cursor,
         ThreadPoolExecutor(max_workers=1) as server,
     ):
+        # of several workers' rows, each column would have an order of its own
+        cursor.execute("set max_parallel_workers_per_gather = 0")
 
-        def fetch(month: str) -> pa.Table:
+        def fetch(piece: plan.Piece) -> list[pa.RecordBatch]:
             try:
-                cursor.execute(plan.rows_query(source, asked[month]))
+                cursor.execute(plan.rows_query(source, piece, nullable))
                 with cursor.fetch_record_batch() as batches:
-                    # encoded batch by batch, for a month's texts would need thrice the memory
-                    typed = [plan.typed(batch, source) for batch in batches]
-            except (adbc.Error, OSError, pa.ArrowException):
+                    return [plan.unpacked(batch, source) for batch in batches]
+            except (adbc.Error, OSError, pa.ArrowException) as error:
+                if "maximum allowed length" in str(error) and piece.parts < MOST_PARTS:
+                    connection.rollback()
+                    return [rows for some in piece.split() for rows in fetch(some)]
                 # of a column that is tight enough a NaN
-                _refuse_unfit(settings, source, plan.decimals(source), asked[month])
+                _refuse_unfit(settings, source, plan.decimals(source), piece.days)
                 raise
-            return pa.Table.from_batches(typed, plan.schema(source))
+
+        def fetch_month(month: str) -> pa.Table:
+            found = [rows for piece in pieces[month] for rows in fetch(piece)]
+            return pa.Table.from_batches(found, plan.schema(source))
 
         coming = deque[tuple[str, Future[pa.Table]]]()
         try:
-            for month in asked:
-                coming.append((month, server.submit(fetch, month)))
+            for month in pieces:
+                coming.append((month, server.submit(fetch_month, month)))
                 if len(coming) > MONTHS_AHEAD:
                     arrived, rows = coming.popleft()
                     yield arrived, rows.result()
@@ -191,19 +207,20 @@ def _refuse_unfit(
         )
 
 
-def _columns(connection: Connection, source: Source) -> dict[str, str]:
-    """The mart's columns with their types in SQL."""
+def _columns(connection: Connection, source: Source) -> tuple[dict[str, str], set[str]]:
+    """The mart's columns with their types in SQL, and those that may hold a null."""
     with connection.cursor() as cursor:
         cursor.execute(
-            "select attname, format_type(atttypid, atttypmod) from pg_attribute"
+            "select attname, format_type(atttypid, atttypmod), attnotnull from pg_attribute"
             " where attrelid = to_regclass(%s) and attnum > 0 and not attisdropped",
             (source.relation,),
         )
-        columns = dict(cursor.fetchall())
-    if not columns:
+        found = cursor.fetchall()
+    if not found:
         raise NightshiftError(
             f"there is no mart {source.relation}", "run the transform stage first"
         )
+    columns = {name: kind for name, kind, _ in found}
     faults = plan.mistyped(source, columns)
     if faults:
         raise NightshiftError(
@@ -211,14 +228,15 @@ def _columns(connection: Connection, source: Source) -> dict[str, str]:
             + "; ".join(faults),
             "correct the declaration in feature_groups, or the dbt model",
         )
-    return columns
+    return columns, {name for name, _, is_never_null in found if not is_never_null}
 
 
-def _landed_days(connection: Connection, source: Source) -> dict[str, str]:
-    """Each landed day of the mart, ascending, with its signature."""
+def _landed_days(connection: Connection, source: Source) -> tuple[dict[str, str], dict[str, int]]:
+    """Each landed day of the mart, ascending, with its signature, and with its number of rows."""
     with connection.cursor() as cursor:
         cursor.execute(plan.days_query(source))
-        return {day.isoformat(): signature for day, signature in cursor.fetchall()}
+        found = [(day.isoformat(), signature, rows) for day, signature, rows in cursor.fetchall()]
+    return {day: sign for day, sign, _ in found}, {day: rows for day, _, rows in found}
 
 
 def _months_to_write(

@@ -11,9 +11,9 @@ from nightshift.features import extract
 from nightshift.spec import (
     Aggregate,
     AnyEvent,
-    AtLeast,
     EveryEvent,
     FeatureGroup,
+    LoadsAndScores,
     Measure,
     Population,
     Ratio,
@@ -128,8 +128,10 @@ TOUCHED = FeatureGroup(
 
 
 def use_case(**changes: Any) -> UseCase:
-    gates = (AtLeast(metric="auc", value=0.5),)
-    return UseCase(**(dict(CHURN) | {"heuristics": (), "gates": gates} | changes))
+    of_features = {
+        "heuristics": (), "slices": (), "gates": (LoadsAndScores(),), "working_point": None,
+    }  # fmt: skip
+    return UseCase(**(dict(CHURN) | of_features | changes))
 
 
 FRAUD = use_case(

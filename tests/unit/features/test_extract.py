@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from nightshift.errors import NightshiftError
 from nightshift.features import extract
 from nightshift.spec import Source
 
@@ -119,35 +120,36 @@ def test_a_key_may_be_a_number(tmp_path: Path) -> None:
         assert {extract.bucket_of(str(points), BUCKETS) for points in found} <= {bucket}
 
 
-def test_what_postgres_gives_is_typed() -> None:
-    wanted = extract.schema(SALES)
-    found = pa.record_batch(
-        {
-            "customer_id": ["Zoë", None], "product_id": ["p1", "p1"], "is_gift": [True, None],
-            "points": pa.array([3, None], pa.int16()), "price": [-25_500, None],
-            "weight": [0.5, None], "sold_at": pa.array([NOON, None], pa.timestamp("us")),
-            "landed_date": [NOON.date(), None],
-        }
-    )  # fmt: skip
+def test_text_of_another_encoding_is_refused() -> None:
+    """A server that counts bytes otherwise than it sends them."""
+    source = SALES.model_copy(update={"columns": {"customer_id": "string"}})
+    packed = pa.record_batch(
+        {"rows": [2], "customer_id": ["Zoë"], "customer_id length": [b"\0" * 8]}
+    )
+    with pytest.raises(NightshiftError, match="customer_id came as 4 bytes, for texts of 0 in all"):
+        extract.unpacked(packed, source)
 
-    typed = extract.typed(found, SALES)
 
-    assert typed.schema == wanted
-    assert typed.to_pylist() == [
-        {**SALE, "price": Decimal("-2.5500")},
-        {**dict.fromkeys(SALE), "product_id": "p1"},
+def test_landed_days_are_read_in_pieces_that_fit() -> None:
+    million = extract.MOST_ROWS
+    days = {"d1": million // 2, "d2": million // 2, "d3": 1, "d4": 0, "d5": 2 * million + 1}
+
+    found = extract.pieces(days)
+
+    assert found == [
+        extract.Piece(("d1", "d2")),
+        extract.Piece(("d3", "d4")),
+        *(extract.Piece(("d5",), part, 3) for part in range(3)),
     ]
+    assert extract.pieces({"gone": 0}) == []
 
 
-@pytest.mark.parametrize(
-    ("sql_type", "is_loose"),
-    [
-        ("numeric(18,4)", False), ("numeric(14,2)", False), ("numeric(18,0)", True),
-        ("numeric(14,0)", False), ("numeric(19,4)", True), ("numeric(10,5)", True),
-        ("numeric(14,-1)", True), ("numeric", True), ("integer", False), ("bigint", True),
-    ],
-)  # fmt: skip
-def test_a_type_that_admits_more_than_a_decimal_is_looked_into(
-    sql_type: str, is_loose: bool
-) -> None:
-    assert extract.loose_decimals(SALES, {"price": sql_type}) == ["price"] * is_loose
+@pytest.mark.parametrize("number", [0, 1, 2, 41, 1_000_003])
+def test_a_piece_is_split_into_the_same_rows(number: int) -> None:
+    whole = [extract.Piece(("d",), part, 3) for part in range(3)]
+    pieces = [piece for some in whole for piece in some.split()]
+
+    def holding(of: list[extract.Piece]) -> list[int]:
+        return [n for n, piece in enumerate(of) if number % piece.parts == piece.part]
+
+    assert [n // 4 for n in holding(pieces)] == holding(whole)
