@@ -416,6 +416,24 @@ def test_a_training_that_was_killed_before_it_registered_is_not_judged(
     assert model_store.newest_version(settings, "churn", date(2011, 6, 13)) is None
 
 
+def test_a_champion_that_a_person_moves_while_gates_judge(
+    tracked_warehouse: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = tracked_warehouse
+    judged(settings, register(settings))
+    one, two = register(settings), register(settings)
+    collect = gates._collect
+
+    def overtaken(*arguments: Any) -> Any:
+        gates.promote(settings, CHURN, one, "Ann", "in between", despite_gates=True)
+        return collect(*arguments)
+
+    monkeypatch.setattr(gates, "_collect", overtaken)
+    with pytest.raises(NightshiftError, match=f"moved while version {two} was compared"):
+        gates.judge(settings, CHURN, AS_OF)
+    assert aliases(settings) == (one, "1", None)
+
+
 def test_two_promotions_at_once_make_one_chain(tracked_warehouse: Settings) -> None:
     settings = tracked_warehouse
     versions = [register(settings) for _ in range(4)]

@@ -1,7 +1,7 @@
 """Judge the newest training run of a use case; move the champion, or leave it and say why.
 
 A person moves it too: by ``promote`` and ``rollback``, or by answering what a use case with manual
-approval asks (``answer``). Every one of these holds the use case's registry while it works.
+approval asks (``answer``). Every one of these holds the use case's registry while it decides.
 """
 
 import json
@@ -25,7 +25,7 @@ from nightshift.io import model_store, registry
 from nightshift.io.lake import dataset_dir
 from nightshift.io.model_store import ModelVersion
 from nightshift.io.registry import GATES, By, Registry
-from nightshift.io.warehouse import connect, recorded_run
+from nightshift.io.warehouse import connect, holding, recorded_run
 from nightshift.metrics import measure, read_measured
 from nightshift.settings import Settings
 from nightshift.spec import UseCase, gate_name
@@ -101,11 +101,12 @@ def judge(
     Without ``may_promote``, a dry run, it stays in any case.
 
     Raises:
-        NightshiftError: when there is no such run, or its files or dataset are gone.
+        NightshiftError: when there is no such run, its files or dataset are gone, or a person
+            moved the champion meanwhile.
     """
     with (
         recorded_run(settings, "gates", as_of, use_case.name) as run,
-        registry.opened(settings, use_case.name) as held,
+        holding(settings, exclusive=[f"judge {use_case.name}"]),
     ):
         candidate = model_store.newest_version(settings, use_case.name, as_of)
         if candidate is None:
@@ -113,14 +114,23 @@ def judge(
                 f"there is no finished training run of {use_case.name} as of {as_of}",
                 f"run `nightshift train {use_case.name} --as-of {as_of}`",
             )
-        evidence = _collect(settings, use_case, as_of, candidate, held.champion)
+        reigning = registry.champion(settings, use_case.name)
+        # without the registry's lock: a night that scores meanwhile does not wait for evidence
+        evidence = _collect(settings, use_case, as_of, candidate, reigning)
         results = tuple(judge_gate(gate, evidence) for gate in use_case.gates)
         for result in results:
             log.info("%s %s: %s", "pass" if result.passed else "FAIL", result.gate, result.detail)
         passed = all(result.passed for result in results)
-        _log_to_mlflow(settings, candidate.run_id, passed, results)
-        ids = _keep(settings, use_case, as_of, candidate, results)
-        outcome = _act(use_case, held, candidate, passed, ids, may_promote)
+        with registry.opened(settings, use_case.name) as held:
+            if held.champion != reigning:
+                raise NightshiftError(
+                    f"the champion of {use_case.name} was moved while version "
+                    f"{candidate.version} was compared with the one before",
+                    "judge again: clear judge_gates in Airflow, or train again",
+                )
+            _log_to_mlflow(settings, candidate.run_id, passed, results)
+            ids = _keep(settings, use_case, as_of, candidate, results)
+            outcome = _act(use_case, held, candidate, passed, ids, may_promote)
         verdict = Verdict(outcome, results, candidate.run_id, candidate.version)
         run.result = {
             "mlflow_run_id": candidate.run_id,
