@@ -55,8 +55,8 @@ def read(warehouse: Settings) -> list[dict[str, Any]]:
     with adbc.connect(warehouse.warehouse_url) as connection, connection.cursor() as cursor:
         for piece in extract.pieces(days):
             cursor.execute(extract.rows_query(VALUES, piece, nullable))
-            for batch in cursor.fetch_record_batch():
-                found += extract.unpacked(batch, VALUES).to_pylist()
+            batches = list(cursor.fetch_record_batch())
+            found += extract.unpacked(batches, VALUES).to_pylist()
     return found
 
 

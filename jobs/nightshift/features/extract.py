@@ -38,8 +38,10 @@ _TYPES: dict[str, pa.DataType] = {
     "date": pa.date32(),
 }
 _DELTA_ENCODED = ("integer", "decimal", "timestamp", "date")
-# A value as the server packs it: bytes of one width, in the order of the network.
+# A value as the server packs it: bytes of one width, in the order of the network; of text, bytes
+# that no zero is among.
 _PACKED = {
+    "string": ("textsend({}::text)", "S0"),
     "boolean": ("boolsend({})", ">i1"),
     "integer": ("int8send({})", ">i8"),
     "decimal": ("int8send(({}::numeric * 10000)::bigint)", ">i8"),
@@ -122,97 +124,84 @@ def pieces(rows: Mapping[str, int]) -> list[Piece]:
 
 
 def rows_query(source: Source, piece: Piece, nullable: Collection[str]) -> str:
-    """The rows of a piece, packed by the server into one row: see :func:`unpacked`.
+    """The rows of a piece, packed by the server into one row a landed day: see :func:`unpacked`.
 
     Rows one by one cost the server and the client more than all that is done with them.
 
     Args:
         nullable: the columns that may hold a null.
     """
-    packed = ["count(*) as rows"]
+    landed = quote(source.landed_date)
+    packed = [landed, "count(*) as rows"]
     for name, kind in source.columns.items():
-        column = quote(name)
-        if kind == "string":
-            packed.append(f"string_agg({column}::text, '') as {column}")
-            lengths = f"int4send(coalesce(octet_length({column}::text), -1))"
-            packed.append(f"string_agg({lengths}, '') as {quote(name + ' length')}")
+        if name == source.landed_date:
             continue
+        column = quote(name)
         value = _PACKED[kind][0].format(column)
         if name in nullable:
             width = np.dtype(_PACKED[kind][1]).itemsize
-            value = f"coalesce({value}, '\\x{'00' * width}')"
-            is_null = f"string_agg(boolsend({column} is null), '')"
+            value = f"coalesce({value}, '\\x{'00' * width}'::bytea)"
+            is_null = f"string_agg(boolsend({column} is null), ''::bytea)"
             packed.append(f"{is_null} as {quote(name + ' null')}")
-        packed.append(f"string_agg({value}, '') as {column}")
+        between = "\\x00" if kind == "string" else ""
+        packed.append(f"string_agg({value}, '{between}'::bytea) as {column}")
     share = ""
     if piece.parts > 1:
         number = f"hashtextextended({quote(source.row_id)}::text, 0) & 9223372036854775807"
         share = f" and ({number}) % {piece.parts} = {piece.part}"
     return (
         f"select {', '.join(packed)} from {quote(source.relation)}"
-        f" where {_landed_on(source, piece.days)}{share}"
+        f" where {_landed_on(source, piece.days)}{share} group by {landed}"
     )
 
 
-def unpacked(packed: pa.RecordBatch, source: Source) -> pa.RecordBatch:
-    """The rows that ``rows_query`` gave in one, in the types of :func:`schema`.
+def unpacked(packed: Sequence[pa.RecordBatch], source: Source) -> pa.Table:
+    """The rows that ``rows_query`` gave in few, in the types of :func:`schema`.
 
     Raises:
-        NightshiftError: a time or date is infinite, or out of the range of microseconds; or the
-            warehouse's text is not UTF-8.
+        NightshiftError: a time or date is infinite, or out of the range of microseconds.
     """
-    rows = packed["rows"][0].as_py()
     wanted = schema(source)
-    columns = [
-        _unpacked_text(packed, field.name, rows)
-        if pa.types.is_dictionary(field.type)
-        else _unpacked(packed, field, source, rows)
-        for field in wanted
+    days = [
+        [_unpacked(batch, day, field, source) for field in wanted]
+        for batch in packed
+        for day in range(batch.num_rows)
     ]
-    return pa.record_batch(
-        [
-            pc.dictionary_encode(column).cast(field.type)
-            if pa.types.is_dictionary(field.type)
-            else column
-            for column, field in zip(columns, wanted, strict=True)
-        ],
-        wanted,
-    )
+    if not days:
+        return wanted.empty_table()
+    columns = []
+    for field, parts in zip(wanted, zip(*days, strict=True), strict=True):
+        if pa.types.is_dictionary(field.type):
+            columns.append(_encoded(pa.chunked_array(parts, pa.binary())))
+        else:
+            columns.append(pa.chunked_array(parts, field.type))
+    return pa.table(columns, wanted)
 
 
-def _bytes(packed: pa.RecordBatch, name: str) -> pa.Buffer:
-    found = packed[name][0]
-    return found.as_buffer() if found.is_valid else pa.py_buffer(b"")
-
-
-def _unpacked_text(packed: pa.RecordBatch, name: str, rows: int) -> pa.StringArray:
-    lengths = np.frombuffer(_bytes(packed, f"{name} length"), ">i4").astype(np.int32)
-    offsets = np.zeros(rows + 1, np.int32)
-    np.cumsum(np.maximum(lengths, 0), out=offsets[1:])
-    text = _bytes(packed, name)
-    if offsets[-1] != text.size:
-        raise NightshiftError(
-            f"column {name} came as {text.size} bytes, for texts of {offsets[-1]} in all",
-            "the warehouse's encoding must be UTF8",
-        )
-    is_null = lengths < 0
-    valid = pa.array(~is_null).buffers()[1] if is_null.any() else None
-    return pa.StringArray.from_buffers(rows, pa.py_buffer(offsets), text, valid)
-
-
-def _unpacked(packed: pa.RecordBatch, field: pa.Field, source: Source, rows: int) -> pa.Array:
-    kind = source.columns[field.name]
-    sent = np.frombuffer(_bytes(packed, field.name), _PACKED[kind][1])
-    values = sent.astype(sent.dtype.newbyteorder("="))
+def _unpacked(packed: pa.RecordBatch, day: int, field: pa.Field, source: Source) -> pa.Array:
+    """One column of a landed day; text as bytes, of which each ends with a zero."""
+    rows = packed["rows"][day].as_py()
+    if field.name == source.landed_date:
+        return pa.repeat(packed[field.name][day], rows).cast(field.type)
+    sent = packed[field.name][day].as_buffer()
     mask = None
     if f"{field.name} null" in packed.schema.names:
-        mask = np.frombuffer(_bytes(packed, f"{field.name} null"), np.bool_)
+        mask = np.frombuffer(packed[f"{field.name} null"][day].as_buffer(), np.bool_)
+    kind = source.columns[field.name]
+    if kind == "string":
+        text = np.append(np.frombuffer(sent, np.uint8), np.uint8(0))
+        ends = np.append(np.int32(0), np.flatnonzero(text == 0).astype(np.int32) + 1)
+        valid = None if mask is None else pa.array(~mask).buffers()[1]
+        buffers = [valid, pa.py_buffer(ends), pa.py_buffer(text)]
+        return pa.BinaryArray.from_buffers(pa.binary(), rows, buffers)
+    numbers = np.frombuffer(sent, _PACKED[kind][1])
+    values = numbers.astype(numbers.dtype.newbyteorder("="))
     if kind in _EPOCH_2000:
-        since = _EPOCH_2000[kind]
-        limits = np.iinfo(values.dtype)
-        if rows and (values.max() > limits.max - since or values.min() == limits.min):
+        since, limits = _EPOCH_2000[kind], np.iinfo(values.dtype)
+        if values.max() > limits.max - since or values.min() == limits.min:
             raise NightshiftError(
-                f"{source.relation}.{field.name} holds a {kind} that is infinite, or too far away",
+                f"{source.relation}.{field.name} holds a {kind} that is infinite, or too far away,"
+                f" in a row that landed on {packed[source.landed_date][day]}",
                 "correct the dbt model, or land the file again",
             )
         values += since
@@ -222,6 +211,17 @@ def _unpacked(packed: pa.RecordBatch, field: pa.Field, source: Source, rows: int
     if kind == "decimal":  # from 1/10,000: the same digits with another point
         return found.cast(pa.decimal128(19, 0)).view(field.type)
     return found.view(field.type) if kind in _EPOCH_2000 else found
+
+
+def _encoded(text: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Bytes that end with a zero as text without it, encoded once."""
+    chunks = [
+        pa.DictionaryArray.from_arrays(
+            chunk.indices, pc.binary_slice(chunk.dictionary, 0, -1).cast(pa.string())
+        )
+        for chunk in pc.dictionary_encode(text).chunks
+    ]
+    return pa.chunked_array(chunks, _TYPES["string"])
 
 
 def unfit_query(source: Source, columns: Sequence[str], days: Sequence[str]) -> str:

@@ -6,7 +6,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Collection, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import date, timedelta
 from itertools import chain
@@ -127,8 +127,12 @@ def _extract_source(settings: Settings, source: Source, keys: Sequence[str]) -> 
         month: plan.pieces({day: rows_of_days.get(day, 0) for day in asked_days})
         for month, asked_days in asked.items()
     }
-    with closing(_months(settings, source, pieces, nullable)) as months:
-        for month, table in months:
+    with (
+        _little_returned_memory(),
+        closing(_months(settings, source, pieces, nullable)) as months,
+    ):
+        for month, packed in months:
+            table = plan.unpacked(packed, source)
             rows += table.num_rows
             of_month = {day: sign for day, sign in days.items() if day.startswith(month[:7])}
             for key, changed in work[month].items():
@@ -136,6 +140,18 @@ def _extract_source(settings: Settings, source: Source, keys: Sequence[str]) -> 
                 _write_month(settings, folder, source, key, table, changed, of_month, declared)
     unfinished.unlink(missing_ok=True)
     return ExtractResult(sum(map(len, asked.values())), len(days), rows)
+
+
+@contextmanager
+def _little_returned_memory() -> Generator[None]:
+    """Memory that the system allocates: Arrow's own pool gives a month's back, to ask for it again
+    with the next, which takes a tenth of the time."""
+    own = pa.default_memory_pool()
+    pa.set_memory_pool(pa.system_memory_pool())
+    try:
+        yield
+    finally:
+        pa.set_memory_pool(own)
 
 
 def _unfinished(settings: Settings, source: Source) -> Path:
@@ -148,8 +164,8 @@ def _months(
     source: Source,
     pieces: Mapping[str, Sequence[plan.Piece]],
     nullable: Collection[str],
-) -> Generator[tuple[str, pa.Table]]:
-    """The rows of each month's days; the server gives the next ones while these are arranged."""
+) -> Generator[tuple[str, list[pa.RecordBatch]]]:
+    """The rows of each month's days, packed; the server gives the next ones meanwhile."""
     if not pieces:
         return
     with (
@@ -159,12 +175,13 @@ def _months(
     ):
         # of several workers' rows, each column would have an order of its own
         cursor.execute("set max_parallel_workers_per_gather = 0")
+        cursor.execute("set client_encoding = 'UTF8'")
 
         def fetch(piece: plan.Piece) -> list[pa.RecordBatch]:
             try:
                 cursor.execute(plan.rows_query(source, piece, nullable))
                 with cursor.fetch_record_batch() as batches:
-                    return [plan.unpacked(batch, source) for batch in batches]
+                    return list(batches)
             except (adbc.Error, OSError, pa.ArrowException) as error:
                 if "maximum allowed length" in str(error) and piece.parts < MOST_PARTS:
                     connection.rollback()
@@ -173,19 +190,18 @@ def _months(
                 _refuse_unfit(settings, source, plan.decimals(source), piece.days)
                 raise
 
-        def fetch_month(month: str) -> pa.Table:
-            found = [rows for piece in pieces[month] for rows in fetch(piece)]
-            return pa.Table.from_batches(found, plan.schema(source))
+        def fetch_month(month: str) -> list[pa.RecordBatch]:
+            return [rows for piece in pieces[month] for rows in fetch(piece)]
 
-        coming = deque[tuple[str, Future[pa.Table]]]()
+        coming = deque[tuple[str, Future[list[pa.RecordBatch]]]]()
         try:
             for month in pieces:
                 coming.append((month, server.submit(fetch_month, month)))
                 if len(coming) > MONTHS_AHEAD:
-                    arrived, rows = coming.popleft()
-                    yield arrived, rows.result()
-            for arrived, rows in coming:
-                yield arrived, rows.result()
+                    arrived, packed = coming.popleft()
+                    yield arrived, packed.result()
+            for arrived, packed in coming:
+                yield arrived, packed.result()
         finally:
             server.shutdown(cancel_futures=True)  # after an error nobody waits for more months
 

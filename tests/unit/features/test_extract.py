@@ -10,7 +10,6 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from nightshift.errors import NightshiftError
 from nightshift.features import extract
 from nightshift.spec import Source
 
@@ -118,16 +117,6 @@ def test_a_key_may_be_a_number(tmp_path: Path) -> None:
         found = extract.read(tmp_path / "rows", bucket, SALES, ["points"])["points"].to_pylist()
         assert found == sorted(found)
         assert {extract.bucket_of(str(points), BUCKETS) for points in found} <= {bucket}
-
-
-def test_text_of_another_encoding_is_refused() -> None:
-    """A server that counts bytes otherwise than it sends them."""
-    source = SALES.model_copy(update={"columns": {"customer_id": "string"}})
-    packed = pa.record_batch(
-        {"rows": [2], "customer_id": ["Zoë"], "customer_id length": [b"\0" * 8]}
-    )
-    with pytest.raises(NightshiftError, match="customer_id came as 4 bytes, for texts of 0 in all"):
-        extract.unpacked(packed, source)
 
 
 def test_landed_days_are_read_in_pieces_that_fit() -> None:
