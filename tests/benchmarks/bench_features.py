@@ -117,8 +117,10 @@ class Session(NamedTuple):
     out: Path
 
     def bucket(self, files: Sequence[Path]) -> tuple[job.Month, ...]:
-        """The raw files as the lake keeps them, in a few tasks."""
+        """The raw files as the lake keeps them: many in a few tasks, one as the extract does."""
         folder = self.state.parent / "events"
+        if len(files) == 1:
+            return (bucketed(files[0], folder),)
         tasks = self.spark.sparkContext.parallelize(files, min(len(files), 2 * THREADS))
         return tuple(tasks.map(lambda file: bucketed(file, folder)).collect())
 
