@@ -487,7 +487,7 @@ def in_a_process_of_its_own(name: str, rows: Path, out: Path) -> Took:
 
     def watch() -> None:
         nonlocal peak, cpu
-        while not ended.wait(0.1):
+        while not ended.wait(0.5):  # to ask costs what is measured
             held, used = _resources(child)
             peak, cpu = max(peak, held), cpu | used
 
