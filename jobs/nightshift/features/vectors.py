@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from nightshift.features import kernel, rows, state
 from nightshift.features.windows import Floats, Ints, null_of
-from nightshift.spec import FeatureGroup, Reported, Source, Through, UseCase, key_columns
+from nightshift.spec import FeatureGroup, Measure, Reported, Source, Through, UseCase, key_columns
 
 LABEL = "label"
 SNAPSHOT = "snapshot"
@@ -88,7 +88,7 @@ class Reader(ABC):
     def features(self, group: FeatureGroup, batch: Batch) -> dict[str, pa.Array]:
         """Each feature of the group for each row of the batch."""
         related = {
-            measure.name: self.values_through(measure, batch, self._texts(group, measure))
+            measure.name: self.values_through(measure, batch, self._text_of(group, measure))
             for measure in group.measures
             if isinstance(measure, Through)
         }
@@ -119,7 +119,11 @@ class Reader(ABC):
             known_day = np.full(len(known_day), (self.hindsight - kernel.EPOCH).days)
         requests = kernel.Requests(_codes(names, part.entities), time_us, known_day)
         found = self._windows[group.name].features(requests, related)
-        texts = {f.name: self._text_of(group, f.measure) for f in group.features if f.is_text}
+        texts = {
+            f.name: self._text_of(group, group.measure(f.measure))
+            for f in group.features
+            if f.is_text
+        }
         return {
             name: pa.array(values, from_pandas=True)
             if name not in texts
@@ -127,11 +131,8 @@ class Reader(ABC):
             for name, values in found.items()
         }
 
-    def _texts(self, group: FeatureGroup, measure: Through) -> pa.StringArray:
+    def _text_of(self, group: FeatureGroup, measure: Measure) -> pa.StringArray:
         return self.part(group).texts[measure.value]
-
-    def _text_of(self, group: FeatureGroup, measure: str) -> pa.StringArray:
-        return self.part(group).texts[group.measure(measure).value]
 
     def label(self, batch: Batch) -> npt.NDArray[Any]:
         """The label of each row: int32, of Sum float64."""

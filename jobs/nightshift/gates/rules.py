@@ -213,37 +213,33 @@ def _parity_within(gate: ParityWithin, evidence: Evidence) -> GateResult:
 
 
 def _reproducible(gate: Reproducible, evidence: Evidence) -> GateResult:
-    rebuilt, name = evidence.rebuilt, gate_name(gate)
-    if rebuilt is None or rebuilt.found_sha256 is None:
-        why = rebuilt.problem if rebuilt else "the model was not built again"
-        return GateResult(name, False, None, None, f"a fresh process failed: {why}")
-    if rebuilt.found_sha256 != rebuilt.expected_sha256:
-        return GateResult(
-            name, False, None, None,
-            f"a fresh process made model {rebuilt.found_sha256[:12]}… of the same dataset and "
-            f"seed, training {rebuilt.expected_sha256[:12]}…",
-        )  # fmt: skip
-    return GateResult(
-        name, True, None, None,
-        f"a fresh process made the same bytes ({rebuilt.found_sha256[:12]}…)",
+    return _by_fresh_process(
+        gate, evidence.rebuilt, "the model was not built again",
+        different="made model {found}… of the same dataset and seed, training {expected}…",
+        same="made the same bytes ({found}…)",
     )  # fmt: skip
 
 
 def _loads_and_scores(gate: LoadsAndScores, evidence: Evidence) -> GateResult:
-    sample, name = evidence.sample, gate_name(gate)
-    if sample is None or sample.found_sha256 is None:
-        why = sample.problem if sample else "the model was not loaded"
-        return GateResult(name, False, None, None, f"a fresh process failed: {why}")
-    if sample.found_sha256 != sample.expected_sha256:
-        return GateResult(
-            name, False, None, None,
-            f"a fresh process scored the sample to {sample.found_sha256[:12]}…, training to "
-            f"{sample.expected_sha256[:12]}…",
-        )  # fmt: skip
-    return GateResult(
-        name, True, None, None,
-        f"a fresh process scored the sample to the same bytes ({sample.found_sha256[:12]}…)",
+    return _by_fresh_process(
+        gate, evidence.sample, "the model was not loaded",
+        different="scored the sample to {found}…, training to {expected}…",
+        same="scored the sample to the same bytes ({found}…)",
     )  # fmt: skip
+
+
+def _by_fresh_process(
+    gate: Gate, did: Rebuilt | Sample | None, why_not: str, different: str, same: str
+) -> GateResult:
+    name = gate_name(gate)
+    if did is None or did.found_sha256 is None:
+        why = did.problem if did else why_not
+        return GateResult(name, False, None, None, f"a fresh process failed: {why}")
+    is_same = did.found_sha256 == did.expected_sha256
+    told = (same if is_same else different).format(
+        found=did.found_sha256[:12], expected=did.expected_sha256[:12]
+    )
+    return GateResult(name, is_same, None, None, f"a fresh process {told}")
 
 
 def _missing(gate: Gate, threshold: float, evidence: Evidence, why: str) -> GateResult:
