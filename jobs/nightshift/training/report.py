@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from datetime import date
 
 import numpy as np
@@ -22,18 +21,8 @@ from nightshift.spec import (
     Slice,
     UseCase,
 )
+from nightshift.training.evaluation import MODEL, OverTime
 from nightshift.training.split import Split
-
-MODEL = "model"
-
-
-@dataclass(frozen=True)
-class OverTime:
-    """``origins``: each cut-off's split and the figures of its test, newest first. ``staleness``:
-    a fresh model and those of some weeks' age, all on the newest test."""
-
-    origins: tuple[tuple[Split, Measured], ...]
-    staleness: Measured | None
 
 
 def markdown(

@@ -11,40 +11,49 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from datetime import date, timedelta
+from dataclasses import asdict, dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import xgboost as xgb
 
-from nightshift.baselines import LINEAR, fit_linear, heuristic_scores, linear_scores
-from nightshift.booster import Matrix, Vector, predict, row_order, to_matrix
+from nightshift.baselines import LINEAR
+from nightshift.booster import Vector, predict, to_matrix
 from nightshift.errors import NightshiftError
 from nightshift.io import model_store
-from nightshift.io.lake import dataset_dir, digest, read_manifest
+from nightshift.io.lake import dataset_dir, digest
 from nightshift.io.warehouse import recorded_run
-from nightshift.metrics import Estimate, Measured, measure
+from nightshift.metrics import Measured
 from nightshift.settings import PROJECT_ROOT, Settings
 from nightshift.spec import UseCase
 from nightshift.training import report
-from nightshift.training.fit import (
-    fit_early_stopped,
-    fit_trees,
-    model_bytes,
-    parameters,
+from nightshift.training.dataset import (
+    Dataset,
+    check_classes,
+    check_features,
+    read_dataset,
+    read_table,
 )
-from nightshift.training.slices import slice_rows
+from nightshift.training.evaluation import (
+    MODEL,
+    OverTime,
+    fit_and_score,
+    flat_metrics,
+    measure_origins,
+    measure_part,
+    measure_staleness,
+    metrics_over_time,
+    slice_metrics,
+)
+from nightshift.training.fit import fit_trees, model_bytes, parameters
 from nightshift.training.split import Split, rolling_origins, stale_splits
 
 log = logging.getLogger(__name__)
 
-MODEL = "model"
 SAMPLE_ROWS = 512
 
 
@@ -58,19 +67,6 @@ class TrainingResult:
     rows: int
     model_sha256: str
     metrics: dict[str, float]
-
-
-@dataclass(frozen=True)
-class _Dataset:
-    manifest: dict[str, Any]
-    keys: npt.NDArray[Any]
-    snapshots: npt.NDArray[Any]
-    labels: npt.NDArray[np.int32]
-    matrix: Matrix
-    items: npt.NDArray[Any] | None
-
-    def rows_of(self, snapshots: tuple[date, ...]) -> npt.NDArray[np.bool_]:
-        return np.isin(self.snapshots, np.array(snapshots, dtype="datetime64[D]"))
 
 
 def train(settings: Settings, use_case: UseCase, as_of: date) -> TrainingResult:
@@ -90,15 +86,17 @@ def train(settings: Settings, use_case: UseCase, as_of: date) -> TrainingResult:
         NightshiftError: when the dataset is missing, unfit or too short.
     """
     with recorded_run(settings, "training", as_of, use_case.name) as run:
-        dataset = _read_dataset(settings, use_case, as_of)
+        dataset = read_dataset(
+            dataset_dir(settings.lake_dir, "training", use_case.name, as_of), use_case, as_of
+        )
         days = [date.fromisoformat(str(day)) for day in np.unique(dataset.snapshots)]
         plan, embargo_days = use_case.snapshots, use_case.label.maturity_days
         origins = rolling_origins(days, plan, embargo_days)
         parts = origins[0]
-        _check_classes(use_case, dataset, parts)
-        _check_features(use_case, dataset, parts)
+        check_classes(use_case, dataset, parts)
+        check_features(use_case, dataset, parts)
         started = time.perf_counter()
-        evaluation, scores = _fit_and_score(settings, use_case, dataset, parts)
+        evaluation, scores = fit_and_score(use_case, dataset, parts, settings.seed)
         trees = evaluation.num_boosted_rounds()
         shipped = fit_trees(
             dataset.matrix, dataset.labels, use_case.feature_names, trees, settings.seed
@@ -108,16 +106,21 @@ def train(settings: Settings, use_case: UseCase, as_of: date) -> TrainingResult:
             trees, f"{len(dataset.labels):,}", time.perf_counter() - started,
         )  # fmt: skip
         measured = {
-            part: _measure(settings, use_case, dataset, parts, part, scores)
+            part: measure_part(use_case, dataset, parts, part, scores, settings.seed)
             for part in ("validation", "test")
         }
-        over_time = report.OverTime(
-            origins=_measure_origins(settings, use_case, dataset, origins, measured["test"]),
-            staleness=_measure_staleness(
-                settings, use_case, dataset, parts, stale_splits(days, plan, embargo_days), scores
+        over_time = OverTime(
+            origins=measure_origins(use_case, dataset, origins, measured["test"], settings.seed),
+            staleness=measure_staleness(
+                use_case,
+                dataset,
+                parts,
+                stale_splits(days, plan, embargo_days),
+                scores,
+                settings.seed,
             ),
         )
-        metrics = _flat_metrics(measured)
+        metrics = flat_metrics(measured)
         log.info(
             "test AUC: %s",
             ", ".join(f"{s} {m['auc'].value:.3f}" for s, m in measured["test"].scorers.items()),
@@ -134,7 +137,7 @@ def train(settings: Settings, use_case: UseCase, as_of: date) -> TrainingResult:
             _write_report(
                 folder, use_case, as_of, dataset, parts, trees, scores, measured, over_time, gains
             )
-            logged = metrics | _slice_metrics(measured["test"]) | _metrics_over_time(over_time)
+            logged = metrics | slice_metrics(measured["test"]) | metrics_over_time(over_time)
             run_id = _log_to_mlflow(
                 settings, use_case, as_of, dataset, parts, trees, logged, folder
             )
@@ -162,7 +165,7 @@ def rebuild(model: Path, dataset: Path) -> str:
             than the model was trained on.
     """
     _, signature = model_store.read_model(model)
-    manifest, table = _read_table(dataset, signature["key"], signature["features"])
+    manifest, table = read_table(dataset, signature["key"], signature["features"])
     if manifest.get("sha256") != signature["dataset_sha256"]:
         raise NightshiftError(
             f"the dataset in {dataset} is {manifest.get('sha256')}, the model was trained on "
@@ -179,268 +182,11 @@ def rebuild(model: Path, dataset: Path) -> str:
     return hashlib.sha256(model_bytes(booster)).hexdigest()
 
 
-def _read_dataset(settings: Settings, use_case: UseCase, as_of: date) -> _Dataset:
-    folder = dataset_dir(settings.lake_dir, "training", use_case.name, as_of)
-    if read_manifest(folder) is None:
-        raise NightshiftError(
-            f"there is no training dataset of {use_case.name} as of {as_of} in {folder}",
-            f"run `nightshift train {use_case.name} --as-of {as_of}`: it builds the features first",
-        )
-    manifest, table = _read_table(folder, use_case.key, use_case.feature_names)
-    newest = table.column("snapshot").combine_chunks()
-    latest = newest[-1].as_py() if len(newest) else as_of
-    matures = latest + timedelta(days=use_case.label.maturity_days)
-    if len(newest) and matures > as_of:
-        raise NightshiftError(
-            f"the training dataset in {folder} has snapshot {latest}, whose labels are known on "
-            f"{matures} only, after as_of {as_of}",
-            "build the training dataset again; training on it would leak the future",
-        )
-    label_column = table.column("label")
-    unfit = label_column.null_count or not set(label_column.unique().to_pylist()) <= {0, 1}
-    if unfit:
-        raise NightshiftError(
-            f"column label of {folder} has values other than 0 and 1: "
-            f"{label_column.unique().to_pylist()[:10]}",
-            "build the training dataset again",
-        )
-    items = use_case.vector_key[1:] if use_case.objective == "ranking" else ()
-    return _Dataset(
-        manifest=manifest,
-        keys=np.asarray(table.column(use_case.key).to_pylist(), dtype=str),
-        snapshots=np.asarray(newest.to_numpy(zero_copy_only=False), dtype="datetime64[D]"),
-        labels=label_column.cast(pa.int32()).to_numpy(),
-        matrix=to_matrix(table, use_case.feature_names),
-        items=np.asarray(table.column(items[0]).to_pylist(), dtype=str) if items else None,
-    )
-
-
-def _read_table(
-    folder: Path, key: str, feature_names: Sequence[str]
-) -> tuple[dict[str, Any], pa.Table]:
-    """The manifest of a dataset, and its rows in the order in which models learn them."""
-    manifest = read_manifest(folder)
-    files = sorted(folder.glob("part-*.parquet"))
-    if manifest is None or not files:
-        lacking = "manifest" if manifest is None else "part-*.parquet"
-        raise NightshiftError(f"{folder} has no {lacking}", "build the training dataset again")
-    table = pa.concat_tables([pq.ParquetFile(file).read() for file in files])
-    wanted = {key, "snapshot", "label", *feature_names}
-    if missing := sorted(wanted - set(table.column_names)):
-        raise NightshiftError(
-            f"the training dataset in {folder} lacks {', '.join(missing)}",
-            "it was built for another version of the use case: build it again",
-        )
-    if table.num_rows != manifest["rows"]:
-        raise NightshiftError(
-            f"the training dataset in {folder} has {table.num_rows} rows, its manifest says "
-            f"{manifest['rows']}",
-            "build the training dataset again",
-        )
-    return manifest, table.sort_by(row_order(feature_names, key))
-
-
-def _check_classes(use_case: UseCase, dataset: _Dataset, parts: Split) -> None:
-    for name in ("train", "validation", "test"):
-        labels = dataset.labels[dataset.rows_of(getattr(parts, name))]
-        if len(np.unique(labels)) < 2:
-            dates = getattr(parts, name)
-            raise NightshiftError(
-                f"the {name} snapshots ({dates[0]} … {dates[-1]}) of {use_case.name} hold "
-                f"{len(labels)} rows, all with label {labels[0] if len(labels) else 'none'}",
-                "nothing can be learned from one class: check the label's condition and the "
-                "landings of its horizon",
-            )
-
-
-def _has_both_classes(dataset: _Dataset, parts: Split) -> bool:
-    """Whether an earlier model can be fitted and measured; one that cannot is left out."""
-    labels = [
-        dataset.labels[dataset.rows_of(days)]
-        for days in (parts.train, parts.validation, parts.test)
-    ]
-    if all(len(np.unique(found)) == 2 for found in labels):
-        return True
-    log.warning("no model of %s … %s: a part has one class", parts.train[0], parts.test[-1])
-    return False
-
-
-def _check_features(use_case: UseCase, dataset: _Dataset, parts: Split) -> None:
-    names = np.array(use_case.feature_names)
-    # Reductions that pass over NaN, without a copy of the matrix.
-    extremes = np.fmax.reduce(dataset.matrix), np.fmin.reduce(dataset.matrix)
-    infinite = np.flatnonzero(np.isinf(extremes).any(axis=0))
-    if len(infinite):
-        values = dataset.matrix[:, infinite[0]]
-        rows = np.flatnonzero(np.isinf(values))
-        raise NightshiftError(
-            f"feature {names[infinite[0]]} of {dataset.keys[rows[0]]} at snapshot "
-            f"{dataset.snapshots[rows[0]]} is {values[rows[0]]}; {len(rows)} of its values are "
-            f"infinite, and of {len(infinite)} features some are",
-            "mend what the mart holds, or the declaration that divides by it, and build the "
-            "training dataset again",
-        )
-    learned = dataset.rows_of(parts.train)
-    greatest = np.fmax.reduce(dataset.matrix, where=learned[:, None], initial=np.float32(np.nan))
-    is_null = np.isnan(greatest)
-    if is_null.all():
-        raise NightshiftError(
-            f"all {len(names)} features of {use_case.name} are null in the {learned.sum()} rows of "
-            f"the train snapshots ({parts.train[0]} … {parts.train[-1]})",
-            "nothing can be learned from them: check the marts that the feature groups read",
-        )
-    if is_null.any():
-        log.warning(
-            "null in every row of the train snapshots, so that nothing is learned from it: %s",
-            ", ".join(names[is_null]),
-        )
-
-
-def _fit_and_score(
-    settings: Settings, use_case: UseCase, dataset: _Dataset, parts: Split
-) -> tuple[xgb.Booster, dict[str, Vector]]:
-    learn = dataset.rows_of(parts.train)
-    matrix, labels = dataset.matrix, dataset.labels
-    evaluation = _fit(settings, use_case, dataset, parts)
-    linear = fit_linear(matrix[learn], labels[learn], settings.seed)
-    scores = {MODEL: predict(evaluation, matrix)}
-    for heuristic in use_case.heuristics:
-        column = matrix[:, use_case.feature_names.index(heuristic.feature)]
-        scores[heuristic.name] = heuristic_scores(heuristic, column)
-    scores[LINEAR] = linear_scores(linear, matrix)
-    return evaluation, scores
-
-
-def _fit(settings: Settings, use_case: UseCase, dataset: _Dataset, parts: Split) -> xgb.Booster:
-    learn, choose = dataset.rows_of(parts.train), dataset.rows_of(parts.validation)
-    return fit_early_stopped(
-        (dataset.matrix[learn], dataset.labels[learn]),
-        (dataset.matrix[choose], dataset.labels[choose]),
-        use_case.feature_names,
-        settings.seed,
-    )
-
-
-def _measure(
-    settings: Settings,
-    use_case: UseCase,
-    dataset: _Dataset,
-    parts: Split,
-    part: str,
-    scores: dict[str, Vector],
-) -> Measured:
-    """Measure one part of a split; the test also slice by slice."""
-    rows = dataset.rows_of(getattr(parts, part))
-    slices = slice_rows(
-        use_case.slices if part == "test" else (),
-        use_case.feature_names,
-        dataset.matrix,
-        dataset.rows_of(parts.train),
-        rows,
-    )
-    return measure(
-        dataset.labels[rows],
-        dataset.keys[rows],
-        {name: score[rows] for name, score in scores.items()},
-        [name for name in scores if name not in {h.name for h in use_case.heuristics}],
-        settings.seed,
-        objective=use_case.objective,
-        working_point=use_case.working_point,
-        snapshots=dataset.snapshots[rows],
-        items=None if dataset.items is None else dataset.items[rows],
-        slices=slices,
-    )
-
-
-def _measure_origins(
-    settings: Settings,
-    use_case: UseCase,
-    dataset: _Dataset,
-    origins: Sequence[Split],
-    newest: Measured,
-) -> tuple[tuple[Split, Measured], ...]:
-    """Each origin's split with the figures of its test, newest first."""
-    found = [(origins[0], newest)]
-    for parts in origins[1:]:
-        if not _has_both_classes(dataset, parts):
-            continue
-        _, scores = _fit_and_score(settings, use_case, dataset, parts)
-        measured = _measure(settings, use_case, dataset, parts, "test", scores)
-        found.append((parts, replace(measured, slices={})))
-    return tuple(found)
-
-
-def _measure_staleness(
-    settings: Settings,
-    use_case: UseCase,
-    dataset: _Dataset,
-    fresh: Split,
-    stale: Mapping[int, Split],
-    scores: dict[str, Vector],
-) -> Measured | None:
-    """The fresh model against those that are weeks older, all on the newest test."""
-    stale = {weeks: parts for weeks, parts in stale.items() if _has_both_classes(dataset, parts)}
-    if not stale:
-        return None
-    fitted = {fresh: scores[MODEL]}
-    for parts in stale.values():
-        if parts not in fitted:
-            fitted[parts] = predict(_fit(settings, use_case, dataset, parts), dataset.matrix)
-    ages = {
-        f"{weeks} week" + ("s" if weeks > 1 else ""): fitted[parts]
-        for weeks, parts in stale.items()
-    }
-    without_slices = use_case.model_copy(update={"slices": ()})
-    return _measure(
-        settings, without_slices, dataset, fresh, "test", {"fresh": fitted[fresh], **ages}
-    )
-
-
-def _flat_metrics(measured: dict[str, Measured]) -> dict[str, float]:
-    flat: dict[str, float] = {}
-    for part, figures in measured.items():
-        flat |= _flat(f"{part}_base_rate", figures.base_rate)
-        for scorer, estimates in figures.scorers.items():
-            for metric, estimate in estimates.items():
-                name = f"{part}_{metric}" + ("" if scorer == MODEL else f"_{scorer}")
-                flat |= _flat(name, estimate)
-        for baseline, estimates in figures.differences.items():
-            for metric, estimate in estimates.items():
-                flat |= _flat(f"{part}_{metric}_minus_{baseline}", estimate)
-    return flat
-
-
-def _slice_metrics(test: Measured) -> dict[str, float]:
-    flat: dict[str, float] = {}
-    for name, groups in test.slices.items():
-        for group, figures in groups.items():
-            flat[f"slice/{name}/{group}/rows"] = figures.rows
-            for metric, estimate in figures.estimates.items():
-                flat |= _flat(f"slice/{name}/{group}/{metric}", estimate)
-    return flat
-
-
-def _metrics_over_time(over_time: report.OverTime) -> dict[str, float]:
-    flat: dict[str, float] = {}
-    for parts, measured in over_time.origins:
-        for metric, estimate in measured.scorers[MODEL].items():
-            flat |= _flat(f"origin/{parts.test[0]}/{metric}", estimate)
-    if over_time.staleness is not None:
-        for age, estimates in over_time.staleness.scorers.items():
-            for metric, estimate in estimates.items():
-                flat |= _flat(f"staleness/{age}/{metric}", estimate)
-    return flat
-
-
-def _flat(name: str, estimate: Estimate) -> dict[str, float]:
-    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
-
-
 def _write_models(
     folder: Path,
     use_case: UseCase,
     as_of: date,
-    dataset: _Dataset,
+    dataset: Dataset,
     parts: Split,
     evaluation: xgb.Booster,
     shipped: xgb.Booster,
@@ -476,11 +222,11 @@ def _write_models(
 def _write_evaluation(
     folder: Path,
     use_case: UseCase,
-    dataset: _Dataset,
+    dataset: Dataset,
     parts: Split,
     scores: dict[str, Vector],
     measured: dict[str, Measured],
-    over_time: report.OverTime,
+    over_time: OverTime,
 ) -> None:
     rows = dataset.rows_of(parts.test)
     columns: dict[str, Any] = {
@@ -503,12 +249,12 @@ def _write_report(
     folder: Path,
     use_case: UseCase,
     as_of: date,
-    dataset: _Dataset,
+    dataset: Dataset,
     parts: Split,
     trees: int,
     scores: dict[str, Vector],
     measured: dict[str, Measured],
-    over_time: report.OverTime,
+    over_time: OverTime,
     gains: dict[str, float],
 ) -> None:
     rows = dataset.rows_of(parts.test)
@@ -542,7 +288,7 @@ def _log_to_mlflow(
     settings: Settings,
     use_case: UseCase,
     as_of: date,
-    dataset: _Dataset,
+    dataset: Dataset,
     parts: Split,
     trees: int,
     metrics: dict[str, float],

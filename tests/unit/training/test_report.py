@@ -4,7 +4,8 @@ import numpy as np
 
 from nightshift.metrics import Groups, measure
 from nightshift.spec import Slice, TopShare
-from nightshift.training.report import OverTime, markdown
+from nightshift.training.evaluation import OverTime
+from nightshift.training.report import markdown
 from nightshift.training.split import Split
 from nightshift.use_cases.churn import CHURN
 

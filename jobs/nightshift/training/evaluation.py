@@ -1,0 +1,170 @@
+"""Models of several cut-offs, and how good they are on days that they have not seen."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import xgboost as xgb
+
+from nightshift.baselines import LINEAR, fit_linear, heuristic_scores, linear_scores
+from nightshift.booster import Vector, predict
+from nightshift.metrics import Estimate, Measured, measure
+from nightshift.spec import UseCase
+from nightshift.training.dataset import Dataset, has_both_classes
+from nightshift.training.fit import fit_early_stopped
+from nightshift.training.slices import slice_rows
+from nightshift.training.split import Split
+
+MODEL = "model"
+
+
+@dataclass(frozen=True)
+class OverTime:
+    """``origins``: each cut-off's split and the figures of its test, newest first. ``staleness``:
+    a fresh model and those of some weeks' age, all on the newest test."""
+
+    origins: tuple[tuple[Split, Measured], ...]
+    staleness: Measured | None
+
+
+def fit_and_score(
+    use_case: UseCase, dataset: Dataset, parts: Split, seed: int
+) -> tuple[xgb.Booster, dict[str, Vector]]:
+    """The model of a split, and each scorer's scores of every row of the dataset, (rows,)."""
+    learn = dataset.rows_of(parts.train)
+    matrix, labels = dataset.matrix, dataset.labels
+    evaluation = _fit(use_case, dataset, parts, seed)
+    linear = fit_linear(matrix[learn], labels[learn], seed)
+    scores = {MODEL: predict(evaluation, matrix)}
+    for heuristic in use_case.heuristics:
+        column = matrix[:, use_case.feature_names.index(heuristic.feature)]
+        scores[heuristic.name] = heuristic_scores(heuristic, column)
+    scores[LINEAR] = linear_scores(linear, matrix)
+    return evaluation, scores
+
+
+def _fit(use_case: UseCase, dataset: Dataset, parts: Split, seed: int) -> xgb.Booster:
+    learn, choose = dataset.rows_of(parts.train), dataset.rows_of(parts.validation)
+    return fit_early_stopped(
+        (dataset.matrix[learn], dataset.labels[learn]),
+        (dataset.matrix[choose], dataset.labels[choose]),
+        use_case.feature_names,
+        seed,
+    )
+
+
+def measure_part(
+    use_case: UseCase,
+    dataset: Dataset,
+    parts: Split,
+    part: str,
+    scores: dict[str, Vector],
+    seed: int,
+) -> Measured:
+    """Measure one part of a split; the test also slice by slice."""
+    rows = dataset.rows_of(getattr(parts, part))
+    slices = slice_rows(
+        use_case.slices if part == "test" else (),
+        use_case.feature_names,
+        dataset.matrix,
+        dataset.rows_of(parts.train),
+        rows,
+    )
+    return measure(
+        dataset.labels[rows],
+        dataset.keys[rows],
+        {name: score[rows] for name, score in scores.items()},
+        [name for name in scores if name not in {h.name for h in use_case.heuristics}],
+        seed,
+        objective=use_case.objective,
+        working_point=use_case.working_point,
+        snapshots=dataset.snapshots[rows],
+        items=None if dataset.items is None else dataset.items[rows],
+        slices=slices,
+    )
+
+
+def measure_origins(
+    use_case: UseCase,
+    dataset: Dataset,
+    origins: Sequence[Split],
+    newest: Measured,
+    seed: int,
+) -> tuple[tuple[Split, Measured], ...]:
+    """Each origin's split with the figures of its test, newest first."""
+    found = [(origins[0], newest)]
+    for parts in origins[1:]:
+        if not has_both_classes(dataset, parts):
+            continue
+        _, scores = fit_and_score(use_case, dataset, parts, seed)
+        measured = measure_part(use_case, dataset, parts, "test", scores, seed)
+        found.append((parts, replace(measured, slices={})))
+    return tuple(found)
+
+
+def measure_staleness(
+    use_case: UseCase,
+    dataset: Dataset,
+    fresh: Split,
+    stale: Mapping[int, Split],
+    scores: dict[str, Vector],
+    seed: int,
+) -> Measured | None:
+    """The fresh model against those that are weeks older, all on the newest test."""
+    stale = {weeks: parts for weeks, parts in stale.items() if has_both_classes(dataset, parts)}
+    if not stale:
+        return None
+    fitted = {fresh: scores[MODEL]}
+    for parts in stale.values():
+        if parts not in fitted:
+            fitted[parts] = predict(_fit(use_case, dataset, parts, seed), dataset.matrix)
+    ages = {
+        f"{weeks} week" + ("s" if weeks > 1 else ""): fitted[parts]
+        for weeks, parts in stale.items()
+    }
+    without_slices = use_case.model_copy(update={"slices": ()})
+    return measure_part(
+        without_slices, dataset, fresh, "test", {"fresh": fitted[fresh], **ages}, seed
+    )
+
+
+def flat_metrics(measured: dict[str, Measured]) -> dict[str, float]:
+    """The figures of validation and test under the names that MLflow holds."""
+    flat: dict[str, float] = {}
+    for part, figures in measured.items():
+        flat |= _flat(f"{part}_base_rate", figures.base_rate)
+        for scorer, estimates in figures.scorers.items():
+            for metric, estimate in estimates.items():
+                name = f"{part}_{metric}" + ("" if scorer == MODEL else f"_{scorer}")
+                flat |= _flat(name, estimate)
+        for baseline, estimates in figures.differences.items():
+            for metric, estimate in estimates.items():
+                flat |= _flat(f"{part}_{metric}_minus_{baseline}", estimate)
+    return flat
+
+
+def slice_metrics(test: Measured) -> dict[str, float]:
+    """The figures of the slices under the names that MLflow holds."""
+    flat: dict[str, float] = {}
+    for name, groups in test.slices.items():
+        for group, figures in groups.items():
+            flat[f"slice/{name}/{group}/rows"] = figures.rows
+            for metric, estimate in figures.estimates.items():
+                flat |= _flat(f"slice/{name}/{group}/{metric}", estimate)
+    return flat
+
+
+def metrics_over_time(over_time: OverTime) -> dict[str, float]:
+    """The figures of origins and staleness under the names that MLflow holds."""
+    flat: dict[str, float] = {}
+    for parts, measured in over_time.origins:
+        for metric, estimate in measured.scorers[MODEL].items():
+            flat |= _flat(f"origin/{parts.test[0]}/{metric}", estimate)
+    if over_time.staleness is not None:
+        for age, estimates in over_time.staleness.scorers.items():
+            for metric, estimate in estimates.items():
+                flat |= _flat(f"staleness/{age}/{metric}", estimate)
+    return flat
+
+
+def _flat(name: str, estimate: Estimate) -> dict[str, float]:
+    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
