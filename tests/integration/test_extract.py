@@ -11,7 +11,7 @@ import pytest
 from psycopg2.extras import execute_values
 
 from nightshift.errors import NightshiftError
-from nightshift.features import extract
+from nightshift.features import extract, packing
 from nightshift.settings import Settings
 from nightshift.spec import Source
 
@@ -31,6 +31,8 @@ ROWS: list[tuple[Any, ...]] = [
     ("", False, -(2**63), "-99999999999999.9999", -0.0, "0001-01-01", "2011-05-03", "0001-01-01"),
     ("張\n\t\\", None, 2**63 - 1, "0", 1e-300, "9999-12-31", "2011-05-03", "9999-12-31"),
     (None, None, None, None, None, "1970-01-01", "2011-05-03", None),
+    ("a\x01\x02\x03b", False, 1, "1", 1.5, "2000-01-01", "2011-05-03", None),
+    ("\x04", False, 1, "1", 1.5, "2000-01-01", "2011-05-04", None),
     ("x" * 10_000, True, 0, "0.0001", float("inf"), "2000-01-01", "2011-05-04", "2000-01-01"),
 ]
 
@@ -54,9 +56,12 @@ def read(warehouse: Settings) -> list[dict[str, Any]]:
     days = Counter(row[6] for row in ROWS)
     with adbc.connect(warehouse.warehouse_url) as connection, connection.cursor() as cursor:
         for piece in extract.pieces(days):
-            cursor.execute(extract.rows_query(VALUES, piece, nullable))
-            batches = list(cursor.fetch_record_batch())
-            found += extract.unpacked(batches, VALUES).to_pylist()
+            for separator in packing.SEPARATORS:
+                cursor.execute(packing.rows_query(VALUES, piece, nullable, separator))
+                batches = list(cursor.fetch_record_batch())
+                if packing.ambiguous(batches, VALUES) is None:
+                    break
+            found += packing.unpacked(batches, VALUES).to_pylist()
     return found
 
 

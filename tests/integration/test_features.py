@@ -218,6 +218,19 @@ def test_a_number_that_no_decimal_can_be_is_named(mart: Settings, value: str) ->
     assert "declare the column as double" in error.value.remedy
 
 
+def test_text_may_hold_what_separates_texts(mart: Settings) -> None:
+    change(mart, "update marts.fct_order_lines set country = e'\\x01\\x03' where invoice_id = 'I8'")
+    change(mart, "update marts.fct_order_lines set country = e'\\x02\\x05' where invoice_id = 'I9'")
+    change(mart, "update marts.fct_order_lines set country = null where invoice_id = 'I10'")
+    extract(mart, [CHURN], AS_OF)
+    assert lake_rows(mart) == mart_rows(mart)
+
+    every = "".join(map(chr, range(1, 32)))
+    change(mart, "update marts.fct_order_lines set country = %s where invoice_id = 'I9'", every)
+    with pytest.raises(NightshiftError, match=r"country holds, among .* 2010-08, texts"):
+        extract(mart, [CHURN], AS_OF)
+
+
 def test_the_vector_scored_tonight_is_the_vector_trained_on_later(mart: Settings) -> None:
     extract(mart, [CHURN], AS_OF)
     scored = rows_of(build_features(mart, [CHURN], AS_OF)["churn"])

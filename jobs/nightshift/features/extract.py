@@ -7,7 +7,7 @@ of every month, and holds whole entities.
 
 import re
 import zlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from pathlib import Path
@@ -38,19 +38,6 @@ _TYPES: dict[str, pa.DataType] = {
     "date": pa.date32(),
 }
 _DELTA_ENCODED = ("integer", "decimal", "timestamp", "date")
-# A value as the server packs it: bytes of one width, in the order of the network; of text, bytes
-# that no zero is among.
-_PACKED = {
-    "string": ("textsend({}::text)", "S0"),
-    "boolean": ("boolsend({})", ">i1"),
-    "integer": ("int8send({})", ">i8"),
-    "decimal": ("int8send(({}::numeric * 10000)::bigint)", ">i8"),
-    "double": ("float8send({}::double precision)", ">f8"),
-    "timestamp": ("timestamp_send({})", ">i8"),
-    "date": ("date_send({})", ">i4"),
-}
-_EPOCH_2000 = {"timestamp": 946_684_800_000_000, "date": 10_957}
-"""From 1970 to 2000, where Postgres begins to count."""
 MOST_ROWS = 1_000_000
 """That are packed at once: what a statement may hold in the server's memory."""
 _SQL_TYPES: dict[str, tuple[str, ...]] = {
@@ -123,107 +110,6 @@ def pieces(rows: Mapping[str, int]) -> list[Piece]:
     ]
 
 
-def rows_query(source: Source, piece: Piece, nullable: Collection[str]) -> str:
-    """The rows of a piece, packed by the server into one row a landed day: see :func:`unpacked`.
-
-    To take rows one by one costs the client ten times as much.
-
-    Args:
-        nullable: the columns that may hold a null.
-    """
-    landed = quote(source.landed_date)
-    packed = [landed, "count(*) as rows"]
-    for name, kind in source.columns.items():
-        if name == source.landed_date:
-            continue
-        column = quote(name)
-        value = _PACKED[kind][0].format(column)
-        if name in nullable:
-            width = np.dtype(_PACKED[kind][1]).itemsize
-            value = f"coalesce({value}, '\\x{'00' * width}'::bytea)"
-            is_null = f"string_agg(boolsend({column} is null), ''::bytea)"
-            packed.append(f"{is_null} as {quote(name + ' null')}")
-        between = "\\x00" if kind == "string" else ""
-        packed.append(f"string_agg({value}, '{between}'::bytea) as {column}")
-    share = ""
-    if piece.parts > 1:
-        number = f"hashtextextended({quote(source.row_id)}::text, 0) & 9223372036854775807"
-        share = f" and ({number}) % {piece.parts} = {piece.part}"
-    return (
-        f"select {', '.join(packed)} from {quote(source.relation)}"
-        f" where {_landed_on(source, piece.days)}{share} group by {landed}"
-    )
-
-
-def unpacked(packed: Sequence[pa.RecordBatch], source: Source) -> pa.Table:
-    """The rows that ``rows_query`` gave in few, in the types of :func:`schema`.
-
-    Raises:
-        NightshiftError: a time or date is infinite, or out of the range of microseconds.
-    """
-    wanted = schema(source)
-    days = [
-        [_unpacked(batch, day, field, source) for field in wanted]
-        for batch in packed
-        for day in range(batch.num_rows)
-    ]
-    if not days:
-        return wanted.empty_table()
-    columns = []
-    for field, parts in zip(wanted, zip(*days, strict=True), strict=True):
-        if pa.types.is_dictionary(field.type):
-            columns.append(_encoded(pa.chunked_array(parts, pa.binary())))
-        else:
-            columns.append(pa.chunked_array(parts, field.type))
-    return pa.table(columns, wanted)
-
-
-def _unpacked(packed: pa.RecordBatch, day: int, field: pa.Field, source: Source) -> pa.Array:
-    """One column of a landed day; text as bytes, of which each ends with a zero."""
-    rows = packed["rows"][day].as_py()
-    if field.name == source.landed_date:
-        return pa.repeat(packed[field.name][day], rows).cast(field.type)
-    sent = packed[field.name][day].as_buffer()
-    mask = None
-    if f"{field.name} null" in packed.schema.names:
-        mask = np.frombuffer(packed[f"{field.name} null"][day].as_buffer(), np.bool_)
-    kind = source.columns[field.name]
-    if kind == "string":
-        text = np.append(np.frombuffer(sent, np.uint8), np.uint8(0))
-        ends = np.append(np.int32(0), np.flatnonzero(text == 0).astype(np.int32) + 1)
-        valid = None if mask is None else pa.array(~mask).buffers()[1]
-        buffers = [valid, pa.py_buffer(ends), pa.py_buffer(text)]
-        return pa.BinaryArray.from_buffers(pa.binary(), rows, buffers)
-    numbers = np.frombuffer(sent, _PACKED[kind][1])
-    values = numbers.astype(numbers.dtype.newbyteorder("="))
-    if kind in _EPOCH_2000:
-        since, limits = _EPOCH_2000[kind], np.iinfo(values.dtype)
-        if values.max() > limits.max - since or values.min() == limits.min:
-            raise NightshiftError(
-                f"{source.relation}.{field.name} holds a {kind} that is infinite, or too far away,"
-                f" in a row that landed on {packed[source.landed_date][day]}",
-                "correct the dbt model, or land the file again",
-            )
-        values += since
-    if kind == "boolean":
-        return pa.array(values.astype(np.bool_), mask=mask)
-    found = pa.array(values, mask=mask)
-    if kind == "decimal":  # from 1/10,000: the same digits with another point
-        return found.cast(pa.decimal128(19, 0)).view(field.type)
-    return found.view(field.type) if kind in _EPOCH_2000 else found
-
-
-def _encoded(text: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Bytes that end with a zero as text without it, encoded once."""
-    chunks = [
-        pa.DictionaryArray.from_arrays(
-            chunk.indices, pc.binary_slice(chunk.dictionary, 0, -1).cast(pa.string())
-        )
-        for chunk in pc.dictionary_encode(text).chunks
-    ]
-    return pa.chunked_array(chunks, _TYPES["string"])
-
-
 def unfit_query(source: Source, columns: Sequence[str], days: Sequence[str]) -> str:
     """A value of these columns that no decimal of the lake can be, on ``days``, if there is one.
 
@@ -234,13 +120,13 @@ def unfit_query(source: Source, columns: Sequence[str], days: Sequence[str]) -> 
         f"select name, value::text, {quote(source.row_id)}::text, {quote(source.landed_date)}"
         f" from {quote(source.relation)}"
         f" cross join lateral (values {values}) as found (name, value)"
-        f" where {_landed_on(source, days)}"
+        f" where {landed_on(source, days)}"
         # a NaN is greater than any number
         " and (abs(value) >= 1e14 or value <> round(value, 4)) limit 1"
     )
 
 
-def _landed_on(source: Source, days: Sequence[str]) -> str:
+def landed_on(source: Source, days: Sequence[str]) -> str:
     listed = ", ".join(f"'{day}'" for day in days)
     return f"{quote(source.landed_date)} = any(array[{listed}]::date[])"
 

@@ -22,7 +22,7 @@ from pyspark.sql import SparkSession
 
 from nightshift.errors import NightshiftError, RefusedAsOf, SettingError
 from nightshift.features import extract as plan
-from nightshift.features import job
+from nightshift.features import job, packing
 from nightshift.features import parity as vector_parity
 from nightshift.features import prove as prover
 from nightshift.features.snapshots import mature_snapshots
@@ -132,7 +132,7 @@ def _extract_source(settings: Settings, source: Source, keys: Sequence[str]) -> 
         closing(_months(settings, source, pieces, nullable)) as months,
     ):
         for month, packed in months:
-            table = plan.unpacked(packed, source)
+            table = packing.unpacked(packed, source)
             rows += table.num_rows
             of_month = {day: sign for day, sign in days.items() if day.startswith(month[:7])}
             for key, changed in work[month].items():
@@ -177,21 +177,30 @@ def _months(
         cursor.execute("set max_parallel_workers_per_gather = 0")
         cursor.execute("set client_encoding = 'UTF8'")
 
-        def fetch(piece: plan.Piece) -> list[pa.RecordBatch]:
+        def fetch(piece: plan.Piece, separator: int) -> list[pa.RecordBatch]:
             try:
-                cursor.execute(plan.rows_query(source, piece, nullable))
+                cursor.execute(packing.rows_query(source, piece, nullable, separator))
                 with cursor.fetch_record_batch() as batches:
                     return list(batches)
             except (adbc.Error, OSError, pa.ArrowException) as error:
                 if "maximum allowed length" in str(error) and piece.parts < MOST_PARTS:
                     connection.rollback()
-                    return [rows for some in piece.split() for rows in fetch(some)]
+                    return [rows for some in piece.split() for rows in fetch(some, separator)]
                 # of a column that is tight enough a NaN
                 _refuse_unfit(settings, source, plan.decimals(source), piece.days)
                 raise
 
         def fetch_month(month: str) -> list[pa.RecordBatch]:
-            return [rows for piece in pieces[month] for rows in fetch(piece)]
+            for separator in packing.SEPARATORS:
+                packed = [rows for piece in pieces[month] for rows in fetch(piece, separator)]
+                column = packing.ambiguous(packed, source)
+                if column is None:
+                    return packed
+            raise NightshiftError(
+                f"{source.relation}.{column} holds, among what landed in {month[:7]}, texts with"
+                " each of the control characters that could separate them",
+                "correct the dbt model: take such characters out of the text",
+            )
 
         coming = deque[tuple[str, Future[list[pa.RecordBatch]]]]()
         try:
