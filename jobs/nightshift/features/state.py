@@ -31,7 +31,8 @@ class Part:
     """Tiles of some landed months, with what their codes stand for.
 
     Attributes:
-        tiles: on codes of ``entities`` and ``texts``.
+        tiles: on codes of ``entities`` and ``texts``; integers that were kept are narrow, until
+            they are joined.
         entities: keys, ascending; an entity's code is its position.
         texts: column or expression of text → its values, ascending.
     """
@@ -43,8 +44,6 @@ class Part:
 
 def joined(group: FeatureGroup, parts: Sequence[Part]) -> Part:
     """The tiles of all parts as one, on common codes."""
-    if len(parts) == 1:
-        return parts[0]
     entities, entity_codes = _common([part.entities for part in parts])
     texts = {name: _common([part.texts[name] for part in parts]) for name in parts[0].texts}
     common = [
@@ -150,7 +149,7 @@ def _apart(
     begin = dict.fromkeys(whole, 0)
     arrays = {}
     for name, kind, length in layout:
-        arrays[name] = _wide(whole[kind][begin[kind] : begin[kind] + length])
+        arrays[name] = whole[kind][begin[kind] : begin[kind] + length]
         begin[kind] += length
     return arrays
 
@@ -174,8 +173,3 @@ def _narrow(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         if limits.min <= least and greatest <= limits.max:
             return values.astype(kind)
     return values
-
-
-def _wide(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    is_integer = np.issubdtype(values.dtype, np.signedinteger)
-    return values.astype(np.int64) if is_integer else values

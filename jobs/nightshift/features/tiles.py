@@ -311,7 +311,7 @@ def merge(parts: Sequence[Tiles]) -> Tiles:
     """The tiles of all rows, from the tiles of the parts they were split into.
 
     The parts are of the same declarations and resolution, and on the same codes of entities and
-    text (:func:`recoded`).
+    text (:func:`recoded`); their integers may be narrower than those of the answer.
     """
     first = parts[0]
     return Tiles(
@@ -343,7 +343,7 @@ class _Merging:
     """Where the rows of sorted parts go when they are laid together in the order of their keys."""
 
     def __init__(self, keys: Sequence[Sequence[npt.NDArray[np.int64]]]) -> None:
-        columns = [np.concatenate(column) for column in zip(*keys, strict=True)]
+        columns = [np.concatenate(column, dtype=np.int64) for column in zip(*keys, strict=True)]
         key = sort_key(*columns)
         self._order = sorting(key)
         bounds = np.cumsum([len(columns[0]) for columns in keys])
@@ -358,9 +358,10 @@ class _Merging:
 
     def column(self, parts: Sequence[Array]) -> Array:
         """A column of the parts, in the order of all."""
+        dtype = np.float64 if parts[0].dtype.kind == "f" else np.int64
         if self._order is None:
-            return np.concatenate(parts)
-        merged = np.empty(len(self._order), parts[0].dtype)
+            return np.concatenate(parts, dtype=dtype)
+        merged = np.empty(len(self._order), dtype)
         for places, values in zip(self._places, parts, strict=True):
             merged[places] = values
         return merged
