@@ -72,6 +72,17 @@ def contributions(booster: xgb.Booster, matrix: Matrix) -> Vector:
     return np.asarray(booster.predict(data, pred_contribs=True), dtype=np.float64)
 
 
+def gain_shares(booster: xgb.Booster) -> dict[str, float]:
+    """Each used feature's share of the total gain, largest first."""
+    gains = {
+        name: float(np.sum(gain))
+        for name, gain in booster.get_score(importance_type="total_gain").items()
+    }
+    total = sum(gains.values()) or 1.0
+    ordered = sorted(gains.items(), key=lambda item: (-item[1], item[0]))
+    return {name: gain / total for name, gain in ordered}
+
+
 def _check_width(booster: xgb.Booster, matrix: Matrix) -> None:
     if matrix.shape[1] != booster.num_features():
         raise NightshiftError(

@@ -741,6 +741,19 @@ class Snapshots(_Declaration):
     staleness_weeks: tuple[Annotated[int, Field(ge=1, le=520)], ...] = ()
 
 
+class Studies(_Declaration):
+    """What a training finds out beside the model, on its validation snapshots, for the model card.
+
+    ``learning_curve``: shares of the entities to train on, beside all of them. ``ablation``: what
+    each part of the features is worth. None of either switches it off. Both take at most
+    ``max_rows`` rows, those of some entities, so that their time is bounded.
+    """
+
+    learning_curve: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.125, 0.25, 0.5)
+    ablation: bool = True
+    max_rows: Annotated[int, Field(ge=1_000)] = 50_000
+
+
 Objective = Literal["binary", "regression", "ranking"]
 Metric = Literal[
     "auc", "average_precision", "log_loss", "brier", "calibration_error",
@@ -911,6 +924,14 @@ class ParityWithin(_Declaration):
     value: Share
 
 
+class GainShareAtMost(_Declaration):
+    """No feature has more than this share of the model's total gain: one that has knows the label,
+    or stands for everything else."""
+
+    kind: Literal["gain_share_at_most"] = "gain_share_at_most"
+    share: Annotated[float, Field(gt=0, lt=1)]
+
+
 class Reproducible(_Declaration):
     """A fresh process makes the same bytes of the same dataset and seed."""
 
@@ -931,6 +952,7 @@ Gate = Annotated[
     | SliceAtLeast
     | CalibrationWithin
     | ParityWithin
+    | GainShareAtMost
     | Reproducible
     | LoadsAndScores,
     Field(discriminator="kind"),
@@ -953,6 +975,9 @@ class Band(_Declaration):
 class UseCase(_Declaration):
     """One prediction task. All else (DAG ids, tables, registered model) follows from its name.
 
+    ``linear_margin``: by how much the model has to be better than the linear one, in the first
+    metric that a gate asks for, lest the model card says that it is not.
+
     With ``approval="manual"`` a model that has passed its gates waits until a person has approved
     it in Airflow; otherwise it is champion at once.
     """
@@ -973,6 +998,8 @@ class UseCase(_Declaration):
     reasons: Annotated[int, Field(ge=1, le=10)] = 3
     working_point: WorkingPoint | None = None
     slices: tuple[Slice, ...] = ()
+    linear_margin: Annotated[float, Field(ge=0)] = 0.0
+    studies: Studies = Studies()
     gates: tuple[Gate, ...] = Field(min_length=1)
     approval: Literal["automatic", "manual"] = "automatic"
 
@@ -1033,7 +1060,7 @@ class UseCase(_Declaration):
         if isinstance(gate, CalibrationWithin):
             if self.objective == "ranking":
                 raise ValueError(f"{where}: the scores of a ranking have no level")
-        elif not isinstance(gate, Reproducible | LoadsAndScores):
+        elif not isinstance(gate, GainShareAtMost | Reproducible | LoadsAndScores):
             rule = METRICS[gate.metric]
             if rule.objective != self.objective:
                 known = [name for name, r in METRICS.items() if r.objective == self.objective]
@@ -1115,6 +1142,16 @@ class UseCase(_Declaration):
         if self.mode == "candidate":
             return "ranking"
         return "regression" if isinstance(self.label, Sum | Count) else "binary"
+
+    @property
+    def judged_metrics(self) -> tuple[Metric, ...]:
+        """The metrics of which a gate asks something of the whole, in the gates' order."""
+        kinds = (AtLeast, AtMost, BeatsBaseline, BeatsChampion)
+        found = (gate.metric for gate in self.gates if isinstance(gate, kinds))
+        default: dict[Objective, Metric] = {
+            "binary": "auc", "regression": "spearman", "ranking": "ndcg_at_k"
+        }  # fmt: skip
+        return tuple(dict.fromkeys(found)) or (default[self.objective],)
 
     @property
     def vector_key(self) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,12 @@ from nightshift.spec import (
     AtMost,
     BeatsBaseline,
     CalibrationWithin,
+    GainShareAtMost,
     ParityWithin,
     Reproducible,
     Slice,
     SliceAtLeast,
+    Studies,
 )
 from nightshift.training.run import train
 from nightshift.use_cases.churn import CHURN
@@ -38,6 +41,7 @@ LATER = date(2011, 6, 26)
 ONE_ORIGIN = CHURN.model_copy(
     update={
         "snapshots": CHURN.snapshots.model_copy(update={"origins": 1, "staleness_weeks": ()}),
+        "studies": Studies(learning_curve=(), ablation=False),
     }
 )
 
@@ -203,11 +207,8 @@ def test_the_same_inputs_give_the_same_model_bytes(tracked_warehouse: Settings) 
     assert run.data.params["train_snapshots"] == "4: 2010-06-21 … 2010-08-02"
     assert run.data.metrics["test_auc"] > run.data.metrics["test_auc_recency"]
     for path in (
-        "report.md",
+        "card.html",
         "data_manifest.json",
-        "plots/roc_and_pr.png",
-        "plots/calibration.png",
-        "plots/importance.png",
         "evaluation/test_predictions.parquet",
     ):
         assert artifact(settings, first.mlflow_run_id, path).stat().st_size > 0
@@ -246,6 +247,7 @@ SUSPICIOUS = ONE_ORIGIN.model_copy(
             SliceAtLeast(slice="price", metric="auc", value=0.6),
             ParityWithin(slice="price", metric="selection_rate", value=0.3),
             CalibrationWithin(value=0.15),
+            GainShareAtMost(share=0.6),
         ),
     }
 )
@@ -255,7 +257,7 @@ SUSPICIOUS = ONE_ORIGIN.model_copy(
     ("planted", "refused_by"),
     [
         ("", set()),
-        ("leaked feature", {"at_most_auc"}),
+        ("leaked feature", {"at_most_auc", "gain_share_at_most"}),
         (
             "biased slice",
             {"slice_at_least_price_auc", "parity_within_price_selection_rate"},
@@ -383,24 +385,37 @@ def test_judging_before_training_is_refused(tracked_warehouse: Settings) -> None
         judge(tracked_warehouse, CHURN, AS_OF)
 
 
-def test_the_report_names_every_scorer(tracked_warehouse: Settings) -> None:
+def test_the_model_card_tells_all_that_a_person_needs(tracked_warehouse: Settings) -> None:
     settings = tracked_warehouse
     write_training_set(settings)
     run_id = train(settings, CHURN, AS_OF).mlflow_run_id
-    judge(settings, CHURN, AS_OF)
-    text = artifact(settings, run_id, "report.md").read_text()
-    for scorer in ("model", "recency", "frequency", "linear"):
-        assert f"| {scorer} | " in text
-    for heading in (
-        "Selected at the working point: scores of at least 0.7000.",
-        "### Slice tenure: customer_purchase_days_since_first_all",
-        "- 180 to 365 (0 rows): 0 entities, too few to measure: 100 are asked",
-        "## Rolling origins",
-        "| 2011-01-31 … 2011-02-14, of 2 snapshots | ",
-        "## Staleness",
-        "| 4 weeks | ",
+    card = artifact(settings, run_id, "card.html")
+    assert "The gates have not judged it yet." in card.read_text()
+    assert judge(settings, CHURN, AS_OF).promoted_version == "1"
+    text = card.read_text()
+    for said in (
+        "passed, and promoted to champion",
+        "<code>gain_share_at_most</code>",
+        "It is better than recency alone by ",
+        "model minus linear",
+        "180 to 365 (0 rows): 0 entities, too few to measure: 100 are asked",
+        "Rolling origins",
+        "Staleness",
+        "More customers",
+        "<td>ratios and trends</td>",
+        f"<code>{run_id}</code>",
     ):
-        assert heading in text
+        assert said in text, said
+    assert "not judged it yet" not in text
+    # self-contained, and about nobody
+    assert re.findall(r'(?:src|href)="(?!data:image/svg|#)', text) == []
+    assert not re.search(r"\b00\d{3}\b", text)
+
+    judge(settings, CHURN, AS_OF)
+    assert card.read_text().count("Later moves of the champion") == 1
+    assert "passed, and was decided on before" in card.read_text()
+    note = model_store.client(settings).get_run(run_id).data.tags["mlflow.note.content"]
+    assert "- On 600 rows of 2011-02-28 … 2011-03-14, which it has not seen, the model" in note
     logged = model_store.client(settings).get_run(run_id).data.metrics
     assert logged["slice/value/band 1/auc_low"] < logged["slice/value/band 1/auc"]
     assert {"origin/2011-01-31/auc", "staleness/4 weeks/log_loss"} <= set(logged)

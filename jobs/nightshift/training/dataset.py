@@ -38,6 +38,27 @@ class Dataset:
         """Which rows are of these snapshots, (rows,)."""
         return np.isin(self.snapshots, np.array(snapshots, dtype="datetime64[D]"))
 
+    @property
+    def rates(self) -> dict[date, tuple[int, float]]:
+        """Snapshot → its rows and their mean label, oldest first."""
+        days, codes, rows = np.unique(self.snapshots, return_inverse=True, return_counts=True)
+        sums = np.bincount(codes, weights=self.labels)
+        return {
+            date.fromisoformat(str(day)): (int(count), float(total / count))
+            for day, count, total in zip(days, rows, sums, strict=True)
+        }
+
+    def only(self, rows: npt.NDArray[np.bool_]) -> "Dataset":
+        """The dataset of some of its rows, (rows,)."""
+        return Dataset(
+            self.manifest,
+            self.keys[rows],
+            self.snapshots[rows],
+            self.labels[rows],
+            self.matrix[rows],
+            None if self.items is None else self.items[rows],
+        )
+
 
 def read_dataset(folder: Path, use_case: UseCase, as_of: date) -> Dataset:
     """Read the training dataset in ``folder``, which knows what was known at ``as_of``.

@@ -1,16 +1,17 @@
 """Models of several cut-offs, and how good they are on days that they have not seen."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import xgboost as xgb
 
 from nightshift.baselines import LINEAR, fit_linear, heuristic_scores, linear_scores
-from nightshift.booster import Vector, predict
+from nightshift.booster import Matrix, Vector, predict
 from nightshift.metrics import Estimate, Measured, measure
 from nightshift.spec import UseCase
 from nightshift.training.dataset import Dataset, has_both_classes
-from nightshift.training.fit import fit_early_stopped
+from nightshift.training.fit import fit_early_stopped, fit_trees
 from nightshift.training.slices import slice_rows
 from nightshift.training.split import Split
 
@@ -40,6 +41,25 @@ def fit_and_score(
         scores[heuristic.name] = heuristic_scores(heuristic, column)
     scores[LINEAR] = linear_scores(linear, matrix)
     return evaluation, scores
+
+
+def refit(
+    use_case: UseCase, dataset: Dataset, parts: Split, seed: int, trees: int | None = None
+) -> Callable[[Matrix], Vector]:
+    """A model of the train snapshots as what it does: (rows, features) → (rows,) scores.
+
+    Args:
+        trees: how many; None to stop early on the validation snapshots.
+    """
+    if trees is None:
+        return partial(predict, _fit(use_case, dataset, parts, seed))
+    learn = dataset.rows_of(parts.train)
+    return partial(
+        predict,
+        fit_trees(
+            dataset.matrix[learn], dataset.labels[learn], use_case.feature_names, trees, seed
+        ),
+    )
 
 
 def _fit(use_case: UseCase, dataset: Dataset, parts: Split, seed: int) -> xgb.Booster:

@@ -12,7 +12,9 @@ import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
-from datetime import date
+from datetime import date, timedelta
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xgboost as xgb
 
+from nightshift import model_card
 from nightshift.baselines import LINEAR
-from nightshift.booster import Vector, predict, to_matrix
+from nightshift.booster import Vector, gain_shares, predict, to_matrix
 from nightshift.errors import NightshiftError
 from nightshift.io import model_store
 from nightshift.io.lake import dataset_dir, digest
@@ -30,7 +33,8 @@ from nightshift.io.warehouse import recorded_run
 from nightshift.metrics import Measured
 from nightshift.settings import PROJECT_ROOT, Settings
 from nightshift.spec import UseCase
-from nightshift.training import report
+from nightshift.training.card import Card, render, summary
+from nightshift.training.curves import deciles, precision_recall, roc
 from nightshift.training.dataset import (
     Dataset,
     check_classes,
@@ -47,14 +51,24 @@ from nightshift.training.evaluation import (
     measure_part,
     measure_staleness,
     metrics_over_time,
+    refit,
     slice_metrics,
 )
+from nightshift.training.explanation import explain
 from nightshift.training.fit import fit_trees, model_bytes, parameters
 from nightshift.training.split import Split, rolling_origins, stale_splits
+from nightshift.training.studies import (
+    Ablation,
+    LearningCurve,
+    ablation,
+    learning_curve,
+    learning_rows,
+)
 
 log = logging.getLogger(__name__)
 
 SAMPLE_ROWS = 512
+LIBRARIES = ("numpy", "pyarrow", "pyspark", "scikit-learn", "xgboost")
 
 
 @dataclass(frozen=True)
@@ -125,26 +139,40 @@ def train(settings: Settings, use_case: UseCase, as_of: date) -> TrainingResult:
             "test AUC: %s",
             ", ".join(f"{s} {m['auc'].value:.3f}" for s, m in measured["test"].scorers.items()),
         )
+        curve, ablated = _study(use_case, dataset, parts, trees, settings.seed)
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)
-            gains = report.gain_shares(
-                {k: float(v) for k, v in evaluation.get_score(importance_type="total_gain").items()}  # type: ignore[arg-type]
-            )
             _write_models(
                 folder, use_case, as_of, dataset, parts, evaluation, shipped, settings.seed
             )
             _write_evaluation(folder, use_case, dataset, parts, scores, measured, over_time)
-            _write_report(
-                folder, use_case, as_of, dataset, parts, trees, scores, measured, over_time, gains
+            manifest = _data_manifest(use_case, as_of, dataset)
+            (folder / "data_manifest.json").write_text(
+                json.dumps(manifest, indent=1, sort_keys=True, default=str)
             )
+            card = _card(
+                use_case,
+                as_of,
+                dataset,
+                parts,
+                evaluation,
+                scores,
+                measured,
+                over_time,
+                curve,
+                ablated,
+                manifest,
+                settings.seed,
+            )
+            (folder / model_card.ARTIFACT).write_text(render(card), encoding="utf-8")
             logged = metrics | slice_metrics(measured["test"]) | metrics_over_time(over_time)
             run_id = _log_to_mlflow(
-                settings, use_case, as_of, dataset, parts, trees, logged, folder
+                settings, use_case, as_of, dataset, parts, trees, logged, summary(card), folder
             )
-        version = model_store.register(settings, use_case.name, run_id, as_of.isoformat())
+        registered = model_store.register(settings, use_case.name, run_id, as_of.isoformat())
         result = TrainingResult(
             mlflow_run_id=run_id,
-            version=version.version,
+            version=registered.version,
             trees=trees,
             rows=len(dataset.labels),
             model_sha256=hashlib.sha256(model_bytes(shipped)).hexdigest(),
@@ -153,7 +181,7 @@ def train(settings: Settings, use_case: UseCase, as_of: date) -> TrainingResult:
         # jsonb has no NaN.
         finite = {name: value for name, value in metrics.items() if np.isfinite(value)}
         run.result = {**asdict(result), "metrics": finite}
-        log.info("registered %s version %s (run %s)", use_case.name, version.version, run_id)
+        log.info("registered %s version %s (run %s)", use_case.name, registered.version, run_id)
         return result
 
 
@@ -245,43 +273,112 @@ def _write_evaluation(
     )
 
 
-def _write_report(
-    folder: Path,
+def _study(
+    use_case: UseCase, dataset: Dataset, parts: Split, trees: int, seed: int
+) -> tuple[LearningCurve | None, Ablation | None]:
+    """What the spec wants to know beside the model; None of what it does not."""
+    wanted, metric = use_case.studies, use_case.judged_metrics[0]
+    if not (wanted.learning_curve or wanted.ablation):
+        return None, None
+    started = time.perf_counter()
+    rows = learning_rows(dataset, parts, wanted.max_rows, seed)
+    curve = ablated = None
+    if wanted.learning_curve:
+        curve = learning_curve(
+            use_case, rows, parts, metric,
+            lambda learned: refit(use_case, learned, parts, seed), seed,
+        )  # fmt: skip
+    if wanted.ablation:
+        ablated = ablation(
+            use_case, rows, parts, metric,
+            lambda learned: refit(use_case, learned, parts, seed, trees),
+            dataset.manifest.get("cpu_seconds", {}), seed,
+        )  # fmt: skip
+    log.info("learning curve and ablation in %.1f s", time.perf_counter() - started)
+    return curve, ablated
+
+
+def _data_manifest(use_case: UseCase, as_of: date, dataset: Dataset) -> dict[str, Any]:
+    """What the dataset was made of, and with what: enough to make it again."""
+    days = dataset.rates
+    horizon = timedelta(days=use_case.label.horizon_days)
+    return {
+        **dataset.manifest,
+        "spec": use_case.model_dump(mode="json"),
+        "code_commit": _git_commit(),
+        "label_window": {
+            "from": min(days).isoformat(),
+            "before": (max(days) + horizon).isoformat(),
+            "landed_before": as_of.isoformat(),
+        },
+        "rows_by_snapshot": {
+            day.isoformat(): {"rows": rows, "mean_label": rate}
+            for day, (rows, rate) in days.items()
+        },
+        "libraries": {name: version(name) for name in LIBRARIES},
+    }
+
+
+def _card(
     use_case: UseCase,
     as_of: date,
     dataset: Dataset,
     parts: Split,
-    trees: int,
+    evaluation: xgb.Booster,
     scores: dict[str, Vector],
     measured: dict[str, Measured],
     over_time: OverTime,
-    gains: dict[str, float],
-) -> None:
+    curve: LearningCurve | None,
+    ablated: Ablation | None,
+    manifest: dict[str, Any],
+    seed: int,
+) -> Card:
     rows = dataset.rows_of(parts.test)
-    labels = dataset.labels[rows].astype(np.float64)
+    labels, keys = dataset.labels[rows].astype(np.float64), dataset.keys[rows]
     tested = {name: score[rows] for name, score in scores.items()}
-    (folder / "data_manifest.json").write_text(
-        json.dumps(dataset.manifest, indent=1, sort_keys=True, default=str)
-    )
-    (folder / "report.md").write_text(
-        report.markdown(
-            use_case,
-            as_of,
-            parts,
-            trees,
-            measured["validation"],
-            measured["test"],
-            over_time,
-            gains,
-        )
-    )
-    plots = folder / "plots"
-    plots.mkdir()
-    (plots / "roc_and_pr.png").write_bytes(report.roc_and_pr_png(labels, tested))
-    (plots / "calibration.png").write_bytes(
-        report.calibration_png(labels, {name: tested[name] for name in (MODEL, LINEAR)})
-    )
-    (plots / "importance.png").write_bytes(report.importance_png(gains))
+    has_classes = use_case.objective == "binary"
+    return Card(
+        use_case=use_case,
+        as_of=as_of,
+        parts=parts,
+        trees=evaluation.num_boosted_rounds(),
+        validation=measured["validation"],
+        test=measured["test"],
+        over_time=over_time,
+        rates=dataset.rates,
+        gains=gain_shares(evaluation),
+        deciles={
+            name: deciles(labels, keys, tested[name], seed)
+            for name in (MODEL, LINEAR)
+            if name in tested
+        },
+        scores=tested[MODEL],
+        roc={n: roc(labels, score) for n, score in tested.items() if has_classes},
+        precision_recall={
+            n: precision_recall(labels, score) for n, score in tested.items() if has_classes
+        },
+        explanation=explain(
+            evaluation, partial(predict, evaluation), use_case.feature_names,
+            dataset.matrix[rows], seed,
+        ),
+        curve=curve,
+        ablation=ablated,
+        parameters=parameters(seed),
+        manifest=manifest,
+        lineage={
+            "training set": str(manifest.get("sha256")),
+            "made of rows": str(manifest.get("source_sha256")),
+            "rows": f"{len(dataset.labels):,}",
+            "label window": "{from} … before {before}, landed before {landed_before}".format(
+                **manifest["label_window"]
+            ),
+            "spec": digest(manifest["spec"]),
+            "code": manifest["code_commit"],
+            "features' code": str(manifest.get("key", {}).get("code_sha256")),
+            "seed": str(seed),
+            "libraries": ", ".join(f"{n} {v}" for n, v in manifest["libraries"].items()),
+        },
+    )  # fmt: skip
 
 
 def _log_to_mlflow(
@@ -292,10 +389,11 @@ def _log_to_mlflow(
     parts: Split,
     trees: int,
     metrics: dict[str, float],
+    note: str,
     folder: Path,
 ) -> str:
     from mlflow.entities import Metric, Param, RunTag
-    from mlflow.utils.validation import MAX_METRICS_PER_BATCH, MAX_TAG_VAL_LENGTH
+    from mlflow.utils.validation import MAX_METRICS_PER_BATCH
 
     client = model_store.client(settings)
     run_id = str(
@@ -323,10 +421,6 @@ def _log_to_mlflow(
             dates = getattr(parts, name)
             params[f"{name}_snapshots"] = f"{len(dates)}: {dates[0]} … {dates[-1]}"
         at = int(time.time() * 1000)
-        note = (folder / "report.md").read_text()
-        if len(note) > MAX_TAG_VAL_LENGTH:
-            note = note[: MAX_TAG_VAL_LENGTH - 100].rpartition("\n\n")[0]
-            note += "\n\nThe rest is in `report.md` among the run's artifacts.\n"
         figures = [
             Metric(name, value, at, 0) for name, value in metrics.items() if np.isfinite(value)
         ]
