@@ -38,6 +38,7 @@ from nightshift.orchestration import (
     run_stage,
     say_refusal,
     task_after,
+    with_card,
 )
 from nightshift.settings import settings
 from nightshift.spec import UseCase
@@ -135,7 +136,7 @@ def build_dag(use_case: UseCase) -> DAG:
 
             answered(lambda *given: answer(settings(), find_use_case(name), *given))
 
-        judged = judge_gates()
+        judged = with_card(judge_gates(), name)
         (
             load_raw()
             >> linked(check_landed(), "quality")
@@ -143,7 +144,7 @@ def build_dag(use_case: UseCase) -> DAG:
             >> linked(check_marts(), "quality_marts")
             >> extract_events()
             >> build_training_set()
-            >> train_model()
+            >> with_card(train_model(), name)
             >> judged
             >> refused_champion_kept()
         )

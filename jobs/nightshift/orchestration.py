@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 POLL_SECONDS = 30.0
 QUALITY_PAGES = "/quality"
 """Where the plugin ``quality_pages`` is mounted, below Airflow's own address."""
+MODEL_CARDS = "/model-cards"
+"""Where the plugin ``model_cards`` is mounted."""
 
 AS_OF_PARAM = Param(
     None,
@@ -247,6 +249,28 @@ class QualityLink(BaseOperatorLink):
         return f"{_base_url()}{QUALITY_PAGES}/{self.page}?{query}"
 
 
+@attrs.define
+class CardLink(BaseOperatorLink):
+    """A button on a task's page that leads to the model card, a page of the plugin ``model_cards``.
+
+    Attributes:
+        use_case: whose model it is.
+    """
+
+    use_case: str
+    name: str = "Model card"
+
+    @property
+    def xcom_key(self) -> str:
+        """Where Airflow keeps the URL once the task has ended."""
+        return "_link_model_card"
+
+    def get_link(self, operator: Any, *, ti_key: Any) -> str:
+        """URL of the newest version's card for the task's ``as_of``."""
+        as_of = run_as_of(ti_key.get_template_context())
+        return f"{_base_url()}{MODEL_CARDS}/train__{self.use_case}?{urlencode({'as_of': as_of})}"
+
+
 class AskByAlerts(BaseNotifier):
     """Tells by the channels of the alerts that a ``HITLOperator`` waits for a person."""
 
@@ -266,6 +290,12 @@ def linked(task: Any, stage: str) -> Any:
         QualityLink("Quality results", stage, "results"),
         QualityLink("Data Docs", stage, "data-docs"),
     )
+    return task
+
+
+def with_card(task: Any, use_case: str) -> Any:
+    """A task, as ``@task`` gives it, with a link to the model card."""
+    task.operator.operator_extra_links = (CardLink(use_case),)
     return task
 
 

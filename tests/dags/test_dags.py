@@ -235,10 +235,12 @@ def test_every_task_and_every_run_alerts(loaded: dict[str, Any]) -> None:
 
 def test_the_tasks_that_check_link_to_their_results(loaded: dict[str, Any]) -> None:
     links = {"Quality results": "_link_results", "Data Docs": "_link_data-docs"}
+    card = {"Model card": "_link_model_card"}
     for name, dag in loaded["dags"].items():
         for task_id, task in dag["tasks"].items():
             is_check = task_id.split(".")[-1] in ("check_landed", "check_marts")
-            assert task["links"] == (links if is_check else {}), (name, task_id)
+            expected = card if task_id in ("train_model", "judge_gates") else {}
+            assert task["links"] == (links if is_check else expected), (name, task_id)
 
 
 def test_spark_jobs_share_the_one_slot_pool(loaded: dict[str, Any]) -> None:
