@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 POLL_SECONDS = 30.0
 QUALITY_PAGES = "/quality"
 """Where the plugin ``quality_pages`` is mounted, below Airflow's own address."""
+MODEL_CARDS = "/model-cards"
+"""Where the plugin ``model_cards`` is mounted."""
 
 AS_OF_PARAM = Param(
     None,
@@ -53,13 +55,6 @@ PROMOTE_PARAM = Param(
     type="boolean",
     title="promote",
     description="Off is a dry run: the model is trained and judged, and the champion stays.",
-)
-TRIALS_PARAM = Param(
-    None,
-    type=["null", "integer"],
-    minimum=0,
-    title="trials",
-    description="Of the search for parameters, instead of the use case's own budget; 0 is none.",
 )
 
 
@@ -113,12 +108,6 @@ def run_stage[T](function: Callable[[date], T]) -> T:
     """Call a stage for the run's ``as_of``; a refusal fails the task at once, without retries."""
     with _refusals_fail_at_once():
         return function(run_as_of(get_current_context()))
-
-
-def trials() -> int | None:
-    """How many trials the run's param asks for; None leaves it to the use case."""
-    found: int | None = get_current_context()["params"]["trials"]
-    return found
 
 
 def may_promote() -> bool:
@@ -260,6 +249,28 @@ class QualityLink(BaseOperatorLink):
         return f"{_base_url()}{QUALITY_PAGES}/{self.page}?{query}"
 
 
+@attrs.define
+class CardLink(BaseOperatorLink):
+    """A button on a task's page that leads to the model card, a page of the plugin ``model_cards``.
+
+    Attributes:
+        use_case: whose model it is.
+    """
+
+    use_case: str
+    name: str = "Model card"
+
+    @property
+    def xcom_key(self) -> str:
+        """Where Airflow keeps the URL once the task has ended."""
+        return "_link_model_card"
+
+    def get_link(self, operator: Any, *, ti_key: Any) -> str:
+        """URL of the newest version's card for the task's ``as_of``."""
+        as_of = run_as_of(ti_key.get_template_context())
+        return f"{_base_url()}{MODEL_CARDS}/train__{self.use_case}?{urlencode({'as_of': as_of})}"
+
+
 class AskByAlerts(BaseNotifier):
     """Tells by the channels of the alerts that a ``HITLOperator`` waits for a person."""
 
@@ -279,6 +290,12 @@ def linked(task: Any, stage: str) -> Any:
         QualityLink("Quality results", stage, "results"),
         QualityLink("Data Docs", stage, "data-docs"),
     )
+    return task
+
+
+def with_card(task: Any, use_case: str) -> Any:
+    """A task, as ``@task`` gives it, with a link to the model card."""
+    task.operator.operator_extra_links = (CardLink(use_case),)
     return task
 
 

@@ -741,15 +741,20 @@ class Snapshots(_Declaration):
     staleness_weeks: tuple[Annotated[int, Field(ge=1, le=520)], ...] = ()
 
 
+class Studies(_Declaration):
+    """What a training finds out beside the model, on its validation snapshots, for the model card.
+
+    ``learning_curve``: shares of the entities to train on, beside all of them. ``ablation``: what
+    each part of the features is worth. None of either switches it off. Both take at most
+    ``max_rows`` rows, those of some entities, so that their time is bounded.
+    """
+
+    learning_curve: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.125, 0.25, 0.5)
+    ablation: bool = True
+    max_rows: Annotated[int, Field(ge=1_000)] = 50_000
+
+
 Objective = Literal["binary", "regression", "ranking"]
-CalibrationMethod = Literal["platt", "isotonic"]
-Loss = Literal["logistic", "squared_error", "absolute_error", "tweedie", "ndcg", "pairwise"]
-LOSSES: dict[Objective, tuple[Loss, ...]] = {
-    "binary": ("logistic",),
-    "regression": ("squared_error", "absolute_error", "tweedie"),
-    "ranking": ("ndcg", "pairwise"),
-}
-"""What a model of each objective may minimise; the first one unless the spec says otherwise."""
 Metric = Literal[
     "auc", "average_precision", "log_loss", "brier", "calibration_error",
     "precision", "recall", "f1", "selection_rate",
@@ -800,42 +805,6 @@ METRICS: dict[Metric, MetricRule] = {
     "coverage_at_k": MetricRule("ranking", None, "working_point"),
 }
 """What each metric means is told where it is computed, in ``nightshift.metrics``."""
-
-
-class Search(_Declaration):
-    """A search for better parameters than the defaults, until ``trials`` have ended or ``minutes``
-    have passed, whichever is first.
-
-    A trial is judged by its mean over the last ``validations`` stretches of snapshots whose labels
-    were known before the oldest origin's test.
-    """
-
-    trials: Annotated[int, Field(ge=1, le=10_000)] | None = None
-    minutes: Annotated[float, Field(gt=0, le=10_000)] | None = None
-    validations: Annotated[int, Field(ge=1, le=20)] = 3
-
-    @model_validator(mode="after")
-    def _has_a_budget(self) -> Self:
-        if self.trials is None and self.minutes is None:
-            raise ValueError("search: give a budget, of trials or of minutes")
-        return self
-
-
-class Model(_Declaration):
-    """How the boosted trees of a use case are fitted.
-
-    Attributes:
-        loss: what they minimise; None for the first that ``LOSSES`` gives the objective.
-        monotone: feature → 1 where the score may only rise with it, -1 where it may only fall.
-        half_life_days: how much older a snapshot is whose rows count half as much; None for rows
-            that count the same.
-        search: None for the default parameters.
-    """
-
-    loss: Loss | None = None
-    monotone: dict[str, Literal[-1, 1]] = {}
-    half_life_days: Days | None = None
-    search: Search | None = None
 
 
 class Threshold(_Declaration):
@@ -955,6 +924,14 @@ class ParityWithin(_Declaration):
     value: Share
 
 
+class GainShareAtMost(_Declaration):
+    """No feature has more than this share of the model's total gain: one that has knows the label,
+    or stands for everything else."""
+
+    kind: Literal["gain_share_at_most"] = "gain_share_at_most"
+    share: Annotated[float, Field(gt=0, lt=1)]
+
+
 class Reproducible(_Declaration):
     """A fresh process makes the same bytes of the same dataset and seed."""
 
@@ -975,6 +952,7 @@ Gate = Annotated[
     | SliceAtLeast
     | CalibrationWithin
     | ParityWithin
+    | GainShareAtMost
     | Reproducible
     | LoadsAndScores,
     Field(discriminator="kind"),
@@ -997,6 +975,9 @@ class Band(_Declaration):
 class UseCase(_Declaration):
     """One prediction task. All else (DAG ids, tables, registered model) follows from its name.
 
+    ``linear_margin``: by how much the model has to be better than the linear one, in the first
+    metric that a gate asks for, lest the model card says that it is not.
+
     With ``approval="manual"`` a model that has passed its gates waits until a person has approved
     it in Airflow; otherwise it is champion at once.
     """
@@ -1011,13 +992,14 @@ class UseCase(_Declaration):
     label: Label
     feature_groups: tuple[FeatureGroup, ...] = Field(min_length=1)
     snapshots: Snapshots
-    model: Model = Model()
     heuristics: tuple[Heuristic, ...]
     score_column: Name
     bands: tuple[Band, ...] = Field(min_length=1)
     reasons: Annotated[int, Field(ge=1, le=10)] = 3
     working_point: WorkingPoint | None = None
     slices: tuple[Slice, ...] = ()
+    linear_margin: Annotated[float, Field(ge=0)] = 0.0
+    studies: Studies = Studies()
     gates: tuple[Gate, ...] = Field(min_length=1)
     approval: Literal["automatic", "manual"] = "automatic"
 
@@ -1039,14 +1021,6 @@ class UseCase(_Declaration):
                     f"use case {self.name}: heuristic {heuristic.name!r}: no feature "
                     f"{heuristic.feature!r}"
                 )
-        for name in self.model.monotone:
-            if name not in names:
-                raise ValueError(f"use case {self.name}: monotone: no feature {name!r}")
-        if self.loss not in LOSSES[self.objective]:
-            raise ValueError(
-                f"use case {self.name}: a {self.objective} objective has no loss {self.loss!r}; it "
-                f"has {', '.join(LOSSES[self.objective])}"
-            )
         starts = [band.from_score for band in self.bands]
         if starts != sorted(set(starts)) or starts[0] != 0:
             raise ValueError(f"use case {self.name}: bands must start at 0 and rise; got {starts}")
@@ -1086,7 +1060,7 @@ class UseCase(_Declaration):
         if isinstance(gate, CalibrationWithin):
             if self.objective == "ranking":
                 raise ValueError(f"{where}: the scores of a ranking have no level")
-        elif not isinstance(gate, Reproducible | LoadsAndScores):
+        elif not isinstance(gate, GainShareAtMost | Reproducible | LoadsAndScores):
             rule = METRICS[gate.metric]
             if rule.objective != self.objective:
                 known = [name for name, r in METRICS.items() if r.objective == self.objective]
@@ -1170,9 +1144,14 @@ class UseCase(_Declaration):
         return "regression" if isinstance(self.label, Sum | Count) else "binary"
 
     @property
-    def loss(self) -> Loss:
-        """What its model minimises."""
-        return self.model.loss or LOSSES[self.objective][0]
+    def judged_metrics(self) -> tuple[Metric, ...]:
+        """The metrics of which a gate asks something of the whole, in the gates' order."""
+        kinds = (AtLeast, AtMost, BeatsBaseline, BeatsChampion)
+        found = (gate.metric for gate in self.gates if isinstance(gate, kinds))
+        default: dict[Objective, Metric] = {
+            "binary": "auc", "regression": "spearman", "ranking": "ndcg_at_k"
+        }  # fmt: skip
+        return tuple(dict.fromkeys(found)) or (default[self.objective],)
 
     @property
     def vector_key(self) -> tuple[str, ...]:

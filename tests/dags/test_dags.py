@@ -216,9 +216,7 @@ def test_every_dag_states_its_owner_tags_and_param(loaded: dict[str, Any]) -> No
             None, ["null", "string"], "date",
         ), name  # fmt: skip
         is_training = name.startswith("train__")
-        assert set(dag["params"]) == (
-            {"as_of", "promote", "trials"} if is_training else {"as_of"}
-        ), name
+        assert set(dag["params"]) == ({"as_of", "promote"} if is_training else {"as_of"}), name
         for task_id, task in dag["tasks"].items():
             assert task["owner"] == "data-team", (name, task_id)
             # a refusal stays one: it is told at once
@@ -237,10 +235,12 @@ def test_every_task_and_every_run_alerts(loaded: dict[str, Any]) -> None:
 
 def test_the_tasks_that_check_link_to_their_results(loaded: dict[str, Any]) -> None:
     links = {"Quality results": "_link_results", "Data Docs": "_link_data-docs"}
+    card = {"Model card": "_link_model_card"}
     for name, dag in loaded["dags"].items():
         for task_id, task in dag["tasks"].items():
             is_check = task_id.split(".")[-1] in ("check_landed", "check_marts")
-            assert task["links"] == (links if is_check else {}), (name, task_id)
+            expected = card if task_id in ("train_model", "judge_gates") else {}
+            assert task["links"] == (links if is_check else expected), (name, task_id)
 
 
 def test_spark_jobs_share_the_one_slot_pool(loaded: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from nightshift import orchestration
 from nightshift.errors import QualityError, RefusedAsOf
 from nightshift.orchestration import (
     AS_OF_PARAM,
+    CardLink,
     LandingsTrigger,
     QualityLink,
     WaitForLandings,
@@ -136,6 +137,11 @@ def test_a_link_names_the_check_and_its_as_of(monkeypatch: pytest.MonkeyPatch) -
     url = link.get_link(None, ti_key=SimpleNamespace(get_template_context=lambda: context))
 
     assert url == ("https://airflow.example/quality/results?stage=quality_marts&as_of=2025-12-28")
+
+    card = CardLink("churn").get_link(
+        None, ti_key=SimpleNamespace(get_template_context=lambda: context)
+    )
+    assert card == "https://airflow.example/model-cards/train__churn?as_of=2025-12-28"
 
 
 def land(landing: Path, source: str, day: str) -> None:

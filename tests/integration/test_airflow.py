@@ -316,6 +316,8 @@ def test_a_refused_model_is_told_in_plain_words(stack: Stack, running_sinks: Any
     assert "refused, champion kept: version 7 is refused" in str(log)
     assert "error_detail" not in str(log)  # where Airflow puts a stack trace
     assert len(wait_for(running_sinks.posts, 1)) == 1
+    card = f"{stack.url}/model-cards/train__churn?as_of={NIGHT}"
+    assert [stack.page(card, token)[0] for token in (stack.token, "")] == [404, 401]
 
 
 def test_a_backfill_publishes_each_of_its_dates(stack: Stack) -> None:

@@ -1,32 +1,42 @@
 """Train, judge and promote on the real MLflow registry and the real warehouse."""
 
+import asyncio
 import hashlib
 import json
+import re
+from collections.abc import Callable
 from datetime import date, timedelta
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import psycopg2
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fastapi import HTTPException
+from starlette.applications import Starlette
+from starlette.routing import Mount
 
 from nightshift.booster import predict
 from nightshift.errors import NightshiftError
 from nightshift.gates.run import judge
 from nightshift.io import model_store, registry
 from nightshift.io.lake import dataset_dir, replacing, write_manifest
-from nightshift.settings import Settings
+from nightshift.settings import PROJECT_ROOT, Settings
 from nightshift.spec import (
     AtLeast,
     AtMost,
     BeatsBaseline,
     CalibrationWithin,
+    GainShareAtMost,
     ParityWithin,
     Reproducible,
     Slice,
     SliceAtLeast,
+    Studies,
 )
 from nightshift.training.run import train
 from nightshift.use_cases.churn import CHURN
@@ -38,6 +48,7 @@ LATER = date(2011, 6, 26)
 ONE_ORIGIN = CHURN.model_copy(
     update={
         "snapshots": CHURN.snapshots.model_copy(update={"origins": 1, "staleness_weeks": ()}),
+        "studies": Studies(learning_curve=(), ablation=False),
     }
 )
 
@@ -132,7 +143,7 @@ def test_a_good_model_becomes_champion_and_a_shuffled_one_leaves_it(
     settings = tracked_warehouse
     assert registry.champion(settings, "churn") is None
     write_training_set(settings)
-    trained = train(settings, CHURN, AS_OF)
+    trained = train(settings, ONE_ORIGIN, AS_OF)
     assert trained.version == "1"
     assert registry.champion(settings, "churn") is None
 
@@ -156,7 +167,7 @@ def test_a_good_model_becomes_champion_and_a_shuffled_one_leaves_it(
     assert query(settings, "select count(*) from ops.gate_results") == [(3 * len(CHURN.gates),)]
 
     write_training_set(settings, LATER, shuffled=True)
-    worse = train(settings, CHURN, LATER)
+    worse = train(settings, ONE_ORIGIN, LATER)
     refused = judge(settings, CHURN, LATER)
     assert (refused.passed, refused.promoted_version) == (False, None)
     failures = {result.gate for result in refused.failures}
@@ -203,11 +214,8 @@ def test_the_same_inputs_give_the_same_model_bytes(tracked_warehouse: Settings) 
     assert run.data.params["train_snapshots"] == "4: 2010-06-21 … 2010-08-02"
     assert run.data.metrics["test_auc"] > run.data.metrics["test_auc_recency"]
     for path in (
-        "report.md",
+        "card.html",
         "data_manifest.json",
-        "plots/roc_and_pr.png",
-        "plots/calibration.png",
-        "plots/importance.png",
         "evaluation/test_predictions.parquet",
     ):
         assert artifact(settings, first.mlflow_run_id, path).stat().st_size > 0
@@ -216,7 +224,7 @@ def test_the_same_inputs_give_the_same_model_bytes(tracked_warehouse: Settings) 
 def test_a_damaged_model_is_refused_by_the_gate_and_by_loading(tracked_warehouse: Settings) -> None:
     settings = tracked_warehouse
     write_training_set(settings)
-    run_id = train(settings, CHURN, AS_OF).mlflow_run_id
+    run_id = train(settings, ONE_ORIGIN, AS_OF).mlflow_run_id
     version = model_store.newest_version(settings, "churn", AS_OF)
     assert version is not None
     booster, signature = model_store.load_model(settings, version)
@@ -246,6 +254,7 @@ SUSPICIOUS = ONE_ORIGIN.model_copy(
             SliceAtLeast(slice="price", metric="auc", value=0.6),
             ParityWithin(slice="price", metric="selection_rate", value=0.3),
             CalibrationWithin(value=0.15),
+            GainShareAtMost(share=0.6),
         ),
     }
 )
@@ -255,7 +264,7 @@ SUSPICIOUS = ONE_ORIGIN.model_copy(
     ("planted", "refused_by"),
     [
         ("", set()),
-        ("leaked feature", {"at_most_auc"}),
+        ("leaked feature", {"at_most_auc", "gain_share_at_most"}),
         (
             "biased slice",
             {"slice_at_least_price_auc", "parity_within_price_selection_rate"},
@@ -283,9 +292,7 @@ def test_a_model_that_another_seed_made_is_not_reproducible(tracked_warehouse: S
     run_id = train(settings, reproducible, AS_OF).mlflow_run_id
     file = artifact(settings, run_id, "model/signature.json")
     signature = json.loads(file.read_text())
-    told = signature["fit"]
-    other = told | {"parameters": told["parameters"] | {"seed": 1}}
-    file.write_text(json.dumps(signature | {"fit": other}))
+    file.write_text(json.dumps(signature | {"seed": signature["seed"] + 1}))
     verdict = judge(settings, reproducible, AS_OF)
     assert [result.gate for result in verdict.failures] == ["reproducible"]
     assert "of the same dataset and seed, training" in verdict.failures[0].detail
@@ -299,7 +306,7 @@ def test_a_model_that_another_seed_made_is_not_reproducible(tracked_warehouse: S
 def test_a_model_of_other_features_is_refused(tracked_warehouse: Settings) -> None:
     settings = tracked_warehouse
     write_training_set(settings)
-    run_id = train(settings, CHURN, AS_OF).mlflow_run_id
+    run_id = train(settings, ONE_ORIGIN, AS_OF).mlflow_run_id
     version = model_store.newest_version(settings, "churn", AS_OF)
     assert version is not None
     folder = artifact(settings, run_id, "model")
@@ -385,24 +392,73 @@ def test_judging_before_training_is_refused(tracked_warehouse: Settings) -> None
         judge(tracked_warehouse, CHURN, AS_OF)
 
 
-def test_the_report_names_every_scorer(tracked_warehouse: Settings) -> None:
+def pages(settings: Settings, access: Callable[[], None], *urls: str) -> list[httpx.Response]:
+    """GET each of the plugin's pages, from an app that is mounted as Airflow mounts it."""
+    file = PROJECT_ROOT / "plugins" / "model_cards.py"
+    spec = spec_from_file_location("model_cards", file)
+    assert spec is not None and spec.loader is not None
+    plugin = module_from_spec(spec)
+    spec.loader.exec_module(plugin)
+    (mounted,) = plugin.ModelCards.fastapi_apps
+    app = Starlette(routes=[Mount(mounted["url_prefix"], plugin.build_app(settings, access))])
+
+    async def get() -> list[httpx.Response]:
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://airflow") as client:
+            return [await client.get(url) for url in urls]
+
+    return asyncio.run(get())
+
+
+def test_the_model_card_tells_all_that_a_person_needs(tracked_warehouse: Settings) -> None:
     settings = tracked_warehouse
     write_training_set(settings)
     run_id = train(settings, CHURN, AS_OF).mlflow_run_id
-    judge(settings, CHURN, AS_OF)
-    text = artifact(settings, run_id, "report.md").read_text()
-    for scorer in ("model", "recency", "frequency", "linear"):
-        assert f"| {scorer} | " in text
-    for heading in (
-        "Selected at the working point: scores of at least 0.7000.",
-        "### Slice tenure: customer_purchase_days_since_first_all",
-        "- 180 to 365 (0 rows): 0 entities, too few to measure: 100 are asked",
-        "## Rolling origins",
-        "| 2011-01-31 … 2011-02-14, of 2 snapshots | ",
-        "## Staleness",
-        "| 4 weeks | ",
+    card = artifact(settings, run_id, "card.html")
+    assert "The gates have not judged it yet." in card.read_text()
+    assert judge(settings, CHURN, AS_OF).promoted_version == "1"
+    text = card.read_text()
+    for said in (
+        "passed, and promoted to champion",
+        "<code>gain_share_at_most</code>",
+        "It is better than recency alone by ",
+        "model minus linear",
+        "180 to 365 (0 rows): 0 entities, too few to measure: 100 are asked",
+        "Rolling origins",
+        "Staleness",
+        "More customers",
+        "<td>ratios and trends</td>",
+        f"<code>{run_id}</code>",
     ):
-        assert heading in text
+        assert said in text, said
+    assert "not judged it yet" not in text
+    # self-contained, and about nobody
+    assert re.findall(r'(?:src|href)="(?!data:image/svg|#)', text) == []
+    assert not re.search(r"\b00\d{3}\b", text)
+
+    judge(settings, CHURN, AS_OF)
+    assert card.read_text().count("Later moves of the champion") == 1
+    assert "passed, and was decided on before" in card.read_text()
+    note = model_store.client(settings).get_run(run_id).data.tags["mlflow.note.content"]
+    assert "- On 600 rows of 2011-02-28 … 2011-03-14, which it has not seen, the model" in note
+
+    shown, unknown, other = pages(
+        settings,
+        lambda: None,
+        f"/model-cards/train__churn?as_of={AS_OF}",
+        f"/model-cards/train__churn?as_of={LATER}",
+        f"/model-cards/nightly?as_of={AS_OF}",
+    )
+    assert "passed, and was decided on before" in shown.text
+    assert "default-src 'none'" in shown.headers["content-security-policy"]
+    assert (unknown.status_code, other.status_code) == (404, 404)
+
+    def nobody() -> None:
+        raise HTTPException(401)
+
+    (hidden,) = pages(settings, nobody, f"/model-cards/train__churn?as_of={AS_OF}")
+    assert hidden.status_code == 401
+
     logged = model_store.client(settings).get_run(run_id).data.metrics
     assert logged["slice/value/band 1/auc_low"] < logged["slice/value/band 1/auc"]
     assert {"origin/2011-01-31/auc", "staleness/4 weeks/log_loss"} <= set(logged)

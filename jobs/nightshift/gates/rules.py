@@ -13,6 +13,7 @@ from nightshift.spec import (
     BeatsBaseline,
     BeatsChampion,
     CalibrationWithin,
+    GainShareAtMost,
     Gate,
     LoadsAndScores,
     Metric,
@@ -64,12 +65,14 @@ class Rebuilt:
 class Evidence:
     """``model``: metric → estimate on the test rows. ``differences``: baseline → metric → the
     model's figure minus the baseline's. ``slices``: slice → group → the model's figures.
-    ``problem``: why those three are missing, if they are. ``champion`` is None when there is none
-    yet. ``sample`` and ``rebuilt`` are None where no gate asks for them."""
+    ``gains``: feature → share of the model's total gain. ``problem``: why those four are missing,
+    if they are. ``champion`` is None when there is none yet. ``sample`` and ``rebuilt`` are None
+    where no gate asks for them."""
 
     model: Mapping[str, Estimate]
     differences: Mapping[str, Mapping[str, Estimate]]
     slices: Mapping[str, Mapping[str, SliceFigures]]
+    gains: Mapping[str, float]
     champion: Reign | None
     sample: Sample | None
     rebuilt: Rebuilt | None
@@ -103,6 +106,8 @@ def judge_gate(gate: Gate, evidence: Evidence) -> GateResult:
             return _calibration_within(gate, evidence)
         case ParityWithin():
             return _parity_within(gate, evidence)
+        case GainShareAtMost():
+            return _gain_share_at_most(gate, evidence)
         case Reproducible():
             return _reproducible(gate, evidence)
         case LoadsAndScores():
@@ -209,6 +214,19 @@ def _parity_within(gate: ParityWithin, evidence: Evidence) -> GateResult:
         f"{gate.metric} of {gate.slice} {most!r} {_text(figure[most])}, of {least!r} "
         f"{_text(figure[least])}; a difference of at most {gate.value:g} is asked"
         + _left_out(small),
+    )  # fmt: skip
+
+
+def _gain_share_at_most(gate: GainShareAtMost, evidence: Evidence) -> GateResult:
+    if not evidence.gains:
+        return _missing(gate, gate.share, evidence, "the model has no split, so no share of gain")
+    if not all(math.isfinite(share) for share in evidence.gains.values()):
+        return _missing(gate, gate.share, evidence, "the model's gains are not finite")
+    greatest = max(evidence.gains, key=lambda name: evidence.gains[name])
+    share = evidence.gains[greatest]
+    return GateResult(
+        gate_name(gate), share <= gate.share + ROUNDING, share, gate.share,
+        f"{greatest} has {share:.1%} of the gain, at most {gate.share:.1%} is asked of each",
     )  # fmt: skip
 
 

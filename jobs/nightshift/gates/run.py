@@ -8,9 +8,11 @@ import json
 import logging
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import asdict, dataclass
 from datetime import date
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -18,8 +20,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from nightshift.booster import predict, row_order, to_matrix
+from nightshift import model_card
+from nightshift.booster import gain_shares, predict, row_order, to_matrix
 from nightshift.errors import Cause, GateError, NightshiftError
+from nightshift.gates.page import render
 from nightshift.gates.rules import Evidence, GateResult, Rebuilt, Reign, Sample, judge_gate
 from nightshift.io import model_store, registry
 from nightshift.io.lake import dataset_dir
@@ -132,6 +136,7 @@ def judge(
             ids = _keep(settings, use_case, as_of, candidate, results)
             outcome = _act(use_case, held, candidate, passed, ids, may_promote)
         verdict = Verdict(outcome, results, candidate.run_id, candidate.version)
+        _write_into_card(settings, verdict, use_case, reigning)
         run.result = {
             "mlflow_run_id": candidate.run_id,
             "candidate_version": candidate.version,
@@ -347,9 +352,11 @@ def _collect(
     """What the gates ask for; what cannot be had is a problem that fails the gates that need it."""
     asked = {gate.kind for gate in use_case.gates}
     test, problem, reign = None, "", None
+    gains: dict[str, float] = {}
     try:
         evaluation = model_store.fetch(settings, candidate.run_id, model_store.EVALUATION)
         test = read_measured(json.loads((evaluation / "metrics.json").read_text())["test"])
+        gains = gain_shares(model_store.read_model(evaluation)[0])
     except (NightshiftError, OSError, ValueError, KeyError, TypeError) as error:
         problem = f"the figures of run {candidate.run_id} cannot be read: {error!r}"
     if reigning is not None:
@@ -362,6 +369,7 @@ def _collect(
         model=next(iter(test.scorers.values())) if test else {},
         differences=test.differences if test else {},
         slices=test.slices if test else {},
+        gains=gains,
         problem=problem,
         champion=reign,
         sample=_score_in_fresh_process(settings, use_case, candidate)
@@ -475,6 +483,32 @@ def _log_to_mlflow(
         tags=[RunTag("nightshift.gates", "passed" if passed else "failed")],
     )
     client.log_dict(run_id, {"results": [asdict(result) for result in results]}, "gates.json")
+
+
+def _write_into_card(
+    settings: Settings, verdict: Verdict, use_case: UseCase, reigning: ModelVersion | None
+) -> None:
+    """Put the verdict into the run's model card, where it has one that is whole."""
+    try:
+        card = model_store.fetch(settings, verdict.mlflow_run_id, model_card.ARTIFACT)
+        html = model_card.with_verdict(
+            card.read_text(encoding="utf-8"),
+            render(
+                use_case.name,
+                verdict.candidate_version,
+                verdict.mlflow_run_id,
+                None if reigning is None else reigning.version,
+                verdict.outcome,
+                verdict.results,
+            ),
+        )
+    except (NightshiftError, OSError, ValueError) as error:
+        log.warning("the model card does not show the verdict: %s", error)
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / model_card.ARTIFACT
+        file.write_text(html, encoding="utf-8")
+        model_store.replace_artifact(settings, verdict.mlflow_run_id, model_card.ARTIFACT, file)
 
 
 def _keep(

@@ -23,7 +23,7 @@ from urllib.parse import urlparse
 import numpy as np
 import xgboost as xgb
 
-from nightshift.booster import Matrix, predict
+from nightshift.booster import Matrix, gain_shares, predict
 from nightshift.errors import NightshiftError, SettingError
 from nightshift.settings import Settings
 from nightshift.use_cases import find_use_case
@@ -253,10 +253,7 @@ def importances(settings: Settings, use_case_name: str) -> dict[str, float] | No
     except (NightshiftError, MlflowException) as error:
         log.warning("no importances: %s", error)
         return None
-    scores = booster.get_score(importance_type="total_gain")
-    gains = {name: float(np.sum(gain)) for name, gain in scores.items()}
-    total = sum(gains.values()) or 1.0
-    return {name: gain / total for name, gain in gains.items()}
+    return gain_shares(booster)
 
 
 def load_model(settings: Settings, version: ModelVersion) -> tuple[xgb.Booster, Signature]:

@@ -1,14 +1,17 @@
 """Models of several cut-offs, and how good they are on days that they have not seen."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+
+import xgboost as xgb
 
 from nightshift.baselines import LINEAR, fit_linear, heuristic_scores, linear_scores
-from nightshift.booster import Vector, predict
+from nightshift.booster import Matrix, Vector, predict
 from nightshift.metrics import Estimate, Measured, measure
 from nightshift.spec import UseCase
 from nightshift.training.dataset import Dataset, has_both_classes
-from nightshift.training.fit import Fitted, Recipe, fit_split
+from nightshift.training.fit import fit_early_stopped, fit_trees
 from nightshift.training.slices import slice_rows
 from nightshift.training.split import Split
 
@@ -25,19 +28,48 @@ class OverTime:
 
 
 def fit_and_score(
-    use_case: UseCase, dataset: Dataset, parts: Split, made: Recipe, seed: int
-) -> tuple[Fitted, dict[str, Vector]]:
+    use_case: UseCase, dataset: Dataset, parts: Split, seed: int
+) -> tuple[xgb.Booster, dict[str, Vector]]:
     """The model of a split, and each scorer's scores of every row of the dataset, (rows,)."""
     learn = dataset.rows_of(parts.train)
     matrix, labels = dataset.matrix, dataset.labels
-    evaluation = fit_split(dataset, parts, made)
-    linear = fit_linear(matrix[learn], labels[learn], use_case.objective, seed)
-    scores = {MODEL: predict(evaluation.booster, matrix)}
+    evaluation = _fit(use_case, dataset, parts, seed)
+    linear = fit_linear(matrix[learn], labels[learn], seed)
+    scores = {MODEL: predict(evaluation, matrix)}
     for heuristic in use_case.heuristics:
         column = matrix[:, use_case.feature_names.index(heuristic.feature)]
         scores[heuristic.name] = heuristic_scores(heuristic, column)
     scores[LINEAR] = linear_scores(linear, matrix)
     return evaluation, scores
+
+
+def refit(
+    use_case: UseCase, dataset: Dataset, parts: Split, seed: int, trees: int | None = None
+) -> Callable[[Matrix], Vector]:
+    """A model of the train snapshots as what it does: (rows, features) → (rows,) scores.
+
+    Args:
+        trees: how many; None to stop early on the validation snapshots.
+    """
+    if trees is None:
+        return partial(predict, _fit(use_case, dataset, parts, seed))
+    learn = dataset.rows_of(parts.train)
+    return partial(
+        predict,
+        fit_trees(
+            dataset.matrix[learn], dataset.labels[learn], use_case.feature_names, trees, seed
+        ),
+    )
+
+
+def _fit(use_case: UseCase, dataset: Dataset, parts: Split, seed: int) -> xgb.Booster:
+    learn, choose = dataset.rows_of(parts.train), dataset.rows_of(parts.validation)
+    return fit_early_stopped(
+        (dataset.matrix[learn], dataset.labels[learn]),
+        (dataset.matrix[choose], dataset.labels[choose]),
+        use_case.feature_names,
+        seed,
+    )
 
 
 def measure_part(
@@ -76,7 +108,6 @@ def measure_origins(
     dataset: Dataset,
     origins: Sequence[Split],
     newest: Measured,
-    made: Recipe,
     seed: int,
 ) -> tuple[tuple[Split, Measured], ...]:
     """Each origin's split with the figures of its test, newest first."""
@@ -84,7 +115,7 @@ def measure_origins(
     for parts in origins[1:]:
         if not has_both_classes(dataset, parts):
             continue
-        _, scores = fit_and_score(use_case, dataset, parts, made, seed)
+        _, scores = fit_and_score(use_case, dataset, parts, seed)
         measured = measure_part(use_case, dataset, parts, "test", scores, seed)
         found.append((parts, replace(measured, slices={})))
     return tuple(found)
@@ -96,7 +127,6 @@ def measure_staleness(
     fresh: Split,
     stale: Mapping[int, Split],
     scores: dict[str, Vector],
-    made: Recipe,
     seed: int,
 ) -> Measured | None:
     """The fresh model against those that are weeks older, all on the newest test."""
@@ -106,7 +136,7 @@ def measure_staleness(
     fitted = {fresh: scores[MODEL]}
     for parts in stale.values():
         if parts not in fitted:
-            fitted[parts] = predict(fit_split(dataset, parts, made).booster, dataset.matrix)
+            fitted[parts] = predict(_fit(use_case, dataset, parts, seed), dataset.matrix)
     ages = {
         f"{weeks} week" + ("s" if weeks > 1 else ""): fitted[parts]
         for weeks, parts in stale.items()

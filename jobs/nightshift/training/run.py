@@ -11,9 +11,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import date
+from datetime import date, timedelta
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +23,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xgboost as xgb
 
+from nightshift import model_card
 from nightshift.baselines import LINEAR
-from nightshift.booster import Vector, predict
+from nightshift.booster import Vector, gain_shares, predict, to_matrix
 from nightshift.errors import NightshiftError
-from nightshift.io import model_store, studies
+from nightshift.io import model_store
 from nightshift.io.lake import dataset_dir, digest
 from nightshift.io.warehouse import recorded_run
 from nightshift.metrics import Measured
 from nightshift.settings import PROJECT_ROOT, Settings
-from nightshift.spec import Search, UseCase
-from nightshift.training import report
+from nightshift.spec import UseCase
+from nightshift.training.card import Card, render, summary
+from nightshift.training.curves import deciles, precision_recall, roc
 from nightshift.training.dataset import (
     Dataset,
     check_classes,
     check_features,
-    has_both_classes,
     read_dataset,
     read_table,
-    to_dataset,
 )
 from nightshift.training.evaluation import (
     MODEL,
@@ -50,22 +51,24 @@ from nightshift.training.evaluation import (
     measure_part,
     measure_staleness,
     metrics_over_time,
+    refit,
     slice_metrics,
 )
-from nightshift.training.fit import (
-    Fitted,
-    Recipe,
-    fit_whole,
-    model_bytes,
-    recipe,
-    require_distinct,
+from nightshift.training.explanation import explain
+from nightshift.training.fit import fit_trees, model_bytes, parameters
+from nightshift.training.split import Split, rolling_origins, stale_splits
+from nightshift.training.studies import (
+    Ablation,
+    LearningCurve,
+    ablation,
+    learning_curve,
+    learning_rows,
 )
-from nightshift.training.search import Searched, direction, search, study_name
-from nightshift.training.split import Split, rolling_origins, search_splits, stale_splits
 
 log = logging.getLogger(__name__)
 
 SAMPLE_ROWS = 512
+LIBRARIES = ("numpy", "pyarrow", "pyspark", "scikit-learn", "xgboost")
 
 
 @dataclass(frozen=True)
@@ -80,14 +83,7 @@ class TrainingResult:
     metrics: dict[str, float]
 
 
-def train(
-    settings: Settings,
-    use_case: UseCase,
-    as_of: date,
-    *,
-    trials: int | None = None,
-    minutes: float | None = None,
-) -> TrainingResult:
+def train(settings: Settings, use_case: UseCase, as_of: date) -> TrainingResult:
     """Train, measure and register; the champion is left to the gates.
 
     Two models are fitted. The *evaluation* model learns from the train snapshots, stops on the
@@ -95,10 +91,7 @@ def train(
     figures are what gates judge. The *shipped* model has as many trees and learns from every
     mature snapshot: the split gives up two label horizons to the embargo, and the newest months,
     which tell the most about tonight, would otherwise be lost. Its own quality is measured once
-    its predictions mature. Each is calibrated on the newest labels known to it.
-
-    ``trials`` and ``minutes`` replace the budget of the spec's search; 0 trials are none. A search
-    that a kill has interrupted goes on, and one that has spent its budget is not repeated.
+    its predictions mature.
 
     The same dataset, seed and library versions give the same model bytes; a repetition is a new
     MLflow run.
@@ -116,17 +109,12 @@ def train(
         parts = origins[0]
         check_classes(use_case, dataset, parts)
         check_features(use_case, dataset, parts)
-        searched = _search(settings, use_case, dataset, days, trials, minutes)
-        made = recipe(use_case, settings.seed, searched.chosen if searched else None)
         started = time.perf_counter()
-        evaluation, scores = fit_and_score(use_case, dataset, parts, made, settings.seed)
-        trees = evaluation.booster.num_boosted_rounds()
-        method = evaluation.calibration.method if evaluation.calibration else None
-        newest = tuple(days[-plan.validation :])
-        shipped = fit_whole(dataset, made, trees, method, dataset.rows_of(newest))
-        tested = dataset.rows_of(parts.test)
-        require_distinct(scores[MODEL][tested], "the evaluation model")
-        require_distinct(predict(shipped, dataset.matrix[tested]), "the model that would ship")
+        evaluation, scores = fit_and_score(use_case, dataset, parts, settings.seed)
+        trees = evaluation.num_boosted_rounds()
+        shipped = fit_trees(
+            dataset.matrix, dataset.labels, use_case.feature_names, trees, settings.seed
+        )
         log.info(
             "fitted %d trees to %s rows in %.1f s",
             trees, f"{len(dataset.labels):,}", time.perf_counter() - started,
@@ -136,54 +124,55 @@ def train(
             for part in ("validation", "test")
         }
         over_time = OverTime(
-            origins=measure_origins(
-                use_case, dataset, origins, measured["test"], made, settings.seed
-            ),
+            origins=measure_origins(use_case, dataset, origins, measured["test"], settings.seed),
             staleness=measure_staleness(
                 use_case,
                 dataset,
                 parts,
                 stale_splits(days, plan, embargo_days),
                 scores,
-                made,
                 settings.seed,
             ),
         )
         metrics = flat_metrics(measured)
-        order = {"binary": "auc", "regression": "spearman", "ranking": "ndcg_at_k"}
         log.info(
-            "test %s: %s",
-            metric := order[use_case.objective],
-            ", ".join(
-                f"{scorer} {figures[metric].value:.3f}"
-                for scorer, figures in measured["test"].scorers.items()
-                if metric in figures
-            ),
+            "test AUC: %s",
+            ", ".join(f"{s} {m['auc'].value:.3f}" for s, m in measured["test"].scorers.items()),
         )
+        curve, ablated = _study(use_case, dataset, parts, trees, settings.seed)
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)
-            gains = report.gain_shares(
-                {
-                    k: float(v)  # type: ignore[arg-type]
-                    for k, v in evaluation.booster.get_score(importance_type="total_gain").items()
-                }
-            )
             _write_models(
-                folder, use_case, as_of, dataset, parts, made, evaluation, shipped, newest
+                folder, use_case, as_of, dataset, parts, evaluation, shipped, settings.seed
             )
-            _write_search(folder, searched)
             _write_evaluation(folder, use_case, dataset, parts, scores, measured, over_time)
-            _write_report(
-                folder, use_case, as_of, dataset, parts, trees, scores, measured, over_time, gains
+            manifest = _data_manifest(use_case, as_of, dataset)
+            (folder / "data_manifest.json").write_text(
+                json.dumps(manifest, indent=1, sort_keys=True, default=str)
             )
+            card = _card(
+                use_case,
+                as_of,
+                dataset,
+                parts,
+                evaluation,
+                scores,
+                measured,
+                over_time,
+                curve,
+                ablated,
+                manifest,
+                settings.seed,
+            )
+            (folder / model_card.ARTIFACT).write_text(render(card), encoding="utf-8")
             logged = metrics | slice_metrics(measured["test"]) | metrics_over_time(over_time)
             run_id = _log_to_mlflow(
-                settings, use_case, as_of, dataset, parts, made, trees, logged, folder
+                settings, use_case, as_of, dataset, parts, trees, logged, summary(card), folder
             )
-        version = model_store.register(settings, use_case.name, run_id, as_of.isoformat())
+        registered = model_store.register(settings, use_case.name, run_id, as_of.isoformat())
         result = TrainingResult(
             mlflow_run_id=run_id,
-            version=version.version,
+            version=registered.version,
             trees=trees,
             rows=len(dataset.labels),
             model_sha256=hashlib.sha256(model_bytes(shipped)).hexdigest(),
@@ -192,7 +181,7 @@ def train(
         # jsonb has no NaN.
         finite = {name: value for name, value in metrics.items() if np.isfinite(value)}
         run.result = {**asdict(result), "metrics": finite}
-        log.info("registered %s version %s (run %s)", use_case.name, version.version, run_id)
+        log.info("registered %s version %s (run %s)", use_case.name, registered.version, run_id)
         return result
 
 
@@ -211,53 +200,14 @@ def rebuild(model: Path, dataset: Path) -> str:
             f"{signature['dataset_sha256']}",
             "train again with `nightshift train`",
         )
-    told = signature["fit"]
-    rows = to_dataset(
-        manifest, table, told["objective"], signature["vector_key"], signature["features"]
-    )
-    calibrated = told["calibration"]
-    newest = tuple(date.fromisoformat(day) for day in calibrated["snapshots"]) if calibrated else ()
-    booster = fit_whole(
-        rows,
-        Recipe(told["parameters"], told["half_life_days"]),
-        told["trees"],
-        calibrated["method"] if calibrated else None,
-        rows.rows_of(newest),
+    booster = fit_trees(
+        to_matrix(table, signature["features"]),
+        table.column("label").cast(pa.int32()).to_numpy(),
+        signature["features"],
+        signature["trees"],
+        signature["seed"],
     )
     return hashlib.sha256(model_bytes(booster)).hexdigest()
-
-
-def _search(
-    settings: Settings,
-    use_case: UseCase,
-    dataset: Dataset,
-    days: Sequence[date],
-    trials: int | None,
-    minutes: float | None,
-) -> Searched | None:
-    """The parameters that the budget finds; None where there is none, or nothing to judge by."""
-    budget = use_case.model.search
-    if trials == 0:
-        return None
-    if trials is not None or minutes is not None:
-        validations = budget.validations if budget else Search(trials=1).validations
-        budget = Search(trials=trials, minutes=minutes, validations=validations)
-    if budget is None:
-        return None
-    found = search_splits(
-        days, use_case.snapshots, use_case.label.maturity_days, budget.validations
-    )
-    splits = [parts for parts in found if has_both_classes(dataset, parts)]
-    if not splits:
-        log.warning("no search: history is too short for a validation before the oldest origin")
-        return None
-    defaults = recipe(use_case, settings.seed)
-    name = study_name(use_case, dataset, splits, defaults)
-    with studies.opened(settings, name, direction(defaults)) as study:
-        return search(
-            study, budget, dataset, splits, defaults,
-            lambda chosen: recipe(use_case, settings.seed, chosen),
-        )  # fmt: skip
 
 
 def _write_models(
@@ -266,17 +216,10 @@ def _write_models(
     as_of: date,
     dataset: Dataset,
     parts: Split,
-    made: Recipe,
-    evaluation: Fitted,
+    evaluation: xgb.Booster,
     shipped: xgb.Booster,
-    newest: Sequence[date],
+    seed: int,
 ) -> None:
-    choice = evaluation.calibration
-    calibrated = choice and {
-        "method": choice.method,
-        "log_losses": choice.losses,
-        "snapshots": [day.isoformat() for day in newest],
-    }
     signature = {
         "use_case": use_case.name,
         "as_of": as_of.isoformat(),
@@ -285,20 +228,14 @@ def _write_models(
         "score_column": use_case.score_column,
         "spec_sha256": digest(use_case.model_dump(mode="json")),
         "dataset_sha256": dataset.manifest.get("sha256"),
-        "vector_key": list(use_case.vector_key),
-        "fit": {
-            "objective": use_case.objective,
-            "parameters": made.parameters,
-            "half_life_days": made.half_life_days,
-            "trees": shipped.num_boosted_rounds(),
-            "calibration": calibrated,
-        },
+        "seed": seed,
+        "trees": shipped.num_boosted_rounds(),
         "xgboost": xgb.__version__,
     }
     sample = np.flatnonzero(dataset.rows_of(parts.test))[:SAMPLE_ROWS]
     matrix = dataset.matrix[sample]
     for name, booster in (
-        (model_store.EVALUATION, evaluation.booster),
+        (model_store.EVALUATION, evaluation),
         (model_store.MODEL, shipped),
     ):
         expected = hashlib.sha256(predict(booster, matrix).tobytes()).hexdigest()
@@ -308,13 +245,6 @@ def _write_models(
             {**signature, "role": name, "sample_scores_sha256": expected},
         )
         model_store.write_sample(folder / name, matrix)
-
-
-def _write_search(folder: Path, searched: Searched | None) -> None:
-    if searched is not None:
-        (folder / "search.json").write_text(
-            json.dumps(asdict(searched), indent=1, default=date.isoformat)
-        )
 
 
 def _write_evaluation(
@@ -330,7 +260,7 @@ def _write_evaluation(
     columns: dict[str, Any] = {
         use_case.key: pa.array(dataset.keys[rows].tolist(), pa.string()),
         "snapshot": pa.array(dataset.snapshots[rows], pa.date32()),
-        "label": pa.array(dataset.labels[rows]),
+        "label": pa.array(dataset.labels[rows], pa.int32()),
     }
     columns |= {f"score_{name}": pa.array(score[rows]) for name, score in scores.items()}
     pq.write_table(pa.table(columns), folder / "evaluation" / "test_predictions.parquet")
@@ -343,43 +273,112 @@ def _write_evaluation(
     )
 
 
-def _write_report(
-    folder: Path,
+def _study(
+    use_case: UseCase, dataset: Dataset, parts: Split, trees: int, seed: int
+) -> tuple[LearningCurve | None, Ablation | None]:
+    """What the spec wants to know beside the model; None of what it does not."""
+    wanted, metric = use_case.studies, use_case.judged_metrics[0]
+    if not (wanted.learning_curve or wanted.ablation):
+        return None, None
+    started = time.perf_counter()
+    rows = learning_rows(dataset, parts, wanted.max_rows, seed)
+    curve = ablated = None
+    if wanted.learning_curve:
+        curve = learning_curve(
+            use_case, rows, parts, metric,
+            lambda learned: refit(use_case, learned, parts, seed), seed,
+        )  # fmt: skip
+    if wanted.ablation:
+        ablated = ablation(
+            use_case, rows, parts, metric,
+            lambda learned: refit(use_case, learned, parts, seed, trees),
+            dataset.manifest.get("cpu_seconds", {}), seed,
+        )  # fmt: skip
+    log.info("learning curve and ablation in %.1f s", time.perf_counter() - started)
+    return curve, ablated
+
+
+def _data_manifest(use_case: UseCase, as_of: date, dataset: Dataset) -> dict[str, Any]:
+    """What the dataset was made of, and with what: enough to make it again."""
+    days = dataset.rates
+    horizon = timedelta(days=use_case.label.horizon_days)
+    return {
+        **dataset.manifest,
+        "spec": use_case.model_dump(mode="json"),
+        "code_commit": _git_commit(),
+        "label_window": {
+            "from": min(days).isoformat(),
+            "before": (max(days) + horizon).isoformat(),
+            "landed_before": as_of.isoformat(),
+        },
+        "rows_by_snapshot": {
+            day.isoformat(): {"rows": rows, "mean_label": rate}
+            for day, (rows, rate) in days.items()
+        },
+        "libraries": {name: version(name) for name in LIBRARIES},
+    }
+
+
+def _card(
     use_case: UseCase,
     as_of: date,
     dataset: Dataset,
     parts: Split,
-    trees: int,
+    evaluation: xgb.Booster,
     scores: dict[str, Vector],
     measured: dict[str, Measured],
     over_time: OverTime,
-    gains: dict[str, float],
-) -> None:
+    curve: LearningCurve | None,
+    ablated: Ablation | None,
+    manifest: dict[str, Any],
+    seed: int,
+) -> Card:
     rows = dataset.rows_of(parts.test)
-    labels = dataset.labels[rows].astype(np.float64)
+    labels, keys = dataset.labels[rows].astype(np.float64), dataset.keys[rows]
     tested = {name: score[rows] for name, score in scores.items()}
-    (folder / "data_manifest.json").write_text(
-        json.dumps(dataset.manifest, indent=1, sort_keys=True, default=str)
-    )
-    (folder / "report.md").write_text(
-        report.markdown(
-            use_case,
-            as_of,
-            parts,
-            trees,
-            measured["validation"],
-            measured["test"],
-            over_time,
-            gains,
-        )
-    )
-    plots = folder / "plots"
-    plots.mkdir()
-    (plots / "roc_and_pr.png").write_bytes(report.roc_and_pr_png(labels, tested))
-    (plots / "calibration.png").write_bytes(
-        report.calibration_png(labels, {name: tested[name] for name in (MODEL, LINEAR)})
-    )
-    (plots / "importance.png").write_bytes(report.importance_png(gains))
+    has_classes = use_case.objective == "binary"
+    return Card(
+        use_case=use_case,
+        as_of=as_of,
+        parts=parts,
+        trees=evaluation.num_boosted_rounds(),
+        validation=measured["validation"],
+        test=measured["test"],
+        over_time=over_time,
+        rates=dataset.rates,
+        gains=gain_shares(evaluation),
+        deciles={
+            name: deciles(labels, keys, tested[name], seed)
+            for name in (MODEL, LINEAR)
+            if name in tested
+        },
+        scores=tested[MODEL],
+        roc={n: roc(labels, score) for n, score in tested.items() if has_classes},
+        precision_recall={
+            n: precision_recall(labels, score) for n, score in tested.items() if has_classes
+        },
+        explanation=explain(
+            evaluation, partial(predict, evaluation), use_case.feature_names,
+            dataset.matrix[rows], seed,
+        ),
+        curve=curve,
+        ablation=ablated,
+        parameters=parameters(seed),
+        manifest=manifest,
+        lineage={
+            "training set": str(manifest.get("sha256")),
+            "made of rows": str(manifest.get("source_sha256")),
+            "rows": f"{len(dataset.labels):,}",
+            "label window": "{from} … before {before}, landed before {landed_before}".format(
+                **manifest["label_window"]
+            ),
+            "spec": digest(manifest["spec"]),
+            "code": manifest["code_commit"],
+            "features' code": str(manifest.get("key", {}).get("code_sha256")),
+            "seed": str(seed),
+            "libraries": ", ".join(f"{n} {v}" for n, v in manifest["libraries"].items()),
+        },
+    )  # fmt: skip
 
 
 def _log_to_mlflow(
@@ -388,13 +387,13 @@ def _log_to_mlflow(
     as_of: date,
     dataset: Dataset,
     parts: Split,
-    made: Recipe,
     trees: int,
     metrics: dict[str, float],
+    note: str,
     folder: Path,
 ) -> str:
     from mlflow.entities import Metric, Param, RunTag
-    from mlflow.utils.validation import MAX_METRICS_PER_BATCH, MAX_TAG_VAL_LENGTH
+    from mlflow.utils.validation import MAX_METRICS_PER_BATCH
 
     client = model_store.client(settings)
     run_id = str(
@@ -412,8 +411,7 @@ def _log_to_mlflow(
     )
     try:
         params = {
-            **made.parameters,
-            "half_life_days": made.half_life_days,
+            **parameters(settings.seed),
             "trees": trees,
             "rows": len(dataset.labels),
             "features": len(use_case.feature_names),
@@ -423,10 +421,6 @@ def _log_to_mlflow(
             dates = getattr(parts, name)
             params[f"{name}_snapshots"] = f"{len(dates)}: {dates[0]} … {dates[-1]}"
         at = int(time.time() * 1000)
-        note = (folder / "report.md").read_text()
-        if len(note) > MAX_TAG_VAL_LENGTH:
-            note = note[: MAX_TAG_VAL_LENGTH - 100].rpartition("\n\n")[0]
-            note += "\n\nThe rest is in `report.md` among the run's artifacts.\n"
         figures = [
             Metric(name, value, at, 0) for name, value in metrics.items() if np.isfinite(value)
         ]

@@ -8,6 +8,7 @@ from nightshift.spec import (
     BeatsBaseline,
     BeatsChampion,
     CalibrationWithin,
+    GainShareAtMost,
     Heuristic,
     LoadsAndScores,
     NoEvent,
@@ -59,6 +60,7 @@ CHURN = UseCase(
         Slice(name="tenure", feature="customer_purchase_days_since_first_all", cuts=(90, 180, 365)),
         Slice(name="value", feature="customer_purchase_amount_sum_365d", bands=4),
     ),
+    linear_margin=0.005,
     gates=(
         AtLeast(metric="auc", value=0.65),
         AtMost(metric="auc", value=0.97),
@@ -66,6 +68,7 @@ CHURN = UseCase(
         BeatsChampion(metric="auc", tolerance=0.02),
         SliceAtLeast(slice="tenure", metric="auc", value=0.55),
         CalibrationWithin(value=0.15),
+        GainShareAtMost(share=0.6),
         Reproducible(),
         LoadsAndScores(),
     ),

@@ -10,6 +10,7 @@ from nightshift.spec import (
     BeatsBaseline,
     BeatsChampion,
     CalibrationWithin,
+    GainShareAtMost,
     Gate,
     LoadsAndScores,
     ParityWithin,
@@ -19,7 +20,9 @@ from nightshift.spec import (
 
 NAN = float("nan")
 INFINITE = float("inf")
-NOTHING = Evidence(model={}, differences={}, slices={}, champion=None, sample=None, rebuilt=None)
+NOTHING = Evidence(
+    model={}, differences={}, slices={}, gains={}, champion=None, sample=None, rebuilt=None
+)
 
 
 def estimate(value: float, low: float | None = None) -> Estimate:
@@ -174,6 +177,7 @@ EVERY_GATE: list[Gate] = [
     SliceAtLeast(slice="tenure", metric="auc", value=0.0),
     CalibrationWithin(value=1.0),
     ParityWithin(slice="tenure", metric="selection_rate", value=1.0),
+    GainShareAtMost(share=0.999),
     Reproducible(),
     LoadsAndScores(),
 ]
@@ -184,14 +188,15 @@ def test_without_evidence_every_gate_fails(gate: Gate) -> None:
     assert not judge_gate(gate, replace(NOTHING, champion=Reign("7", {}))).passed
 
 
-@pytest.mark.parametrize("gate", EVERY_GATE[:7], ids=lambda gate: gate.kind)
+@pytest.mark.parametrize("gate", EVERY_GATE[:8], ids=lambda gate: gate.kind)
 @pytest.mark.parametrize("figure", [NAN, INFINITE, -INFINITE])
 def test_a_figure_that_is_none_fails_every_gate(gate: Gate, figure: float) -> None:
     found = {"auc": estimate(figure), "calibration_error": estimate(figure)}
     groups = {name: figures(auc=figure, selection_rate=figure) for name in ("a", "b")}
     evidence = Evidence(
-        found, {"recency": found}, {"tenure": groups}, Reign("7", found), None, None
-    )
+        found, {"recency": found}, {"tenure": groups}, {"recency": figure}, Reign("7", found),
+        None, None,
+    )  # fmt: skip
     assert not judge_gate(gate, evidence).passed
 
 
@@ -248,3 +253,21 @@ def test_loads_and_scores(sample: Sample, passed: bool, detail: str) -> None:
     result = judge_gate(LoadsAndScores(), replace(NOTHING, sample=sample))
     assert result.passed is passed
     assert detail in result.detail
+
+
+@pytest.mark.parametrize(
+    ("gains", "passed"),
+    [
+        ({"recency": 0.4, "leak": 0.5999}, True),
+        ({"recency": 0.4, "leak": 0.6}, True),
+        ({"recency": 0.3999, "leak": 0.6001}, False),
+        ({"recency": 1.0}, False),
+        ({"recency": NAN, "leak": 0.1}, False),
+        ({}, False),
+    ],
+)
+def test_no_feature_has_most_of_the_gain(gains: dict[str, float], passed: bool) -> None:
+    result = judge_gate(GainShareAtMost(share=0.6), replace(NOTHING, gains=gains))
+    assert (result.gate, result.passed, result.threshold) == ("gain_share_at_most", passed, 0.6)
+    if "leak" in gains and gains["leak"] > 0.1:
+        assert result.detail.startswith("leak has ")

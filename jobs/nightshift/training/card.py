@@ -1,0 +1,351 @@
+"""The model card: what a person has to know of a trained model, on one self-contained page.
+
+After Mitchell et al., Model Cards for Model Reporting (2019).
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment
+from markupsafe import Markup
+
+from nightshift.baselines import LINEAR
+from nightshift.booster import Vector
+from nightshift.metrics import Estimate, Measured, SliceFigures
+from nightshift.model_card import verdict_place
+from nightshift.spec import (
+    METRICS,
+    GainShareAtMost,
+    Metric,
+    Slice,
+    SliceAtLeast,
+    Threshold,
+    TopShare,
+    UseCase,
+    gate_name,
+)
+from nightshift.training import plots
+from nightshift.training.curves import Decile
+from nightshift.training.evaluation import MODEL, OverTime
+from nightshift.training.explanation import Explanation
+from nightshift.training.split import Split
+from nightshift.training.studies import Ablation, LearningCurve, better, called, reading, text
+
+UNITS = {"binary": "log-odds", "regression": "the booster's unit", "ranking": "points of rank"}
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a model card is made of.
+
+    Attributes:
+        parts, trees, validation, test, over_time: of the evaluation model.
+        rates: snapshot → its rows and their mean label.
+        gains: feature → share of the total gain, largest first.
+        deciles: of the scorers that give probabilities or amounts, on the test rows.
+        scores: of the model on the test rows, (rows,).
+        roc, precision_recall: scorer → the curve's points; empty unless there are two classes.
+        curve, ablation: None where they are switched off.
+        parameters: of the fit.
+        manifest: ``data_manifest.json``.
+        lineage: what was made of what: name → value.
+    """
+
+    use_case: UseCase
+    as_of: date
+    parts: Split
+    trees: int
+    validation: Measured
+    test: Measured
+    over_time: OverTime
+    rates: Mapping[date, tuple[int, float]]
+    gains: Mapping[str, float]
+    deciles: Mapping[str, Sequence[Decile]]
+    scores: Vector
+    roc: Mapping[str, tuple[Vector, Vector]]
+    precision_recall: Mapping[str, tuple[Vector, Vector]]
+    explanation: Explanation
+    curve: LearningCurve | None
+    ablation: Ablation | None
+    parameters: Mapping[str, Any]
+    manifest: Mapping[str, Any]
+    lineage: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class _Table:
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class _SliceView:
+    declared: Slice
+    forest: str
+    tables: tuple[_Table, ...]
+    notes: tuple[str, ...]
+    parity: tuple[str, ...]
+
+
+def render(card: Card) -> str:
+    """HTML, all values escaped, with a place for the gates' verdict."""
+    # text of a spec, or of a feature, may be anybody's
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    template = files("nightshift.training").joinpath("card.html.j2").read_text(encoding="utf-8")
+    use_case, metric = card.use_case, card.use_case.judged_metrics[0]
+    entity = use_case.entity
+    unit = UNITS[use_case.objective]
+    return environment.from_string(template).render(
+        card=card,
+        use_case=use_case,
+        verdict=Markup(verdict_place("<p class='open'>The gates have not judged it yet.</p>")),
+        sentences=sentences(card),
+        text=text,
+        parts=[(part, getattr(card.parts, part)) for part in ("train", "validation", "test")],
+        figures=[(part, _figure_tables(measured)) for part, measured in _parts(card)],
+        calibration=_calibration(card),
+        lift=plots.lift(card.deciles[MODEL], card.test.base_rate.value)
+        if use_case.objective == "binary"
+        else "",
+        roc=plots.curves(card.roc, "false positive rate", "true positive rate") if card.roc else "",
+        precision_recall=plots.curves(
+            card.precision_recall, "recall", "precision", card.test.base_rate.value
+        )
+        if card.precision_recall
+        else "",
+        unit=unit,
+        beeswarm=plots.beeswarm(card.explanation, entity, unit),
+        dependence=[
+            plots.dependence(card.explanation, place, entity, unit)
+            for place in range(min(4, len(card.explanation.importance)))
+        ],
+        partial=[
+            plots.partial_dependence(each, entity, use_case.score_column)
+            for each in card.explanation.partial
+        ],
+        importance=plots.importance(
+            card.gains,
+            entity,
+            next((g.share for g in use_case.gates if isinstance(g, GainShareAtMost)), None),
+        ),
+        slices=[_slice_view(card, each, metric) for each in use_case.slices],
+        base_rate=plots.base_rate(card.rates, card.parts, "mean label"),
+        origins=_origins(card, metric),
+        staleness=_staleness(card, metric),
+        learning_curve=plots.learning_curve(card.curve) if card.curve else "",
+        reading=reading(card.curve, entity) if card.curve else "",
+        ablation=plots.ablation(card.ablation) if card.ablation else "",
+        ablated=_ablated(card.ablation) if card.ablation else None,
+        gates=[gate_name(gate) for gate in use_case.gates],
+    )
+
+
+def summary(card: Card) -> str:
+    """A short Markdown of the same, for MLflow's page of the run."""
+    lines = [f"# {card.use_case.title}: trained as of {card.as_of}", "", card.use_case.description]
+    lines += ["", *(f"- {sentence}" for sentence in sentences(card))]
+    lines += ["", "The whole model card is `card.html` among the run's artifacts."]
+    return "\n".join(lines) + "\n"
+
+
+def sentences(card: Card) -> list[str]:
+    """What to know first, in plain words."""
+    use_case, test = card.use_case, card.test
+    metric = use_case.judged_metrics[0]
+    first, last = card.parts.test[0], card.parts.test[-1]
+    days = f"{first} … {last}" if first != last else f"{first}"
+    found = [
+        f"On {test.rows:,} rows of {days}, which it has not seen, the model has "
+        f"{called(metric)} {text(test.scorers[MODEL][metric])}."
+    ]
+    found += [
+        _against(name, metric, test.differences[name][metric])
+        for name in test.differences
+        if name != LINEAR and metric in test.differences[name]
+    ]
+    found.append(against_linear(use_case, test))
+    bias = test.scorers[MODEL].get("calibration_error")
+    if bias is not None:
+        found.append(
+            f"Its probabilities are off by {text(bias)} in the mean over tenths of the rows; "
+            f"it expects {_mean(card.scores)} and {text(test.base_rate)} happened."
+        )
+    point, model = use_case.working_point, test.scorers[MODEL]
+    if isinstance(point, Threshold | TopShare) and "precision" in model:
+        how = (
+            f"with a score of at least {point.score:g}"
+            if isinstance(point, Threshold)
+            else f"among the highest {point.share:.0%}"
+        )
+        found.append(
+            f"Whoever is selected {how} ({text(model['selection_rate'])} of all) has label 1 with "
+            f"precision {text(model['precision'])}, and is {text(model['recall'])} of those who "
+            "have it."
+        )
+    top = next(iter(card.gains.items()), None)
+    if top is not None:
+        found.append(f"{top[0]} has the largest share of gain, {top[1]:.0%}.")
+    return found
+
+
+def against_linear(use_case: UseCase, test: Measured) -> str:
+    """Whether the model is better than the linear one by the spec's margin, in words."""
+    metric = use_case.judged_metrics[0]
+    difference = test.differences.get(LINEAR, {}).get(metric)
+    if difference is None:
+        return f"There is no linear model to compare with in {called(metric)}."
+    by, margin = better(metric, difference), use_case.linear_margin
+    asked = f"the spec asks for {margin:g} with an interval above 0"
+    if by.value >= margin and by.low > 0:
+        return f"It is better than the linear model by {text(by)} in {called(metric)}: {asked}."
+    return (
+        f"It is NOT better than the linear model by the spec's margin: {text(by)} in "
+        f"{called(metric)}, and {asked}. A linear model would do as well here, and is "
+        "simpler."
+    )
+
+
+def _against(name: str, metric: Metric, difference: Estimate) -> str:
+    by, what = better(metric, difference), called(metric)
+    if by.low > 0:
+        return f"It is better than {name} alone by {text(by)} in {what}."
+    return f"It is NOT surely better than {name} alone: by {text(by)} in {what}."
+
+
+def _mean(scores: Vector) -> str:
+    return f"{float(np.mean(scores)):.3f}"
+
+
+def _parts(card: Card) -> list[tuple[str, Measured]]:
+    return [("test", card.test), ("validation", card.validation)]
+
+
+def _figure_tables(measured: Measured) -> list[_Table]:
+    """The scorers' figures and the differences, a table for each kind of metric."""
+    found = []
+    compared = {f"{MODEL} minus {name}": each for name, each in measured.differences.items()}
+    for reads in ("order", "scale", "working_point"):
+        rows = {**measured.scorers, **compared}
+        metrics = _metrics(rows.values(), reads)
+        if metrics:
+            found.append(
+                _Table(
+                    ("", *(called(metric) for metric in metrics)),
+                    tuple(
+                        (name, *(text(e[m]) if m in e else "" for m in metrics))
+                        for name, e in rows.items()
+                        if any(metric in e for metric in metrics)
+                    ),
+                )
+            )
+    return found
+
+
+def _metrics(rows: Iterable[Mapping[str, Estimate]], reads: str) -> list[Metric]:
+    found = {metric for estimates in rows for metric in estimates}
+    return [name for name, rule in METRICS.items() if name in found and rule.reads == reads]
+
+
+def _calibration(card: Card) -> str:
+    if card.use_case.objective == "binary":
+        return plots.calibration(card.deciles, card.scores)
+    return plots.amounts(card.deciles[MODEL]) if card.use_case.objective == "regression" else ""
+
+
+def _slice_view(card: Card, each: Slice, judged: Metric) -> _SliceView:
+    groups = card.test.slices[each.name]
+    large = {name: figures for name, figures in groups.items() if not figures.note}
+    gates = [g for g in card.use_case.gates if isinstance(g, SliceAtLeast) and g.slice == each.name]
+    metric = gates[0].metric if gates else judged
+    shown = {n: g.estimates[metric] for n, g in large.items() if metric in g.estimates}
+    return _SliceView(
+        each,
+        plots.forest(
+            {f"{name} ({large[name].rows:,})": found for name, found in shown.items()},
+            card.test.scorers[MODEL][metric],
+            gates[0].value if gates else None,
+            metric,
+        )
+        if shown
+        else "",
+        _group_tables(large),
+        tuple(f"{n} ({g.rows:,} rows): {g.note}" for n, g in groups.items() if g.note),
+        tuple(_parity(large)) if each.protected else (),
+    )
+
+
+def _group_tables(groups: Mapping[str, SliceFigures]) -> tuple[_Table, ...]:
+    """The groups' figures, a table for each kind of metric."""
+    found = []
+    for reads in ("order", "scale", "working_point"):
+        metrics = _metrics((g.estimates for g in groups.values()), reads)
+        shown = [*(["base_rate"] if reads == "order" else []), *metrics]
+        rows = tuple(
+            (
+                name,
+                f"{g.rows:,}",
+                f"{g.entities:,}",
+                *(text(g.estimates[m]) if m in g.estimates else "" for m in shown),
+            )
+            for name, g in groups.items()
+        )
+        if shown and rows:
+            found.append(_Table(("group", "rows", "entities", *map(_column, shown)), rows))
+    return tuple(found)
+
+
+def _column(metric: str) -> str:
+    return "mean label" if metric == "base_rate" else called(metric)
+
+
+def _parity(groups: Mapping[str, SliceFigures]) -> Iterable[str]:
+    for metric in ("selection_rate", "recall"):
+        found = {n: g.estimates[metric].value for n, g in groups.items() if metric in g.estimates}
+        if len(found) > 1:
+            least, most = min(found, key=found.__getitem__), max(found, key=found.__getitem__)
+            yield (
+                f"{called(metric)}: lowest {least} {found[least]:.3f}, highest {most} "
+                f"{found[most]:.3f}, a difference of {found[most] - found[least]:.3f}"
+            )
+
+
+def _origins(card: Card, metric: Metric) -> str:
+    found = card.over_time.origins
+    if len(found) < 2:
+        return ""
+    newest = found[0][1].scorers
+    return plots.over_time(
+        {
+            name: [(parts.test[0], m.scorers[name][metric]) for parts, m in reversed(found)]
+            for name in newest
+            if metric in newest[name]
+        },
+        metric,
+    )
+
+
+def _staleness(card: Card, metric: Metric) -> str:
+    measured = card.over_time.staleness
+    if measured is None:
+        return ""
+    return plots.staleness({age: each[metric] for age, each in measured.scorers.items()}, metric)
+
+
+def _ablated(found: Ablation) -> _Table:
+    return _Table(
+        ("group", "part", "features", f"worth in {called(found.metric)}", "CPU of its group"),
+        tuple(
+            (
+                each.group,
+                each.part,
+                str(len(each.features)),
+                text(each.worth, 4),
+                "" if each.cpu_seconds is None else f"{each.cpu_seconds:.1f} s",
+            )
+            for each in found.parts
+        ),
+    )
