@@ -4,7 +4,7 @@
 **Purpose.** Train a use case on every snapshot whose label is known at `as_of`, judge the model by
 the gates of its spec, and make it champion if all of them pass. Where the spec asks for manual
 approval, a person has to answer `approve_promotion` first. With the param `promote` off it is a dry
-run: the champion stays.
+run: the champion stays. `trials` searches for parameters, instead of the spec's budget.
 
 **Inputs.** The landing zone's folders dated before `as_of`.
 
@@ -31,6 +31,7 @@ from nightshift.orchestration import (
     REFUSED,
     RUN_ALERTS,
     TASK_ALERTS,
+    TRIALS_PARAM,
     AskByAlerts,
     answered,
     linked,
@@ -38,6 +39,7 @@ from nightshift.orchestration import (
     run_stage,
     say_refusal,
     task_after,
+    trials,
     with_card,
 )
 from nightshift.settings import settings
@@ -68,7 +70,7 @@ def build_dag(use_case: UseCase) -> DAG:
             **TASK_ALERTS,
         },
         **RUN_ALERTS,
-        params={"as_of": AS_OF_PARAM, "promote": PROMOTE_PARAM},
+        params={"as_of": AS_OF_PARAM, "trials": TRIALS_PARAM, "promote": PROMOTE_PARAM},
         tags=["nightshift", "train", name],
     ) as dag:
 
@@ -112,7 +114,7 @@ def build_dag(use_case: UseCase) -> DAG:
         def train_model() -> None:
             from nightshift.training.run import train
 
-            run_stage(lambda as_of: train(settings(), find_use_case(name), as_of))
+            run_stage(lambda as_of: train(settings(), find_use_case(name), as_of, trials=trials()))
 
         @task.branch
         def judge_gates() -> str | None:

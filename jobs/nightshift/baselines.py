@@ -1,14 +1,17 @@
 """What a model must beat: one feature's rank, and a linear model."""
 
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 from sklearn.impute import SimpleImputer
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from nightshift.booster import Matrix, Vector
-from nightshift.spec import Heuristic
+from nightshift.spec import Heuristic, Objective
 
 LINEAR = "linear"
 
@@ -30,17 +33,45 @@ def signed_log(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.asarray(np.sign(values) * np.log1p(np.abs(values)))
 
 
-def fit_linear(matrix: Matrix, labels: npt.NDArray[np.int32], seed: int) -> Pipeline:
-    """Logistic regression on imputed, signed-log, standardised features with missing indicators."""
+@dataclass(frozen=True)
+class Linear:
+    """A fitted linear baseline; ``scale`` makes the sum of its amounts that of the labels."""
+
+    pipeline: Pipeline
+    objective: Objective
+    scale: float = 1.0
+
+
+def fit_linear(matrix: Matrix, labels: npt.NDArray[Any], objective: Objective, seed: int) -> Linear:
+    """A regularised linear model on imputed, signed-log, standardised features with missing
+    indicators.
+
+    Of two classes logistic; of amounts ridge on their signed log, scaled so that the sum is that of
+    the labels, for the mean of a log is below the log of the mean; of a ranking logistic, pair by
+    pair, whether a pair is relevant.
+    """
+    model: Any = LogisticRegression(C=1.0, solver="newton-cholesky", random_state=seed)
+    targets = labels if objective == "binary" else (labels > 0).astype(np.int32)
+    if objective == "regression":
+        model, targets = Ridge(alpha=1.0), signed_log(labels.astype(np.float64))
     pipeline = make_pipeline(
         SimpleImputer(strategy="median", add_indicator=True, keep_empty_features=True),
         FunctionTransformer(signed_log),
         StandardScaler(),
-        LogisticRegression(C=1.0, solver="newton-cholesky", random_state=seed),
+        model,
     )
-    return pipeline.fit(matrix.astype(np.float64), labels)
+    pipeline.fit(matrix.astype(np.float64), targets)
+    if objective != "regression":
+        return Linear(pipeline, objective)
+    total = float(linear_scores(Linear(pipeline, objective), matrix).sum())
+    ratio = float(labels.sum()) / total if total else 1.0
+    return Linear(pipeline, objective, ratio if ratio > 0 else 1.0)
 
 
-def linear_scores(pipeline: Pipeline, matrix: Matrix) -> Vector:
-    """Probabilities of class 1, (rows,) float64."""
-    return np.asarray(pipeline.predict_proba(matrix.astype(np.float64))[:, 1], dtype=np.float64)
+def linear_scores(linear: Linear, matrix: Matrix) -> Vector:
+    """Probabilities of class 1, or of being relevant, or amounts: (rows,) float64."""
+    values = matrix.astype(np.float64)
+    if linear.objective != "regression":
+        return np.asarray(linear.pipeline.predict_proba(values)[:, 1], dtype=np.float64)
+    logs = linear.pipeline.predict(values)
+    return np.asarray(linear.scale * np.sign(logs) * np.expm1(np.abs(logs)), dtype=np.float64)

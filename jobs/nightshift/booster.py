@@ -1,4 +1,4 @@
-"""Feature tables in, probabilities and contributions out: the arithmetic of an XGBoost model.
+"""Feature tables in, scores and contributions out: the arithmetic of an XGBoost model.
 
 Pure, and shared by training, gates and scoring, so that a row scored anywhere gets the same bits.
 """
@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import xgboost as xgb
 
+from nightshift import calibration
 from nightshift.errors import NightshiftError
 
 Matrix = npt.NDArray[np.float32]
@@ -46,21 +47,40 @@ def row_order(feature_names: Sequence[str], key: str) -> list[tuple[str, str]]:
 
 
 def predict(booster: xgb.Booster, matrix: Matrix) -> Vector:
-    """Probabilities of class 1, (rows,) float64 in [0, 1].
+    """Scores, (rows,) float64: probabilities of class 1, calibrated as the booster carries it; or
+    amounts; or what orders a list.
 
     Raises:
-        NightshiftError: when the matrix is not as wide as the model.
+        NightshiftError: when the matrix is not as wide as the model, or a score is not finite.
     """
     _check_width(booster, matrix)
     if len(matrix) == 0:
         return np.empty(0, dtype=np.float64)
-    return np.asarray(booster.inplace_predict(matrix), dtype=np.float64)
+    curve = calibration.of(booster)
+    if curve is None:
+        scores = np.asarray(booster.inplace_predict(matrix), dtype=np.float64)
+    else:
+        scores = curve.probabilities(log_odds(booster, matrix))
+    wrong = np.flatnonzero(~np.isfinite(scores))
+    if len(wrong):
+        raise NightshiftError(
+            f"the model gives row {wrong[0]} the score {scores[wrong[0]]}, and {len(wrong) - 1} "
+            f"more of {len(scores):,} rows one that is not finite",
+            "look for extreme labels and feature values, and train again with `nightshift train`",
+        )
+    return scores
+
+
+def log_odds(booster: xgb.Booster, matrix: Matrix) -> Vector:
+    """What the trees add up to, (rows,) float64, before any calibration."""
+    return np.asarray(booster.inplace_predict(matrix, predict_type="margin"), dtype=np.float64)
 
 
 def contributions(booster: xgb.Booster, matrix: Matrix) -> Vector:
-    """Exact SHAP values in log-odds, (rows, features + 1) float64; the last column is the bias.
+    """Exact SHAP values, (rows, features + 1) float64; the last column is the bias.
 
-    A row sums to the log-odds of its prediction (Lundberg et al. 2018, TreeSHAP).
+    A row sums to what its trees add up to (Lundberg et al. 2018, TreeSHAP): of two classes the
+    log-odds before calibration, which moves all rows along one rising curve and no reason.
 
     Raises:
         NightshiftError: when the matrix is not as wide as the model.

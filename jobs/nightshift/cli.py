@@ -422,6 +422,13 @@ def nightly(as_of: AsOf) -> None:
 def train(
     use_case: UseCaseName,
     as_of: AsOf,
+    trials: Annotated[
+        int | None,
+        typer.Option(min=0, help="Of the search for parameters; default: the spec's. 0: none."),
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(min=0.01, help="Of the search's trials, all together.")
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Judge, and leave the champion in any case.")
     ] = False,
@@ -434,7 +441,12 @@ def train(
         from nightshift import pipeline
 
         verdict = pipeline.train(
-            settings, find_use_case(use_case), as_of.date(), may_promote=not dry_run
+            settings,
+            find_use_case(use_case),
+            as_of.date(),
+            trials=trials,
+            minutes=minutes,
+            may_promote=not dry_run,
         )
         show_gates(verdict.results)
         verdict.require_passed()

@@ -56,6 +56,13 @@ PROMOTE_PARAM = Param(
     title="promote",
     description="Off is a dry run: the model is trained and judged, and the champion stays.",
 )
+TRIALS_PARAM = Param(
+    None,
+    type=["null", "integer"],
+    minimum=0,
+    title="trials",
+    description="Of the search for parameters, instead of the use case's own budget; 0 is none.",
+)
 
 
 def as_of_of(
@@ -108,6 +115,12 @@ def run_stage[T](function: Callable[[date], T]) -> T:
     """Call a stage for the run's ``as_of``; a refusal fails the task at once, without retries."""
     with _refusals_fail_at_once():
         return function(run_as_of(get_current_context()))
+
+
+def trials() -> int | None:
+    """How many trials the run's param asks for; None leaves it to the use case."""
+    found: int | None = get_current_context()["params"]["trials"]
+    return found
 
 
 def may_promote() -> bool:

@@ -64,17 +64,24 @@ def nightly(
 
 
 def train(
-    settings: Settings, use_case: UseCase, as_of: date, *, may_promote: bool = True
+    settings: Settings,
+    use_case: UseCase,
+    as_of: date,
+    *,
+    trials: int | None = None,
+    minutes: float | None = None,
+    may_promote: bool = True,
 ) -> gates.Verdict:
     """Prepare, build the training set, train, judge; the champion moves if every gate passes.
 
-    Without ``may_promote``, a dry run, it stays in any case.
+    ``trials`` and ``minutes`` replace the budget of the spec's search. Without ``may_promote``, a
+    dry run, the champion stays in any case.
     """
     prepare(settings, [use_case], as_of)
     with stage("training_set"):
         features.build_training_set(settings, use_case, as_of)
     with stage("training"):
-        training.train(settings, use_case, as_of)
+        training.train(settings, use_case, as_of, trials=trials, minutes=minutes)
     with stage("gates"):
         return gates.judge(settings, use_case, as_of, may_promote=may_promote)
 

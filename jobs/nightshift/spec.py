@@ -755,6 +755,14 @@ class Studies(_Declaration):
 
 
 Objective = Literal["binary", "regression", "ranking"]
+CalibrationMethod = Literal["platt", "isotonic"]
+Loss = Literal["logistic", "squared_error", "absolute_error", "tweedie", "ndcg", "pairwise"]
+LOSSES: dict[Objective, tuple[Loss, ...]] = {
+    "binary": ("logistic",),
+    "regression": ("squared_error", "absolute_error", "tweedie"),
+    "ranking": ("ndcg", "pairwise"),
+}
+"""What a model of each objective may minimise; the first one unless the spec says otherwise."""
 Metric = Literal[
     "auc", "average_precision", "log_loss", "brier", "calibration_error",
     "precision", "recall", "f1", "selection_rate",
@@ -805,6 +813,42 @@ METRICS: dict[Metric, MetricRule] = {
     "coverage_at_k": MetricRule("ranking", None, "working_point"),
 }
 """What each metric means is told where it is computed, in ``nightshift.metrics``."""
+
+
+class Search(_Declaration):
+    """A search for better parameters than the defaults, until ``trials`` have ended or ``minutes``
+    have passed, whichever is first.
+
+    A trial is judged by its mean over the last ``validations`` stretches of snapshots whose labels
+    were known before the oldest origin's test.
+    """
+
+    trials: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    minutes: Annotated[float, Field(gt=0, le=10_000)] | None = None
+    validations: Annotated[int, Field(ge=1, le=20)] = 3
+
+    @model_validator(mode="after")
+    def _has_a_budget(self) -> Self:
+        if self.trials is None and self.minutes is None:
+            raise ValueError("search: give a budget, of trials or of minutes")
+        return self
+
+
+class Model(_Declaration):
+    """How the boosted trees of a use case are fitted.
+
+    Attributes:
+        loss: what they minimise; None for the first that ``LOSSES`` gives the objective.
+        monotone: feature → 1 where the score may only rise with it, -1 where it may only fall.
+        half_life_days: how much older a snapshot is whose rows count half as much; None for rows
+            that count the same.
+        search: None for the default parameters.
+    """
+
+    loss: Loss | None = None
+    monotone: dict[str, Literal[-1, 1]] = {}
+    half_life_days: Days | None = None
+    search: Search | None = None
 
 
 class Threshold(_Declaration):
@@ -992,6 +1036,7 @@ class UseCase(_Declaration):
     label: Label
     feature_groups: tuple[FeatureGroup, ...] = Field(min_length=1)
     snapshots: Snapshots
+    model: Model = Model()
     heuristics: tuple[Heuristic, ...]
     score_column: Name
     bands: tuple[Band, ...] = Field(min_length=1)
@@ -1021,6 +1066,14 @@ class UseCase(_Declaration):
                     f"use case {self.name}: heuristic {heuristic.name!r}: no feature "
                     f"{heuristic.feature!r}"
                 )
+        for name in self.model.monotone:
+            if name not in names:
+                raise ValueError(f"use case {self.name}: monotone: no feature {name!r}")
+        if self.loss not in LOSSES[self.objective]:
+            raise ValueError(
+                f"use case {self.name}: a {self.objective} objective has no loss {self.loss!r}; it "
+                f"has {', '.join(LOSSES[self.objective])}"
+            )
         starts = [band.from_score for band in self.bands]
         if starts != sorted(set(starts)) or starts[0] != 0:
             raise ValueError(f"use case {self.name}: bands must start at 0 and rise; got {starts}")
@@ -1152,6 +1205,11 @@ class UseCase(_Declaration):
             "binary": "auc", "regression": "spearman", "ranking": "ndcg_at_k"
         }  # fmt: skip
         return tuple(dict.fromkeys(found)) or (default[self.objective],)
+
+    @property
+    def loss(self) -> Loss:
+        """What its model minimises."""
+        return self.model.loss or LOSSES[self.objective][0]
 
     @property
     def vector_key(self) -> tuple[str, ...]:

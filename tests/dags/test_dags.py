@@ -216,7 +216,9 @@ def test_every_dag_states_its_owner_tags_and_param(loaded: dict[str, Any]) -> No
             None, ["null", "string"], "date",
         ), name  # fmt: skip
         is_training = name.startswith("train__")
-        assert set(dag["params"]) == ({"as_of", "promote"} if is_training else {"as_of"}), name
+        assert set(dag["params"]) == (
+            {"as_of", "promote", "trials"} if is_training else {"as_of"}
+        ), name
         for task_id, task in dag["tasks"].items():
             assert task["owner"] == "data-team", (name, task_id)
             # a refusal stays one: it is told at once

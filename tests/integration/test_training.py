@@ -292,7 +292,9 @@ def test_a_model_that_another_seed_made_is_not_reproducible(tracked_warehouse: S
     run_id = train(settings, reproducible, AS_OF).mlflow_run_id
     file = artifact(settings, run_id, "model/signature.json")
     signature = json.loads(file.read_text())
-    file.write_text(json.dumps(signature | {"seed": signature["seed"] + 1}))
+    told = signature["fit"]
+    other = told | {"parameters": told["parameters"] | {"seed": 1}}
+    file.write_text(json.dumps(signature | {"fit": other}))
     verdict = judge(settings, reproducible, AS_OF)
     assert [result.gate for result in verdict.failures] == ["reproducible"]
     assert "of the same dataset and seed, training" in verdict.failures[0].detail

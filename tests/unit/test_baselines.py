@@ -31,7 +31,25 @@ def test_the_linear_baseline_reads_values_and_missingness() -> None:
     # Feature 1 is absent exactly for class 1; feature 2 has no value at all.
     matrix[labels == 1, 1] = np.nan
     matrix[:, 2] = np.nan
-    scores = linear_scores(fit_linear(matrix, labels, seed=3), matrix)
+    scores = linear_scores(fit_linear(matrix, labels, "binary", seed=3), matrix)
     assert scores[labels == 1].min() > 0.5 > scores[labels == 0].max()
-    again = linear_scores(fit_linear(matrix, labels, seed=3), matrix)
+    again = linear_scores(fit_linear(matrix, labels, "binary", seed=3), matrix)
     assert scores.tobytes() == again.tobytes()
+
+
+def test_the_linear_baseline_of_amounts_is_in_their_unit() -> None:
+    random = np.random.default_rng(1)
+    matrix = random.normal(size=(400, 3)).astype(np.float32)
+    labels = np.exp(2 + matrix[:, 0] + 0.5 * random.normal(size=400)) * (random.random(400) < 0.8)
+    scores = linear_scores(fit_linear(matrix, labels, "regression", seed=3), matrix)
+    assert np.isclose(scores.sum(), labels.sum())
+    assert np.corrcoef(scores, labels)[0, 1] > 0.3
+
+
+def test_the_linear_baseline_of_a_ranking_orders_by_relevance() -> None:
+    random = np.random.default_rng(1)
+    matrix = random.normal(size=(400, 3)).astype(np.float32)
+    labels = np.where(matrix[:, 0] > 1, 3.0, 0.0)
+    scores = linear_scores(fit_linear(matrix, labels, "ranking", seed=3), matrix)
+    assert scores[labels > 0].min() > scores[labels == 0].max() - 0.5
+    assert np.corrcoef(scores, matrix[:, 0])[0, 1] > 0.7

@@ -7,6 +7,7 @@ create schema if not exists quarantine;
 create schema if not exists ops;
 create schema if not exists predictions;
 create schema if not exists monitoring;
+create schema if not exists studies; -- its tables are Optuna's
 
 -- One row a version of a landed file: loaded; refused; a duplicate of a loaded one; or loaded once
 -- and replaced since. rows_in = rows_loaded + rows_quarantined, and the database holds us to it.

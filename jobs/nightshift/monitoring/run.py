@@ -147,6 +147,9 @@ def _linear_scores(
         return None
     table = _read_parts(folder).sort_by([("snapshot", "ascending"), (use_case.key, "ascending")])
     model = fit_linear(
-        to_matrix(table, use_case.feature_names), table["label"].to_numpy(), settings.seed
+        to_matrix(table, use_case.feature_names),
+        table["label"].to_numpy(),
+        use_case.objective,
+        settings.seed,
     )
     return linear_scores(model, matrix)

@@ -29,9 +29,11 @@ from nightshift.spec import (
     gate_name,
 )
 from nightshift.training import plots
+from nightshift.training.calibration import Choice
 from nightshift.training.curves import Decile
 from nightshift.training.evaluation import MODEL, OverTime
 from nightshift.training.explanation import Explanation
+from nightshift.training.search import Searched
 from nightshift.training.split import Split
 from nightshift.training.studies import Ablation, LearningCurve, better, called, reading, text
 
@@ -51,6 +53,8 @@ class Card:
         roc, precision_recall: scorer → the curve's points; empty unless there are two classes.
         curve, ablation: None where they are switched off.
         parameters: of the fit.
+        calibration: how the probabilities were brought to come true; None of other scores.
+        searched: None where the parameters are the defaults.
         manifest: ``data_manifest.json``.
         lineage: what was made of what: name → value.
     """
@@ -72,6 +76,8 @@ class Card:
     curve: LearningCurve | None
     ablation: Ablation | None
     parameters: Mapping[str, Any]
+    calibration: Choice | None
+    searched: Searched | None
     manifest: Mapping[str, Any]
     lineage: Mapping[str, str]
 
@@ -140,6 +146,7 @@ def render(card: Card) -> str:
         reading=reading(card.curve, entity) if card.curve else "",
         ablation=plots.ablation(card.ablation) if card.ablation else "",
         ablated=_ablated(card.ablation) if card.ablation else None,
+        trials=_trials(card.searched) if card.searched else None,
         gates=[gate_name(gate) for gate in use_case.gates],
     )
 
@@ -248,6 +255,24 @@ def _figure_tables(measured: Measured) -> list[_Table]:
 def _metrics(rows: Iterable[Mapping[str, Estimate]], reads: str) -> list[Metric]:
     found = {metric for estimates in rows for metric in estimates}
     return [name for name, rule in METRICS.items() if name in found and rule.reads == reads]
+
+
+def _trials(searched: Searched, most: int = 8) -> _Table:
+    """The best trials, and the first one, which has the default parameters."""
+    best = [number for number in searched.ranking if number > 0 or len(searched.trials) == 1]
+    shown = sorted({0, *best[:most]}, key=searched.ranking.index)
+    names = list(searched.chosen)
+    return _Table(
+        ("trial", searched.metric, *names),
+        tuple(
+            (
+                str(number + 1),
+                f"{trial.value:.5f}",
+                *(f"{trial.parameters[name]:.3g}" for name in names),
+            )
+            for number, trial in ((number, searched.trials[number]) for number in shown)
+        ),
+    )
 
 
 def _calibration(card: Card) -> str:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from nightshift.booster import Matrix, row_order, to_matrix
 from nightshift.errors import NightshiftError
 from nightshift.io.lake import read_manifest
-from nightshift.spec import UseCase
+from nightshift.spec import Loss, Objective, UseCase
 from nightshift.training.split import Split
 
 log = logging.getLogger(__name__)
@@ -24,13 +24,15 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class Dataset:
     """The rows by snapshot: ``keys``, ``snapshots``, ``labels`` and ``items`` are (rows,),
-    ``matrix`` is (rows, features) float32 with NaN for null. ``items``: what is ranked, else None.
+    ``matrix`` is (rows, features) float32 with NaN for null. ``labels``: int32 of two classes,
+    float64 of amounts and relevances. ``items``: what is ranked, else None.
     """
 
     manifest: dict[str, Any]
+    feature_names: tuple[str, ...]
     keys: npt.NDArray[Any]
     snapshots: npt.NDArray[Any]
-    labels: npt.NDArray[np.int32]
+    labels: npt.NDArray[Any]
     matrix: Matrix
     items: npt.NDArray[Any] | None
 
@@ -52,6 +54,7 @@ class Dataset:
         """The dataset of some of its rows, (rows,)."""
         return Dataset(
             self.manifest,
+            self.feature_names,
             self.keys[rows],
             self.snapshots[rows],
             self.labels[rows],
@@ -65,7 +68,7 @@ def read_dataset(folder: Path, use_case: UseCase, as_of: date) -> Dataset:
 
     Raises:
         NightshiftError: when there is none, it is of another version of the use case, or its labels
-            are not 0 and 1 or were not known yet.
+            are not what the objective asks for or were not known yet.
     """
     if read_manifest(folder) is None:
         raise NightshiftError(
@@ -73,32 +76,60 @@ def read_dataset(folder: Path, use_case: UseCase, as_of: date) -> Dataset:
             f"run `nightshift train {use_case.name} --as-of {as_of}`: it builds the features first",
         )
     manifest, table = read_table(folder, use_case.key, use_case.feature_names)
-    newest = table.column("snapshot").combine_chunks()
-    latest = newest[-1].as_py() if len(newest) else as_of
+    latest = table.column("snapshot")[-1].as_py() if table.num_rows else as_of
     matures = latest + timedelta(days=use_case.label.maturity_days)
-    if len(newest) and matures > as_of:
+    if table.num_rows and matures > as_of:
         raise NightshiftError(
             f"the training dataset in {folder} has snapshot {latest}, whose labels are known on "
             f"{matures} only, after as_of {as_of}",
             "build the training dataset again; training on it would leak the future",
         )
-    label_column = table.column("label")
-    unfit = label_column.null_count or not set(label_column.unique().to_pylist()) <= {0, 1}
-    if unfit:
-        raise NightshiftError(
-            f"column label of {folder} has values other than 0 and 1: "
-            f"{label_column.unique().to_pylist()[:10]}",
-            "build the training dataset again",
-        )
-    items = use_case.vector_key[1:] if use_case.objective == "ranking" else ()
+    _check_labels(folder, use_case.objective, use_case.loss, table.column("label"))
+    return to_dataset(
+        manifest, table, use_case.objective, use_case.vector_key, use_case.feature_names
+    )
+
+
+def to_dataset(
+    manifest: dict[str, Any],
+    table: pa.Table,
+    objective: Objective,
+    vector_key: Sequence[str],
+    feature_names: Sequence[str],
+) -> Dataset:
+    """What ``read_table`` read, as arrays; of a ranking ``vector_key`` is the key and the item."""
+    key, *more = vector_key if objective == "ranking" else vector_key[-1:]
+    label_type = pa.int32() if objective == "binary" else pa.float64()
+    snapshots = table.column("snapshot").combine_chunks().to_numpy(zero_copy_only=False)
     return Dataset(
         manifest=manifest,
-        keys=np.asarray(table.column(use_case.key).to_pylist(), dtype=str),
-        snapshots=np.asarray(newest.to_numpy(zero_copy_only=False), dtype="datetime64[D]"),
-        labels=label_column.cast(pa.int32()).to_numpy(),
-        matrix=to_matrix(table, use_case.feature_names),
-        items=np.asarray(table.column(items[0]).to_pylist(), dtype=str) if items else None,
+        feature_names=tuple(feature_names),
+        keys=np.asarray(table.column(key).to_pylist(), dtype=str),
+        snapshots=np.asarray(snapshots, dtype="datetime64[D]"),
+        labels=table.column("label").cast(label_type).to_numpy(),
+        matrix=to_matrix(table, feature_names),
+        items=np.asarray(table.column(more[0]).to_pylist(), dtype=str) if more else None,
     )
+
+
+def _check_labels(folder: Path, objective: Objective, loss: Loss, label: pa.ChunkedArray) -> None:
+    remedy = "check the label's condition and column, and build the training dataset again"
+    if label.null_count:
+        raise NightshiftError(f"column label of {folder} has {label.null_count} nulls", remedy)
+    values = label.cast(pa.float64()).to_numpy()
+    if objective == "binary":
+        wrong, asked = ~np.isin(values, (0, 1)), "0 or 1"
+    elif objective == "ranking" or loss == "tweedie":
+        wrong, asked = ~(np.isfinite(values) & (values >= 0)), "finite and at least 0"
+    else:
+        wrong, asked = ~np.isfinite(values), "finite"
+    if wrong.any():
+        raise NightshiftError(
+            f"column label of {folder} has {wrong.sum()} values of {len(values)} that are not "
+            f"{asked}, such as {values[wrong][0]:g}; a {objective} objective with the loss {loss} "
+            "asks for it",
+            remedy,
+        )
 
 
 def read_table(
@@ -131,7 +162,7 @@ def read_table(
 
 
 def check_classes(use_case: UseCase, dataset: Dataset, parts: Split) -> None:
-    """Refuse a part with one class.
+    """Refuse a part whose labels are all of one class, or one amount.
 
     Raises:
         NightshiftError: naming the part, its dates and its only label.
@@ -153,10 +184,12 @@ def has_both_classes(dataset: Dataset, parts: Split) -> bool:
     labels = [
         dataset.labels[dataset.rows_of(days)]
         for days in (parts.train, parts.validation, parts.test)
+        if days
     ]
-    if all(len(np.unique(found)) == 2 for found in labels):
+    if all(len(np.unique(found)) > 1 for found in labels):
         return True
-    log.warning("no model of %s … %s: a part has one class", parts.train[0], parts.test[-1])
+    last = (parts.test or parts.validation)[-1]
+    log.warning("no model of %s … %s: a part has one class", parts.train[0], last)
     return False
 
 

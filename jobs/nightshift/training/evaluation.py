@@ -4,14 +4,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-import xgboost as xgb
-
 from nightshift.baselines import LINEAR, fit_linear, heuristic_scores, linear_scores
 from nightshift.booster import Matrix, Vector, predict
 from nightshift.metrics import Estimate, Measured, measure
 from nightshift.spec import UseCase
 from nightshift.training.dataset import Dataset, has_both_classes
-from nightshift.training.fit import fit_early_stopped, fit_trees
+from nightshift.training.fit import Fitted, Recipe, fit_split, fit_trees
 from nightshift.training.slices import slice_rows
 from nightshift.training.split import Split
 
@@ -28,14 +26,14 @@ class OverTime:
 
 
 def fit_and_score(
-    use_case: UseCase, dataset: Dataset, parts: Split, seed: int
-) -> tuple[xgb.Booster, dict[str, Vector]]:
+    use_case: UseCase, dataset: Dataset, parts: Split, made: Recipe, seed: int
+) -> tuple[Fitted, dict[str, Vector]]:
     """The model of a split, and each scorer's scores of every row of the dataset, (rows,)."""
     learn = dataset.rows_of(parts.train)
     matrix, labels = dataset.matrix, dataset.labels
-    evaluation = _fit(use_case, dataset, parts, seed)
-    linear = fit_linear(matrix[learn], labels[learn], seed)
-    scores = {MODEL: predict(evaluation, matrix)}
+    evaluation = fit_split(dataset, parts, made)
+    linear = fit_linear(matrix[learn], labels[learn], use_case.objective, seed)
+    scores = {MODEL: predict(evaluation.booster, matrix)}
     for heuristic in use_case.heuristics:
         column = matrix[:, use_case.feature_names.index(heuristic.feature)]
         scores[heuristic.name] = heuristic_scores(heuristic, column)
@@ -44,7 +42,7 @@ def fit_and_score(
 
 
 def refit(
-    use_case: UseCase, dataset: Dataset, parts: Split, seed: int, trees: int | None = None
+    dataset: Dataset, parts: Split, made: Recipe, trees: int | None = None
 ) -> Callable[[Matrix], Vector]:
     """A model of the train snapshots as what it does: (rows, features) → (rows,) scores.
 
@@ -52,24 +50,8 @@ def refit(
         trees: how many; None to stop early on the validation snapshots.
     """
     if trees is None:
-        return partial(predict, _fit(use_case, dataset, parts, seed))
-    learn = dataset.rows_of(parts.train)
-    return partial(
-        predict,
-        fit_trees(
-            dataset.matrix[learn], dataset.labels[learn], use_case.feature_names, trees, seed
-        ),
-    )
-
-
-def _fit(use_case: UseCase, dataset: Dataset, parts: Split, seed: int) -> xgb.Booster:
-    learn, choose = dataset.rows_of(parts.train), dataset.rows_of(parts.validation)
-    return fit_early_stopped(
-        (dataset.matrix[learn], dataset.labels[learn]),
-        (dataset.matrix[choose], dataset.labels[choose]),
-        use_case.feature_names,
-        seed,
-    )
+        return partial(predict, fit_split(dataset, parts, made).booster)
+    return partial(predict, fit_trees(dataset, dataset.rows_of(parts.train), made, trees))
 
 
 def measure_part(
@@ -108,6 +90,7 @@ def measure_origins(
     dataset: Dataset,
     origins: Sequence[Split],
     newest: Measured,
+    made: Recipe,
     seed: int,
 ) -> tuple[tuple[Split, Measured], ...]:
     """Each origin's split with the figures of its test, newest first."""
@@ -115,7 +98,7 @@ def measure_origins(
     for parts in origins[1:]:
         if not has_both_classes(dataset, parts):
             continue
-        _, scores = fit_and_score(use_case, dataset, parts, seed)
+        _, scores = fit_and_score(use_case, dataset, parts, made, seed)
         measured = measure_part(use_case, dataset, parts, "test", scores, seed)
         found.append((parts, replace(measured, slices={})))
     return tuple(found)
@@ -127,6 +110,7 @@ def measure_staleness(
     fresh: Split,
     stale: Mapping[int, Split],
     scores: dict[str, Vector],
+    made: Recipe,
     seed: int,
 ) -> Measured | None:
     """The fresh model against those that are weeks older, all on the newest test."""
@@ -136,7 +120,7 @@ def measure_staleness(
     fitted = {fresh: scores[MODEL]}
     for parts in stale.values():
         if parts not in fitted:
-            fitted[parts] = predict(_fit(use_case, dataset, parts, seed), dataset.matrix)
+            fitted[parts] = predict(fit_split(dataset, parts, made).booster, dataset.matrix)
     ages = {
         f"{weeks} week" + ("s" if weeks > 1 else ""): fitted[parts]
         for weeks, parts in stale.items()

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import date, timedelta
 from functools import partial
@@ -25,22 +26,24 @@ import xgboost as xgb
 
 from nightshift import model_card
 from nightshift.baselines import LINEAR
-from nightshift.booster import Vector, gain_shares, predict, to_matrix
+from nightshift.booster import Vector, gain_shares, predict
 from nightshift.errors import NightshiftError
-from nightshift.io import model_store
+from nightshift.io import model_store, studies
 from nightshift.io.lake import dataset_dir, digest
 from nightshift.io.warehouse import recorded_run
 from nightshift.metrics import Measured
 from nightshift.settings import PROJECT_ROOT, Settings
-from nightshift.spec import UseCase
+from nightshift.spec import Search, UseCase
 from nightshift.training.card import Card, render, summary
 from nightshift.training.curves import deciles, precision_recall, roc
 from nightshift.training.dataset import (
     Dataset,
     check_classes,
     check_features,
+    has_both_classes,
     read_dataset,
     read_table,
+    to_dataset,
 )
 from nightshift.training.evaluation import (
     MODEL,
@@ -55,8 +58,16 @@ from nightshift.training.evaluation import (
     slice_metrics,
 )
 from nightshift.training.explanation import explain
-from nightshift.training.fit import fit_trees, model_bytes, parameters
-from nightshift.training.split import Split, rolling_origins, stale_splits
+from nightshift.training.fit import (
+    Fitted,
+    Recipe,
+    fit_whole,
+    model_bytes,
+    recipe,
+    require_distinct,
+)
+from nightshift.training.search import Searched, direction, search, study_name
+from nightshift.training.split import Split, rolling_origins, search_splits, stale_splits
 from nightshift.training.studies import (
     Ablation,
     LearningCurve,
@@ -83,7 +94,14 @@ class TrainingResult:
     metrics: dict[str, float]
 
 
-def train(settings: Settings, use_case: UseCase, as_of: date) -> TrainingResult:
+def train(
+    settings: Settings,
+    use_case: UseCase,
+    as_of: date,
+    *,
+    trials: int | None = None,
+    minutes: float | None = None,
+) -> TrainingResult:
     """Train, measure and register; the champion is left to the gates.
 
     Two models are fitted. The *evaluation* model learns from the train snapshots, stops on the
@@ -91,7 +109,10 @@ def train(settings: Settings, use_case: UseCase, as_of: date) -> TrainingResult:
     figures are what gates judge. The *shipped* model has as many trees and learns from every
     mature snapshot: the split gives up two label horizons to the embargo, and the newest months,
     which tell the most about tonight, would otherwise be lost. Its own quality is measured once
-    its predictions mature.
+    its predictions mature. Each is calibrated on the newest labels known to it.
+
+    ``trials`` and ``minutes`` replace the budget of the spec's search; 0 trials are none. A search
+    that a kill has interrupted goes on, and one that has spent its budget is not repeated.
 
     The same dataset, seed and library versions give the same model bytes; a repetition is a new
     MLflow run.
@@ -109,12 +130,17 @@ def train(settings: Settings, use_case: UseCase, as_of: date) -> TrainingResult:
         parts = origins[0]
         check_classes(use_case, dataset, parts)
         check_features(use_case, dataset, parts)
+        searched = _search(settings, use_case, dataset, days, trials, minutes)
+        made = recipe(use_case, settings.seed, searched.chosen if searched else None)
         started = time.perf_counter()
-        evaluation, scores = fit_and_score(use_case, dataset, parts, settings.seed)
-        trees = evaluation.num_boosted_rounds()
-        shipped = fit_trees(
-            dataset.matrix, dataset.labels, use_case.feature_names, trees, settings.seed
-        )
+        evaluation, scores = fit_and_score(use_case, dataset, parts, made, settings.seed)
+        trees = evaluation.booster.num_boosted_rounds()
+        method = evaluation.calibration.method if evaluation.calibration else None
+        newest = tuple(days[-plan.validation :])
+        shipped = fit_whole(dataset, made, trees, method, dataset.rows_of(newest))
+        tested = dataset.rows_of(parts.test)
+        require_distinct(scores[MODEL][tested], "the evaluation model")
+        require_distinct(predict(shipped, dataset.matrix[tested]), "the model that would ship")
         log.info(
             "fitted %d trees to %s rows in %.1f s",
             trees, f"{len(dataset.labels):,}", time.perf_counter() - started,
@@ -124,27 +150,36 @@ def train(settings: Settings, use_case: UseCase, as_of: date) -> TrainingResult:
             for part in ("validation", "test")
         }
         over_time = OverTime(
-            origins=measure_origins(use_case, dataset, origins, measured["test"], settings.seed),
+            origins=measure_origins(
+                use_case, dataset, origins, measured["test"], made, settings.seed
+            ),
             staleness=measure_staleness(
                 use_case,
                 dataset,
                 parts,
                 stale_splits(days, plan, embargo_days),
                 scores,
+                made,
                 settings.seed,
             ),
         )
         metrics = flat_metrics(measured)
         log.info(
-            "test AUC: %s",
-            ", ".join(f"{s} {m['auc'].value:.3f}" for s, m in measured["test"].scorers.items()),
+            "test %s: %s",
+            metric := use_case.judged_metrics[0],
+            ", ".join(
+                f"{scorer} {figures[metric].value:.3f}"
+                for scorer, figures in measured["test"].scorers.items()
+                if metric in figures
+            ),
         )
-        curve, ablated = _study(use_case, dataset, parts, trees, settings.seed)
+        curve, ablated = _study(use_case, dataset, parts, made, trees, settings.seed)
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)
             _write_models(
-                folder, use_case, as_of, dataset, parts, evaluation, shipped, settings.seed
+                folder, use_case, as_of, dataset, parts, made, evaluation, shipped, newest
             )
+            _write_search(folder, searched)
             _write_evaluation(folder, use_case, dataset, parts, scores, measured, over_time)
             manifest = _data_manifest(use_case, as_of, dataset)
             (folder / "data_manifest.json").write_text(
@@ -155,7 +190,9 @@ def train(settings: Settings, use_case: UseCase, as_of: date) -> TrainingResult:
                 as_of,
                 dataset,
                 parts,
+                made,
                 evaluation,
+                searched,
                 scores,
                 measured,
                 over_time,
@@ -167,7 +204,16 @@ def train(settings: Settings, use_case: UseCase, as_of: date) -> TrainingResult:
             (folder / model_card.ARTIFACT).write_text(render(card), encoding="utf-8")
             logged = metrics | slice_metrics(measured["test"]) | metrics_over_time(over_time)
             run_id = _log_to_mlflow(
-                settings, use_case, as_of, dataset, parts, trees, logged, summary(card), folder
+                settings,
+                use_case,
+                as_of,
+                dataset,
+                parts,
+                made,
+                trees,
+                logged,
+                summary(card),
+                folder,
             )
         registered = model_store.register(settings, use_case.name, run_id, as_of.isoformat())
         result = TrainingResult(
@@ -200,14 +246,59 @@ def rebuild(model: Path, dataset: Path) -> str:
             f"{signature['dataset_sha256']}",
             "train again with `nightshift train`",
         )
-    booster = fit_trees(
-        to_matrix(table, signature["features"]),
-        table.column("label").cast(pa.int32()).to_numpy(),
-        signature["features"],
-        signature["trees"],
-        signature["seed"],
+    told = signature.get("fit")
+    if told is None:
+        raise NightshiftError(
+            f"the signature in {model} does not tell how the model was fitted: it is of an older "
+            "Nightshift",
+            "train again with `nightshift train`, or check out the commit of its MLflow run",
+        )
+    rows = to_dataset(
+        manifest, table, told["objective"], signature["vector_key"], signature["features"]
+    )
+    calibrated = told["calibration"]
+    newest = tuple(date.fromisoformat(day) for day in calibrated["snapshots"]) if calibrated else ()
+    booster = fit_whole(
+        rows,
+        Recipe(told["parameters"], told["half_life_days"]),
+        told["trees"],
+        calibrated["method"] if calibrated else None,
+        rows.rows_of(newest),
     )
     return hashlib.sha256(model_bytes(booster)).hexdigest()
+
+
+def _search(
+    settings: Settings,
+    use_case: UseCase,
+    dataset: Dataset,
+    days: Sequence[date],
+    trials: int | None,
+    minutes: float | None,
+) -> Searched | None:
+    """The parameters that the budget finds; None where there is none, or nothing to judge by."""
+    budget = use_case.model.search
+    if trials == 0:
+        return None
+    if trials is not None or minutes is not None:
+        validations = budget.validations if budget else Search(trials=1).validations
+        budget = Search(trials=trials, minutes=minutes, validations=validations)
+    if budget is None:
+        return None
+    found = search_splits(
+        days, use_case.snapshots, use_case.label.maturity_days, budget.validations
+    )
+    splits = [parts for parts in found if has_both_classes(dataset, parts)]
+    if not splits:
+        log.warning("no search: history is too short for a validation before the oldest origin")
+        return None
+    defaults = recipe(use_case, settings.seed)
+    name = study_name(use_case, dataset, splits, defaults)
+    with studies.opened(settings, name, direction(defaults)) as study:
+        return search(
+            study, budget, dataset, splits, defaults,
+            lambda chosen: recipe(use_case, settings.seed, chosen),
+        )  # fmt: skip
 
 
 def _write_models(
@@ -216,10 +307,17 @@ def _write_models(
     as_of: date,
     dataset: Dataset,
     parts: Split,
-    evaluation: xgb.Booster,
+    made: Recipe,
+    evaluation: Fitted,
     shipped: xgb.Booster,
-    seed: int,
+    newest: Sequence[date],
 ) -> None:
+    choice = evaluation.calibration
+    calibrated = choice and {
+        "method": choice.method,
+        "log_losses": choice.losses,
+        "snapshots": [day.isoformat() for day in newest],
+    }
     signature = {
         "use_case": use_case.name,
         "as_of": as_of.isoformat(),
@@ -228,14 +326,20 @@ def _write_models(
         "score_column": use_case.score_column,
         "spec_sha256": digest(use_case.model_dump(mode="json")),
         "dataset_sha256": dataset.manifest.get("sha256"),
-        "seed": seed,
-        "trees": shipped.num_boosted_rounds(),
+        "vector_key": list(use_case.vector_key),
+        "fit": {
+            "objective": use_case.objective,
+            "parameters": made.parameters,
+            "half_life_days": made.half_life_days,
+            "trees": shipped.num_boosted_rounds(),
+            "calibration": calibrated,
+        },
         "xgboost": xgb.__version__,
     }
     sample = np.flatnonzero(dataset.rows_of(parts.test))[:SAMPLE_ROWS]
     matrix = dataset.matrix[sample]
     for name, booster in (
-        (model_store.EVALUATION, evaluation),
+        (model_store.EVALUATION, evaluation.booster),
         (model_store.MODEL, shipped),
     ):
         expected = hashlib.sha256(predict(booster, matrix).tobytes()).hexdigest()
@@ -245,6 +349,13 @@ def _write_models(
             {**signature, "role": name, "sample_scores_sha256": expected},
         )
         model_store.write_sample(folder / name, matrix)
+
+
+def _write_search(folder: Path, searched: Searched | None) -> None:
+    if searched is not None:
+        (folder / "search.json").write_text(
+            json.dumps(asdict(searched), indent=1, default=date.isoformat)
+        )
 
 
 def _write_evaluation(
@@ -260,7 +371,7 @@ def _write_evaluation(
     columns: dict[str, Any] = {
         use_case.key: pa.array(dataset.keys[rows].tolist(), pa.string()),
         "snapshot": pa.array(dataset.snapshots[rows], pa.date32()),
-        "label": pa.array(dataset.labels[rows], pa.int32()),
+        "label": pa.array(dataset.labels[rows]),
     }
     columns |= {f"score_{name}": pa.array(score[rows]) for name, score in scores.items()}
     pq.write_table(pa.table(columns), folder / "evaluation" / "test_predictions.parquet")
@@ -274,7 +385,7 @@ def _write_evaluation(
 
 
 def _study(
-    use_case: UseCase, dataset: Dataset, parts: Split, trees: int, seed: int
+    use_case: UseCase, dataset: Dataset, parts: Split, made: Recipe, trees: int, seed: int
 ) -> tuple[LearningCurve | None, Ablation | None]:
     """What the spec wants to know beside the model; None of what it does not."""
     wanted, metric = use_case.studies, use_case.judged_metrics[0]
@@ -286,12 +397,12 @@ def _study(
     if wanted.learning_curve:
         curve = learning_curve(
             use_case, rows, parts, metric,
-            lambda learned: refit(use_case, learned, parts, seed), seed,
+            lambda learned: refit(learned, parts, made), seed,
         )  # fmt: skip
     if wanted.ablation:
         ablated = ablation(
             use_case, rows, parts, metric,
-            lambda learned: refit(use_case, learned, parts, seed, trees),
+            lambda learned: refit(learned, parts, made, trees),
             dataset.manifest.get("cpu_seconds", {}), seed,
         )  # fmt: skip
     log.info("learning curve and ablation in %.1f s", time.perf_counter() - started)
@@ -324,7 +435,9 @@ def _card(
     as_of: date,
     dataset: Dataset,
     parts: Split,
-    evaluation: xgb.Booster,
+    made: Recipe,
+    evaluation: Fitted,
+    searched: Searched | None,
     scores: dict[str, Vector],
     measured: dict[str, Measured],
     over_time: OverTime,
@@ -341,12 +454,12 @@ def _card(
         use_case=use_case,
         as_of=as_of,
         parts=parts,
-        trees=evaluation.num_boosted_rounds(),
+        trees=evaluation.booster.num_boosted_rounds(),
         validation=measured["validation"],
         test=measured["test"],
         over_time=over_time,
         rates=dataset.rates,
-        gains=gain_shares(evaluation),
+        gains=gain_shares(evaluation.booster),
         deciles={
             name: deciles(labels, keys, tested[name], seed)
             for name in (MODEL, LINEAR)
@@ -358,12 +471,14 @@ def _card(
             n: precision_recall(labels, score) for n, score in tested.items() if has_classes
         },
         explanation=explain(
-            evaluation, partial(predict, evaluation), use_case.feature_names,
+            evaluation.booster, partial(predict, evaluation.booster), use_case.feature_names,
             dataset.matrix[rows], seed,
         ),
         curve=curve,
         ablation=ablated,
-        parameters=parameters(seed),
+        parameters=made.parameters | {"half_life_days": made.half_life_days},
+        calibration=evaluation.calibration,
+        searched=searched,
         manifest=manifest,
         lineage={
             "training set": str(manifest.get("sha256")),
@@ -387,6 +502,7 @@ def _log_to_mlflow(
     as_of: date,
     dataset: Dataset,
     parts: Split,
+    made: Recipe,
     trees: int,
     metrics: dict[str, float],
     note: str,
@@ -411,7 +527,8 @@ def _log_to_mlflow(
     )
     try:
         params = {
-            **parameters(settings.seed),
+            **made.parameters,
+            "half_life_days": made.half_life_days,
             "trees": trees,
             "rows": len(dataset.labels),
             "features": len(use_case.feature_names),

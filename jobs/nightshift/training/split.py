@@ -61,6 +61,29 @@ def rolling_origins(
     return tuple(found)
 
 
+def search_splits(
+    snapshots: Iterable[date], plan: Snapshots, embargo_days: int, count: int
+) -> tuple[Split, ...]:
+    """At most ``count`` trains and validations, newest first; none has a test.
+
+    Their labels were known before the test of the oldest origin, so that no figure that is
+    reported has been searched for.
+
+    Raises:
+        NightshiftError: when history is too short for one origin.
+    """
+    ordered = sorted(set(snapshots))
+    oldest = rolling_origins(ordered, plan, embargo_days)[-1]
+    found: list[Split] = []
+    while len(found) < count:
+        parts = _before(ordered, oldest.test[0], plan, embargo_days)
+        if parts is None:
+            break
+        found.append(Split(*parts, ()))
+        ordered = [s for s in ordered if s < parts[1][0]]
+    return tuple(found)
+
+
 def stale_splits(snapshots: Iterable[date], plan: Snapshots, embargo_days: int) -> dict[int, Split]:
     """Weeks → the split of a model that old on the day of the first test snapshot.
 

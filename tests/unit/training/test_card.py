@@ -7,10 +7,12 @@ import pytest
 from nightshift.metrics import Estimate, Groups, Measured, measure
 from nightshift.model_card import with_verdict
 from nightshift.spec import Slice, Threshold, UseCase
+from nightshift.training.calibration import Choice
 from nightshift.training.card import Card, against_linear, render, summary
 from nightshift.training.curves import deciles, precision_recall, roc
 from nightshift.training.evaluation import OverTime
 from nightshift.training.explanation import Explanation, PartialDependence
+from nightshift.training.search import Searched, Trial
 from nightshift.training.split import Split
 from nightshift.use_cases.churn import CHURN
 
@@ -53,6 +55,18 @@ def card(use_case: UseCase) -> Card:
         curve=None,
         ablation=None,
         parameters={"eta": 0.05},
+        calibration=Choice("platt", {"none": 0.5, "platt": 0.4, "isotonic": 0.45}),
+        searched=Searched(
+            "churn abc",
+            "auc",
+            (Split(DAYS[:1], DAYS[1:2], ()),),
+            (
+                Trial({"max_depth": 4}, 0.7, 1.0),
+                Trial({"max_depth": 9}, None, 0.1),
+                Trial({"max_depth": 3}, 0.8, 1.0),
+            ),
+            (2, 0),
+        ),
         manifest={"parts": {"part-00000.parquet": {"rows": 24, "sha256": "abc"}}},
         lineage={"code": "c0ffee"},
     )
@@ -116,3 +130,11 @@ def test_a_model_no_better_than_the_linear_one_is_said_to_be_so(
 
 def measured() -> Measured:
     return card(SLICED).test
+
+
+def test_the_card_tells_how_it_was_calibrated_and_what_the_search_found() -> None:
+    html = render(card(SLICED))
+    assert "on Platt's line" in html
+    assert "none 0.5000, platt 0.4000, isotonic 0.4500" in html
+    assert "3 trials, 2 of them to the end, by auc on 1 earlier validations" in html
+    assert html.index("0.80000") < html.index("0.70000")

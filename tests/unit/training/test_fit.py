@@ -1,28 +1,229 @@
+from datetime import date, timedelta
+from typing import Any
+
 import numpy as np
+import pytest
+from scipy.stats import spearmanr
 
-from nightshift.training.fit import fit_early_stopped, fit_trees, model_bytes
+from nightshift import calibration
+from nightshift.booster import predict
+from nightshift.errors import NightshiftError
+from nightshift.spec import (
+    Count,
+    Model,
+    Population,
+    Sum,
+    TopItems,
+    UseCase,
+)
+from nightshift.training.dataset import Dataset
+from nightshift.training.fit import (
+    Recipe,
+    fit_early_stopped,
+    fit_split,
+    fit_trees,
+    fit_whole,
+    model_bytes,
+    recipe,
+    require_distinct,
+)
+from nightshift.training.split import Split
+from nightshift.use_cases.churn import CHURN
+
+DAYS = tuple(date(2025, 1, 1) + timedelta(days=30 * n) for n in range(4))
+PARTS = Split(DAYS[:2], DAYS[2:3], DAYS[3:])
+NAMES = ("a", "b", "c", "d")
 
 
-def _rows(seed: int, rows: int = 600) -> tuple[np.ndarray, np.ndarray]:
+def dataset(labels: Any = None, *, rows: int = 1600, seed: int = 1, lists: int = 0) -> Dataset:
+    """Rows of four snapshots whose label is told by feature ``a``; of a ranking in ``lists``."""
     random = np.random.default_rng(seed)
-    matrix = random.normal(size=(rows, 4)).astype(np.float32)
-    labels = (matrix[:, 0] + random.normal(size=rows) > 0).astype(np.int32)
-    return matrix, labels
+    matrix = random.normal(size=(rows, len(NAMES))).astype(np.float32)
+    noise = random.normal(size=rows)
+    found = (matrix[:, 0] + noise > 0).astype(np.int32) if labels is None else labels(matrix, noise)
+    entity = np.arange(rows) % (lists or rows // 4)
+    return Dataset(
+        manifest={"sha256": "d"},
+        feature_names=NAMES,
+        keys=np.char.add("c", entity.astype(str)),
+        snapshots=np.repeat(np.array(DAYS, dtype="datetime64[D]"), rows // 4),
+        labels=found,
+        matrix=matrix,
+        items=np.arange(rows).astype(str) if lists else None,
+    )
+
+
+def made(use_case: UseCase = CHURN, seed: int = 5, **model: Any) -> Recipe:
+    return recipe(use_case.model_copy(update={"model": Model(**model)}), seed)
 
 
 def test_the_same_rows_give_the_same_bytes_and_another_seed_gives_others() -> None:
-    names = ["a", "b", "c", "d"]
     once, twice, other = (
-        model_bytes(fit_early_stopped(_rows(1), _rows(2), names, seed)) for seed in (5, 5, 6)
+        model_bytes(fit_split(dataset(), PARTS, made(seed=seed)).booster) for seed in (5, 5, 6)
     )
     assert once == twice
     assert once != other
 
 
 def test_early_stopping_keeps_the_best_tree_count_and_the_refit_repeats_it() -> None:
-    names = ["a", "b", "c", "d"]
-    booster = fit_early_stopped(_rows(1), _rows(2), names, 5)
+    booster = fit_early_stopped(dataset(), PARTS, made())
     trees = booster.num_boosted_rounds()
     assert 1 < trees < 1000
-    assert fit_trees(*_rows(3), names, trees, 5).num_boosted_rounds() == trees
-    assert booster.feature_names == names
+    everything = np.ones(1600, dtype=np.bool_)
+    assert fit_trees(dataset(seed=3), everything, made(), trees).num_boosted_rounds() == trees
+    assert booster.feature_names == list(NAMES)
+
+
+def test_a_split_is_calibrated_on_its_validation_and_what_ships_on_the_newest() -> None:
+    """Where the newest base rate is another than that of most of history."""
+    rows = dataset()
+    newest = rows.rows_of((DAYS[3],))
+    rows.labels[newest] |= np.random.default_rng(2).random(newest.sum()) < 0.5
+    fitted = fit_split(rows, PARTS, made())
+    validation = rows.rows_of(PARTS.validation)
+    assert fitted.calibration is not None
+    assert set(fitted.calibration.losses) == {"none", "platt", "isotonic"}
+    scores = predict(fitted.booster, rows.matrix)
+    assert scores[validation].mean() == pytest.approx(rows.labels[validation].mean(), abs=0.01)
+    shipped = fit_whole(rows, made(), 30, fitted.calibration.method, newest)
+    curve = calibration.of(shipped)
+    assert curve is not None
+    assert curve.method == fitted.calibration.method
+    scores = predict(shipped, rows.matrix)
+    assert scores[newest].mean() == pytest.approx(rows.labels[newest].mean(), abs=0.02)
+    shipped.set_attr(**{calibration.ATTRIBUTE: None})
+    assert predict(shipped, rows.matrix)[newest].mean() < rows.labels[newest].mean() - 0.05
+
+
+def test_what_ships_is_not_calibrated_on_what_it_knows_by_heart() -> None:
+    """Trees that have learned noise are sure of the rows they know, and of no others."""
+    rows = dataset(lambda matrix, noise: (noise > 0).astype(np.int32))
+    by_heart = Recipe({**made().parameters, "max_depth": 8, "min_child_weight": 0.1}, None)
+    shipped = fit_whole(rows, by_heart, 200, "platt", rows.rows_of((DAYS[3],)))
+    fresh = predict(shipped, np.random.default_rng(9).normal(size=(500, 4)).astype(np.float32))
+    assert np.abs(fresh - 0.5).max() < 0.2
+    shipped.set_attr(**{calibration.ATTRIBUTE: None})
+    assert np.abs(predict(shipped, rows.matrix) - 0.5).max() > 0.3
+
+
+@pytest.mark.parametrize("direction", [1, -1])
+def test_a_monotone_score_moves_one_way_only(direction: int) -> None:
+    """The label rises and falls with the feature; the score follows only where it may."""
+    rows = dataset(lambda matrix, noise: (np.abs(matrix[:, 0]) + noise > 0.7).astype(np.int32))
+    grid = np.zeros((200, 4), dtype=np.float32)
+    grid[:, 0] = np.linspace(-3, 3, 200)
+    free = recipe(CHURN, 5)
+    held = Recipe({**free.parameters, "monotone_constraints": {"a": direction}}, None)
+    steps = np.diff(predict(fit_split(rows, PARTS, held).booster, grid)) * direction
+    assert (steps >= 0).all()
+    assert (steps > 0).any()
+    steps = np.diff(predict(fit_split(rows, PARTS, free).booster, grid))
+    assert steps.min() < 0 < steps.max()
+
+
+def test_the_spec_names_what_is_monotone() -> None:
+    feature = CHURN.feature_names[0]
+    parameters = made(monotone={feature: 1}).parameters
+    assert parameters["monotone_constraints"] == {feature: 1}
+    assert "monotone_constraints" not in made().parameters
+
+
+def test_of_two_truths_the_newer_one_weighs_more_with_a_half_life() -> None:
+    rows = dataset()
+    old = rows.rows_of((DAYS[0],))
+    rows.labels[old] = 1 - rows.labels[old]
+    everything = np.isin(rows.snapshots, np.array([DAYS[0], DAYS[1]], dtype="datetime64[D]"))
+    even = predict(fit_trees(rows, everything, made(), 30), rows.matrix)
+    newer = predict(fit_trees(rows, everything, made(half_life_days=10), 30), rows.matrix)
+    assert abs(spearmanr(even, rows.matrix[:, 0])[0]) < 0.5
+    assert spearmanr(newer, rows.matrix[:, 0])[0] > 0.8
+
+
+def _of(label: type[Sum] | type[Count], **more: Any) -> UseCase:
+    column = {"column": "line_amount"} if label is Sum else {}
+    outcome = label(source=CHURN.label.source, key="customer_id", horizon_days=90, **column)
+    fields = {name: getattr(CHURN, name) for name in UseCase.model_fields}
+    return UseCase(**{**fields, "label": outcome, "working_point": None, "slices": (),
+                      "gates": CHURN.gates[-2:], **more})  # fmt: skip
+
+
+@pytest.mark.parametrize("loss", ["squared_error", "absolute_error", "tweedie"])
+def test_amounts_are_foretold_by_every_loss(loss: str) -> None:
+    def amounts(matrix: np.ndarray, noise: np.ndarray) -> np.ndarray:
+        return np.exp(1.5 * matrix[:, 0]) * np.exp(0.3 * noise) * (noise > -1.2)
+
+    rows = dataset(amounts)
+    use_case = _of(Sum, model=Model(loss=loss))
+    fitted = fit_split(rows, PARTS, recipe(use_case, 5))
+    assert fitted.calibration is None
+    test = rows.rows_of(PARTS.test)
+    scores = predict(fitted.booster, rows.matrix[test])
+    assert spearmanr(scores, rows.labels[test])[0] > 0.5
+    if loss == "tweedie":
+        assert scores.min() > 0
+    shipped = fit_whole(rows, recipe(use_case, 5), 20, None, test)
+    assert calibration.of(shipped) is None
+
+
+@pytest.mark.parametrize("loss", ["ndcg", "pairwise"])
+def test_lists_are_ordered_by_every_loss(loss: str) -> None:
+    rows = dataset(lambda matrix, noise: (matrix[:, 0] + noise > 1).astype(np.float64), lists=40)
+    made_of = Recipe({**recipe(ranking_use_case(loss), 5).parameters}, 90)
+    booster = fit_split(rows, PARTS, made_of).booster
+    test = rows.rows_of(PARTS.test)
+    assert spearmanr(predict(booster, rows.matrix[test]), rows.matrix[test, 0])[0] > 0.8
+    again = fit_split(rows, PARTS, made_of).booster
+    assert model_bytes(booster) == model_bytes(again)
+
+
+def ranking_use_case(loss: str) -> UseCase:
+    lines = CHURN.label.source
+    pair = ("customer_id", "product_id")
+    fields = {name: getattr(CHURN, name) for name in UseCase.model_fields}
+    return UseCase(**{
+        **fields,
+        "population": Population(source=lines, key=pair, where=CHURN.population.where,
+                                 active_days=365),
+        "label": Count(source=lines, key=pair, horizon_days=90),
+        "working_point": TopItems(k=5),
+        "slices": (),
+        "model": Model(loss=loss),
+        "gates": CHURN.gates[-2:],
+    })  # fmt: skip
+
+
+def test_an_error_that_explodes_stops_the_training() -> None:
+    rows = dataset(lambda matrix, noise: matrix[:, 0] + 1000.0)
+    diverging = recipe(_of(Sum), 5)
+    parameters = {**diverging.parameters, "eta": 40.0, "lambda": 0.0}
+    with pytest.raises(NightshiftError, match=r"does not converge: rmse on validation was"):
+        fit_early_stopped(rows, PARTS, Recipe(parameters, None))
+
+
+def test_an_error_that_is_no_number_stops_the_training() -> None:
+    rows = dataset(lambda matrix, noise: np.sign(noise) * 3e38)
+    with pytest.raises(NightshiftError, match=r"and is (inf|nan) after 1"):
+        fit_early_stopped(rows, PARTS, recipe(_of(Sum), 5))
+
+
+def test_scores_that_tell_nobody_apart_are_refused() -> None:
+    rows = dataset(rows=40)
+    booster = fit_trees(rows, np.ones(40, dtype=np.bool_), made(), 3)
+    with pytest.raises(NightshiftError, match="the model gives all 40 rows the same score, 0"):
+        require_distinct(predict(booster, rows.matrix), "the model")
+    require_distinct(np.array([0.1, 0.2]), "the model")
+    require_distinct(np.array([0.1]), "the model")
+
+
+def test_a_loss_of_another_objective_is_refused_at_import() -> None:
+    with pytest.raises(ValueError, match="a binary objective has no loss 'tweedie'"):
+        _binary(model=Model(loss="tweedie"))
+    with pytest.raises(ValueError, match="monotone: no feature 'customer_height'"):
+        _binary(model=Model(monotone={"customer_height": 1}))
+    with pytest.raises(ValueError, match="Input should be -1 or 1"):
+        Model(monotone={CHURN.feature_names[0]: 0})
+
+
+def _binary(**more: Any) -> UseCase:
+    fields = {name: getattr(CHURN, name) for name in UseCase.model_fields}
+    return UseCase(**{**fields, **more})

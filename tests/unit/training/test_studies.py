@@ -9,6 +9,7 @@ from nightshift.metrics import Estimate
 from nightshift.spec import Studies
 from nightshift.training.dataset import Dataset
 from nightshift.training.evaluation import refit
+from nightshift.training.fit import recipe
 from nightshift.training.split import Split
 from nightshift.training.studies import (
     LearningCurve,
@@ -34,6 +35,7 @@ def dataset(entities: int = 300) -> Dataset:
     labels[2 * entities :] = 0
     return Dataset(
         manifest={},
+        feature_names=CHURN.feature_names,
         keys=np.array([f"c{i % entities}" for i in range(3 * entities)]),
         snapshots=np.repeat(np.array(days, dtype="datetime64[D]"), entities),
         labels=labels,
@@ -45,7 +47,12 @@ def dataset(entities: int = 300) -> Dataset:
 def test_a_learning_curve_takes_whole_entities_and_rises() -> None:
     use_case = CHURN.model_copy(update={"studies": Studies(learning_curve=(0.1, 0.5))})
     curve = learning_curve(
-        use_case, dataset(), PARTS, "auc", lambda learned: refit(use_case, learned, PARTS, 1), 1
+        use_case,
+        dataset(),
+        PARTS,
+        "auc",
+        lambda learned: refit(learned, PARTS, recipe(use_case, 1)),
+        1,
     )
     assert [(p.share, p.rows, p.entities) for p in curve.points] == [
         (0.1, 30, 30),
@@ -61,7 +68,7 @@ def test_a_learning_curve_takes_whole_entities_and_rises() -> None:
 
 def test_what_tells_the_label_is_worth_most() -> None:
     found = ablation(
-        CHURN, dataset(), PARTS, "auc", lambda learned: refit(CHURN, learned, PARTS, 1, 20),
+        CHURN, dataset(), PARTS, "auc", lambda learned: refit(learned, PARTS, recipe(CHURN, 1), 20),
         {"customer_orders": 2.5}, 1,
     )  # fmt: skip
     best, *others = found.parts
@@ -73,8 +80,8 @@ def test_what_tells_the_label_is_worth_most() -> None:
 
 def test_a_lower_error_counts_as_better() -> None:
     found = ablation(
-        CHURN, dataset(), PARTS, "log_loss", lambda learned: refit(CHURN, learned, PARTS, 1, 20),
-        {}, 1,
+        CHURN, dataset(), PARTS, "log_loss",
+        lambda learned: refit(learned, PARTS, recipe(CHURN, 1), 20), {}, 1,
     )  # fmt: skip
     assert found.parts[0].part == "purchase_price"
     assert found.parts[0].worth.value > 0
