@@ -40,6 +40,8 @@ def build_app(settings: Settings, access: Callable[..., Any]) -> Any:
             newest = model_store.newest_version(settings, trained[dag_id], as_of)
         if newest is None:
             raise HTTPException(404, f"{dag_id} has trained no model for as_of {as_of}")
+        if not model_store.has_artifact(settings, newest.run_id, model_card.ARTIFACT):
+            raise HTTPException(404, f"version {newest.version} has no model card")
         card = model_store.fetch(settings, newest.run_id, model_card.ARTIFACT)
         return HTMLResponse(card.read_text(encoding="utf-8"), headers=HEADERS)
 

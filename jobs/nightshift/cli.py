@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 from rich.text import Text
+from typer.core import TyperGroup
 
 from nightshift.contracts import SOURCES, load_contract
 from nightshift.errors import NightshiftError
@@ -43,6 +44,24 @@ quarantine_app = typer.Typer(no_args_is_help=True, help="Rows that broke their c
 app.add_typer(quarantine_app, name="quarantine")
 features_app = typer.Typer(no_args_is_help=True, help="What models see: declared features.")
 app.add_typer(features_app, name="features")
+
+
+class _OrRun(TyperGroup):
+    """`train churn …` is `train run churn …`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put in the command that is left out."""
+        if args and args[0] not in {*self.commands, "--help"}:
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+train_app = typer.Typer(
+    cls=_OrRun,
+    no_args_is_help=True,
+    help="Train and judge: `train <use case> --as-of <date>`; or do a training again.",
+)
+app.add_typer(train_app, name="train")
 
 AsOf = Annotated[
     datetime,
@@ -418,7 +437,7 @@ def nightly(as_of: AsOf) -> None:
             show_top(settings, use_case.name)
 
 
-@app.command()
+@train_app.command("run")
 def train(
     use_case: UseCaseName,
     as_of: AsOf,
@@ -451,6 +470,27 @@ def train(
         show_gates(verdict.results)
         verdict.require_passed()
         console.print(f"{use_case} version {verdict.candidate_version}: {verdict.outcome}")
+
+
+@train_app.command()
+def reproduce(
+    run: Annotated[str, typer.Argument(help="An MLflow run's id, or a version, as churn/3.")],
+) -> None:
+    """Make a run's training set and model again, and compare both; exits with 1 if one differs."""
+    with refusals() as settings:
+        from nightshift import pipeline
+
+        found = pipeline.reproduce(settings, run)
+        table = Table("", "", "", "SHA-256", title=f"MLflow run {found.run_id}")
+        for what, (then, now) in (("training set", found.dataset), ("model", found.model)):
+            mark = "[green]same[/]" if then == now else "[red]DIFFERS[/]"
+            table.add_row("", what, "then", then)
+            table.add_row(mark, "", "now", now or "not made: the training set is another")
+        console.print(table)
+        for difference in found.differences:
+            console.print(f"other than then: {difference}", soft_wrap=True)
+        if not found.is_same:
+            raise typer.Exit(1)
 
 
 By = Annotated[

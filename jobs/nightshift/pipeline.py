@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import date, timedelta
 
 from nightshift.erasure import run as erasure
@@ -14,6 +15,7 @@ from nightshift.errors import NightshiftError
 from nightshift.features import run as features
 from nightshift.gates import run as gates
 from nightshift.ingest import run as ingest
+from nightshift.io import model_store
 from nightshift.monitoring import run as monitoring
 from nightshift.publishing import run as publishing
 from nightshift.quality import run as quality
@@ -84,6 +86,54 @@ def train(
         training.train(settings, use_case, as_of, trials=trials, minutes=minutes)
     with stage("gates"):
         return gates.judge(settings, use_case, as_of, may_promote=may_promote)
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """A training done again from what it left.
+
+    Attributes:
+        run_id: its MLflow run.
+        dataset: SHA-256 of the training set, then and now.
+        model: SHA-256 of the model's bytes, then and now; None where the training set is another.
+        differences: what is known to be other than then, in words.
+    """
+
+    run_id: str
+    dataset: tuple[str, str]
+    model: tuple[str, str | None]
+    differences: tuple[str, ...]
+
+    @property
+    def is_same(self) -> bool:
+        """Whether the same training set gave the same bytes."""
+        return self.dataset[0] == self.dataset[1] and self.model[0] == self.model[1]
+
+
+def reproduce(settings: Settings, named: str) -> Reproduction:
+    """Make a run's training set and model again, from the lake, as its manifest tells.
+
+    Args:
+        named: an MLflow run by its id, or a version as ``churn/3``.
+
+    Raises:
+        NightshiftError: when the run, its files or the lake's rows are gone.
+    """
+    kept = training.kept(settings, model_store.run_id_of(settings, named))
+    then = str(kept.manifest["sha256"])
+    with (
+        stage("training_set"),
+        features.training_set_again(settings, kept.use_case, kept.manifest) as (folder, now, found),
+    ):
+        model = None
+        if now["sha256"] == then:
+            model = training.rebuild(kept.model, folder)
+    return Reproduction(
+        kept.run_id,
+        (then, str(now["sha256"])),
+        (kept.model_sha256, model),
+        (*found, *training.changed_libraries(kept.manifest)),
+    )
 
 
 def evaluate(settings: Settings, use_case: UseCase, as_of: date) -> monitoring.MaturedQuality:

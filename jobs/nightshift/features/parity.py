@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -165,6 +166,38 @@ def rebuilt(then: Mapping[str, str], now: Mapping[str, str], as_of: date) -> lis
     """
     days = (then.keys() | now.keys()) if then else set[str]()
     return sorted(day for day in days if day < as_of.isoformat() and then.get(day) != now.get(day))
+
+
+def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What two manifests of a training set say that is not the same, in words."""
+    found = []
+    for source in sorted({*then.get("landed_days", {}), *now["landed_days"]}):
+        before, after = then.get("landed_days", {}).get(source, {}), now["landed_days"][source]
+        for what, days in (
+            ("have landed since", after.keys() - before.keys()),
+            ("are gone", before.keys() - after.keys()),
+            ("were built anew", {d for d in before.keys() & after.keys() if before[d] != after[d]}),
+        ):
+            if days:
+                listed = sorted(days)
+                more = f" and {len(listed) - 3} more" if len(listed) > 3 else ""
+                found.append(f"days of {source} {what}: {', '.join(listed[:3])}{more}")
+    if then["rows"] != now["rows"]:
+        found.append(f"{then['rows']:,} rows then, {now['rows']:,} now")
+    old_parts, parts = then.get("parts", {}), now["parts"]
+    other = [
+        name for name in sorted({*old_parts, *parts}) if old_parts.get(name) != parts.get(name)
+    ]
+    if other:
+        found.append(f"{len(other)} of {len(parts)} partitions differ: {', '.join(other[:3])}")
+    for key, what in (
+        ("code_sha256", "the code that makes features"),
+        ("buckets", "the setting lake_buckets"),
+    ):
+        old, new = then["key"].get(key), now["key"].get(key)
+        if old != new:
+            found.append(f"{what} is another: {str(old)[:12]} then, {str(new)[:12]} now")
+    return found
 
 
 @dataclass(frozen=True)

@@ -387,6 +387,43 @@ def build_training_set(settings: Settings, use_case: UseCase, as_of: date) -> Da
         return result
 
 
+@contextmanager
+def training_set_again(
+    settings: Settings, use_case: UseCase, then: Mapping[str, Any]
+) -> Generator[tuple[Path, dict[str, Any], list[str]]]:
+    """A training set made anew of the lake, as its manifest tells, in a folder of its own.
+
+    Args:
+        use_case: as it was declared then.
+        then: the manifest.
+
+    Yields:
+        The folder, which is gone afterwards, its manifest, and what is not as it was then.
+
+    Raises:
+        NightshiftError: when the lake has no rows, or nobody is in the population any more.
+    """
+    as_of = date.fromisoformat(then["as_of"])
+    snapshots = tuple(date.fromisoformat(day) for day in then["key"]["snapshots"])
+    known = date.fromisoformat(then["key"]["label_known_as_of"])
+    place = lake.dataset_dir(settings.lake_dir, "reproduced", use_case.name, as_of)
+    with (
+        holding(
+            settings,
+            exclusive=[f"reproduced:{use_case.name}:{as_of}"],
+            shared=_lake_locks(use_case),
+        ),
+        lake.scratch(place) as folder,
+    ):
+        dataset = _dataset(settings, folder, use_case, snapshots, known)
+        with spark_session(settings, f"nightshift reproduce {as_of}", DAEMON) as spark:
+            done = run_tasks(spark, _works(settings, dataset, folder))
+        shutil.rmtree(folder / job.RELATED, ignore_errors=True)
+        _describe(dataset, folder, as_of, done)
+        now = lake.read_manifest(folder) or {}
+        yield folder, now, vector_parity.differences(then, now)
+
+
 def build_labels(settings: Settings, use_case: UseCase, as_of: date) -> DatasetResult:
     """The vectors and the now mature labels of the single snapshot ``as_of``, in ``lake/matured``.
 

@@ -201,6 +201,32 @@ def fetch(settings: Settings, run_id: str, path: str) -> Path:
     return found
 
 
+def run_id_of(settings: Settings, named: str) -> str:
+    """The MLflow run that is meant: by its id, or by a version, as ``churn/3``.
+
+    Raises:
+        NightshiftError: when there is none.
+    """
+    from mlflow.exceptions import MlflowException
+
+    name, is_version, number = named.partition("/")
+    if is_version:
+        found = registered(settings, name)
+        if number not in found:
+            raise NightshiftError(
+                f"there is no version {number} of {name}; there are {', '.join(found) or 'none'}",
+                f"see `nightshift history {name}`, or MLflow's page of models",
+            )
+        return found[number].run_id
+    try:
+        return str(client(settings).get_run(named).info.run_id)
+    except MlflowException as error:
+        raise NightshiftError(
+            f"MLflow has no run {named}",
+            "name a run by its whole id, or a version by <use case>/<version>, as churn/3",
+        ) from error
+
+
 def run_ids(settings: Settings, use_case_name: str) -> list[str]:
     """Every training run of the use case, deleted ones included."""
     from mlflow.entities import ViewType

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date, timedelta
 from functools import partial
@@ -229,6 +229,54 @@ def train(
         run.result = {**asdict(result), "metrics": finite}
         log.info("registered %s version %s (run %s)", use_case.name, registered.version, run_id)
         return result
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a training has left in its MLflow run.
+
+    Attributes:
+        use_case: as it was declared then.
+        manifest: ``data_manifest.json``.
+        model: the folder of the shipped model.
+        model_sha256: of its bytes.
+    """
+
+    run_id: str
+    use_case: UseCase
+    as_of: date
+    manifest: dict[str, Any]
+    model: Path
+    model_sha256: str
+
+
+def kept(settings: Settings, run_id: str) -> Kept:
+    """Read what is needed to train the model of an MLflow run again.
+
+    Raises:
+        NightshiftError: when a file is missing or damaged, or tells of a declaration that this
+            version of nightshift cannot read.
+    """
+    file = model_store.fetch(settings, run_id, "data_manifest.json")
+    remedy = "train again with `nightshift train`; this run cannot be reproduced from what it kept"
+    try:
+        manifest = json.loads(file.read_text())
+        use_case = UseCase.model_validate(manifest["spec"])
+        as_of = date.fromisoformat(manifest["as_of"])
+    except (ValueError, KeyError) as error:
+        raise NightshiftError(f"{file} cannot be read: {error!r}", remedy) from error
+    model = model_store.fetch(settings, run_id, model_store.MODEL)
+    _, signature = model_store.read_model(model)
+    return Kept(run_id, use_case, as_of, manifest, model, signature["model_sha256"])
+
+
+def changed_libraries(manifest: Mapping[str, Any]) -> list[str]:
+    """The libraries whose versions are other than a training's manifest says, in words."""
+    return [
+        f"{name} was {then} and is {version(name)}"
+        for name, then in manifest.get("libraries", {}).items()
+        if version(name) != then
+    ]
 
 
 def rebuild(model: Path, dataset: Path) -> str:
