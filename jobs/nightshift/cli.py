@@ -1,11 +1,13 @@
 """The command line: the same functions that Airflow's tasks call, without Airflow."""
 
 import getpass
+import json
 import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import datetime
 from difflib import get_close_matches
 from pathlib import Path
@@ -15,7 +17,7 @@ from zoneinfo import ZoneInfo
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 from typer.core import TyperGroup
 
@@ -30,7 +32,10 @@ if TYPE_CHECKING:
     from nightshift.gates.rules import GateResult
     from nightshift.io.registry import Decision
     from nightshift.monitoring.run import MaturedQuality
+    from nightshift.pipeline import Case
+    from nightshift.scoring.run import Explained
     from nightshift.services.run import ServiceStatus
+    from nightshift.spec import UseCase
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -570,6 +575,32 @@ def evaluate(use_case: UseCaseName, as_of: AsOf) -> None:
 
 
 @app.command()
+def explain(
+    use_case: UseCaseName,
+    entity: Annotated[str, typer.Argument(help="Its id, as it lands; or its pseudonym.")],
+    as_of: AsOf,
+    version: Annotated[
+        str | None, typer.Option(help="Of the model; default: the champion.")
+    ] = None,
+    rows: Annotated[int, typer.Option(min=0, help="Newest rows of each source at most.")] = 10,
+    json_: Annotated[bool, typer.Option("--json", help="The same as JSON.")] = False,
+) -> None:
+    """Replay one case: what was known, the features, what each adds, the score."""
+    with refusals() as settings:
+        from nightshift import pipeline
+
+        case = pipeline.explain(
+            settings, find_use_case(use_case), entity, as_of.date(), version=version, newest=rows
+        )
+        if json_:
+            sys.stdout.write(json.dumps(case_as_json(case), indent=1, default=str) + "\n")
+        else:
+            show_case(case)
+        if not case.explained:
+            raise typer.Exit(1)
+
+
+@app.command()
 def erase(
     subject: Annotated[
         str, typer.Option(prompt=True, help="The person's id, as it lands; asked for if not given.")
@@ -610,6 +641,78 @@ def demo(
         from nightshift.demo import run_demo
 
         run_demo(settings, landing.resolve() if landing else None, as_of.date() if as_of else None)
+
+
+def show_case(case: "Case") -> None:
+    """What was known of an entity, and how its score comes about."""
+    use_case = case.use_case
+    console.print(
+        f"{use_case.title}: {use_case.key} {case.entity} as of {case.as_of}; the lake holds what"
+        f" landed until {case.replayed.landed_until}",
+        soft_wrap=True,
+    )
+    for source, rows in case.replayed.rows.items():
+        names = [name for name in rows.column_names if name != use_case.key]
+        title = f"{source}: the newest {rows.num_rows} of {case.replayed.known[source]:,} rows"
+        table = Table(*(Column(name, overflow="fold") for name in names), title=title)
+        for row in rows.select(names).to_pylist():
+            table.add_row(*(Text("" if v is None else str(v)) for v in row.values()))
+        console.print(table)
+    if not case.explained:
+        console.print(
+            f"not in the population at {case.as_of}, so it is not scored: {_population(use_case)}",
+            style="yellow", soft_wrap=True,
+        )  # fmt: skip
+    for each in case.explained:
+        table = Table("feature", "value", "adds", "", title=" · ".join(each.names.values()))
+        table.add_row("(constant)", "", f"{each.bias:+.4f}", "")
+        for part in each.contributions:
+            value = "null" if part.value is None else f"{part.value:g}"
+            direction = part.direction if part.contribution else ""
+            table.add_row(part.feature, value, f"{part.contribution:+.4f}", direction)
+        total = each.bias + sum(part.contribution for part in each.contributions)
+        table.add_row("sum", "", f"{total:+.4f}", "", style="bold")
+        console.print(table)
+        console.print(
+            f"{use_case.score_column} {each.score!r}, band {each.band}, by version"
+            f" {each.model_version} (MLflow run {each.mlflow_run_id})",
+            soft_wrap=True,
+        )
+        console.print(_as_published(each), soft_wrap=True)
+
+
+def _population(use_case: "UseCase") -> str:
+    population = use_case.population
+    if not hasattr(population, "active_days"):
+        return f"scored is each event of {population.source.name} of the day before"
+    where = f" where {population.where}" if population.where else ""
+    return f"an event of {population.source.name}{where} in the last {population.active_days} days"
+
+
+def _as_published(each: "Explained") -> str:
+    published = each.published
+    if published is None:
+        return "nothing is published for this row and date"
+    what = f"publication {published.publication_id} of version {published.model_version}"
+    if each.is_as_published is None:
+        return f"{what} says {published.score!r}"
+    if each.is_as_published:
+        return f"{what} has the same bits"
+    return f"{what} says {published.score!r}, which are OTHER bits"
+
+
+def case_as_json(case: "Case") -> dict[str, Any]:
+    """What ``show_case`` shows."""
+    return {
+        "use_case": case.use_case.name,
+        "as_of": case.as_of,
+        case.use_case.key: case.entity,
+        "landed_until": case.replayed.landed_until,
+        "rows_known": dict(case.replayed.known),
+        "rows": {source: rows.to_pylist() for source, rows in case.replayed.rows.items()},
+        "in_population": bool(case.explained),
+        "scores": [asdict(each) | {"same_bits": each.is_as_published} for each in case.explained],
+    }
 
 
 def show_services(services: Sequence["ServiceStatus"]) -> None:

@@ -4,18 +4,21 @@ The command line runs these; Airflow runs the same stage functions as tasks of t
 """
 
 import logging
+import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, timedelta
 
+from nightshift.contracts import SOURCES, load_contract
 from nightshift.erasure import run as erasure
 from nightshift.errors import NightshiftError
 from nightshift.features import run as features
 from nightshift.gates import run as gates
 from nightshift.ingest import run as ingest
 from nightshift.io import model_store
+from nightshift.io.warehouse import pseudonym
 from nightshift.monitoring import run as monitoring
 from nightshift.publishing import run as publishing
 from nightshift.quality import run as quality
@@ -134,6 +137,50 @@ def reproduce(settings: Settings, named: str) -> Reproduction:
         (kept.model_sha256, model),
         (*found, *training.changed_libraries(kept.manifest)),
     )
+
+
+@dataclass(frozen=True)
+class Case:
+    """One entity at one date: what was known of it, and its scores; none outside the population.
+
+    Attributes:
+        entity: its key, as in marts and predictions.
+    """
+
+    use_case: UseCase
+    as_of: date
+    entity: str
+    replayed: features.Replayed
+    explained: tuple[scoring.Explained, ...]
+
+
+def explain(
+    settings: Settings,
+    use_case: UseCase,
+    entity: str,
+    as_of: date,
+    *,
+    version: str | None = None,
+    newest: int = 10,
+) -> Case:
+    """Replay one case from the lake: rows, features, contributions, score.
+
+    Args:
+        entity: its key, as it lands; a pseudonym is taken as well.
+        version: of the model; None for the champion.
+        newest: how many rows of each source are shown at most.
+
+    Raises:
+        NightshiftError: when nothing was known of the entity, or there is no such model.
+    """
+    is_personal = any(use_case.key in load_contract(source).pii for source in SOURCES)
+    is_pseudonym = re.fullmatch(r"[0-9a-f]{32}", entity) is not None
+    key = pseudonym(settings, entity) if is_personal and not is_pseudonym else entity
+    replayed = features.replay(settings, use_case, key, as_of, newest)
+    explained = []
+    if replayed.vectors.num_rows:
+        explained = scoring.explain_rows(settings, use_case, as_of, replayed.vectors, version)
+    return Case(use_case, as_of, key, replayed, tuple(explained))
 
 
 def evaluate(settings: Settings, use_case: UseCase, as_of: date) -> monitoring.MaturedQuality:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import adbc_driver_postgresql.dbapi as adbc
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -22,7 +23,7 @@ from pyspark.sql import SparkSession
 
 from nightshift.errors import NightshiftError, RefusedAsOf, SettingError
 from nightshift.features import extract as plan
-from nightshift.features import job, packing
+from nightshift.features import job, packing, vectors
 from nightshift.features import parity as vector_parity
 from nightshift.features import prove as prover
 from nightshift.features.snapshots import mature_snapshots
@@ -612,6 +613,107 @@ def parity(
             other_code=kept["key"]["code_sha256"] != dataset.key["code_sha256"],
             scored=_is_scored(settings, use_case, as_of, kept["sha256"]),
         )
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """What was known of one entity, and the vectors that this makes.
+
+    Attributes:
+        rows: source → its newest known rows, newest first.
+        known: source → how many there are.
+        vectors: a row each that is scored: the columns that name it, then the features.
+        landed_until: the newest landed day that the lake holds before ``as_of``.
+    """
+
+    rows: Mapping[str, pa.Table]
+    known: Mapping[str, int]
+    vectors: pa.Table
+    landed_until: date
+
+
+def replay(
+    settings: Settings, use_case: UseCase, entity: str, as_of: date, newest: int
+) -> Replayed:
+    """Read one entity's rows in the lake, and compute its features by the code that scores.
+
+    Args:
+        entity: its key, as in the marts.
+        newest: how many rows of each source are shown at most.
+
+    Raises:
+        NightshiftError: when the lake has nothing that landed before ``as_of``, or no row of the
+            entity that was known then.
+    """
+    with holding(settings, shared=_lake_locks(use_case)):
+        tables = _tables_around(settings, use_case, entity)
+        landed = _landed_days_there(settings, use_case, as_of)
+    days = sorted(landed.get(use_case.source.name, {}))
+    if not days:
+        raise NightshiftError(
+            f"the lake holds nothing of {use_case.source.name} that landed before {as_of}",
+            f"run `nightshift nightly --as-of {as_of}`, or choose a later date",
+        )
+    own = {
+        source.name: (source, _known(tables[source.name], source, use_case.key, entity, as_of))
+        for source in use_case.sources
+        if use_case.key in source.columns
+    }
+    if not any(rows.num_rows for _, rows in own.values()):
+        raise NightshiftError(
+            f"no row with this {use_case.key} had happened and landed before {as_of}",
+            "check the id, which is given as it lands, and the date",
+        )
+    reader = vectors.InMemory(use_case, tables)
+    found = []
+    for batch in vectors.batches(reader, [as_of]):
+        is_it = pc.equal(batch.columns[use_case.key], entity)
+        some = batch.take(np.flatnonzero(is_it.to_numpy(zero_copy_only=False)))
+        if len(some):
+            found.append(
+                pa.table({**some.columns, **vectors.columns_of(reader, some)}).select(
+                    [*use_case.vector_key, *use_case.feature_names]
+                )
+            )
+    return Replayed(
+        rows={
+            name: rows.sort_by([(source.event_time, "descending")]).slice(0, newest)
+            for name, (source, rows) in own.items()
+        },
+        known={name: rows.num_rows for name, (_, rows) in own.items()},
+        vectors=pa.concat_tables(found) if found else pa.table({}),
+        landed_until=date.fromisoformat(days[-1]),
+    )
+
+
+def _tables_around(settings: Settings, use_case: UseCase, entity: str) -> dict[str, pa.Table]:
+    """The entity's rows of each source; all rows of those in which others are looked up."""
+    looked_up = {group.source.name for group in use_case.related_groups}
+    streams = dict[str, tuple[Source, str]]()
+    for source, key in use_case.streams:  # its own key comes first
+        streams.setdefault(source.name, (source, key))
+    tables = {}
+    for name, (source, key) in streams.items():
+        is_own = name not in looked_up and key == use_case.key
+        own = [plan.bucket_of(entity, settings.lake_buckets)]
+        parts = [
+            plan.read(month.file, bucket, source, list(source.columns))
+            for month in _months_there(settings, source, key)
+            for bucket in (own if is_own else range(settings.lake_buckets))
+        ]
+        table = pa.concat_tables(parts).unify_dictionaries().combine_chunks()
+        if is_own:
+            table = table.filter(pc.equal(table[key].cast(pa.string()), entity))
+        tables[name] = table
+    return tables
+
+
+def _known(table: pa.Table, source: Source, key: str, entity: str, as_of: date) -> pa.Table:
+    happened = pc.cast(table[source.event_time], pa.date32())
+    is_known = pc.and_(
+        pc.less(happened, pa.scalar(as_of)), pc.less(table[source.landed_date], pa.scalar(as_of))
+    )
+    return table.filter(pc.and_(is_known, pc.equal(table[key].cast(pa.string()), entity)))
 
 
 def _nights_kept(settings: Settings, use_case: UseCase) -> list[date]:

@@ -53,6 +53,13 @@ def connect(settings: Settings) -> Iterator[Connection]:
         yield connection
 
 
+def pseudonym(settings: Settings, value: str) -> str:
+    """What stands for a landed personal value in marts, lake and predictions."""
+    with connect(settings) as connection, connection.cursor() as cursor:
+        cursor.execute("select predictions.pseudonym(%s)", (value,))
+        return str(cursor.fetchone()[0])
+
+
 def migrate(settings: Settings) -> None:
     """Create what is missing of the fixed tables (schema.sql) and the key of the pseudonyms.
 

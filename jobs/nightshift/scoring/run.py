@@ -10,11 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import xgboost as xgb
+from psycopg2 import sql
 
 from nightshift.booster import contributions, predict, to_matrix
 from nightshift.errors import NightshiftError, RefusedAsOf
 from nightshift.io import lake, model_store, registry
-from nightshift.io.warehouse import holding, recorded_run
+from nightshift.io.warehouse import connect, holding, recorded_run
 from nightshift.publication import ScoresManifest, publication_id, reasons_per_row
 from nightshift.scoring.bands import assign
 from nightshift.scoring.reasons import explain
@@ -54,13 +55,7 @@ def score(settings: Settings, use_case: UseCase, as_of: date) -> ScoreResult:
         recorded_run(settings, "score", as_of, use_case.name) as run,
         holding(settings, exclusive=[f"scores:{day}"], shared=[f"features:{day}"]),
     ):
-        champion = registry.champion(settings, use_case.name)
-        if champion is None:
-            raise RefusedAsOf(
-                f"no champion yet for {use_case.name}",
-                f"run `nightshift train {use_case.name} --as-of {as_of.isoformat()}`, or trigger "
-                f"the DAG train__{use_case.name}",
-            )
+        champion = _champion(settings, use_case, as_of)
         features, features_manifest = _features(settings, use_case, as_of)
         features_sha256 = str(features_manifest["sha256"])
         identity = publication_id(use_case.name, as_of, champion.version, features_sha256)
@@ -101,6 +96,146 @@ def score(settings: Settings, use_case: UseCase, as_of: date) -> ScoreResult:
             "is_new": is_new,
         }
         return ScoreResult(use_case.name, as_of, champion.version, identity, rows, is_new)
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """What one feature adds to a score: ``value`` is None for null; ``contribution`` is exact SHAP,
+    in the booster's own unit."""
+
+    feature: str
+    value: float | None
+    contribution: float
+
+    @property
+    def direction(self) -> str:
+        """``raises`` or ``lowers``, as in the published reasons."""
+        return "raises" if self.contribution > 0 else "lowers"
+
+
+@dataclass(frozen=True)
+class Published:
+    """The row that readers see."""
+
+    publication_id: str
+    model_version: str
+    score: float
+
+
+@dataclass(frozen=True)
+class Explained:
+    """One row's score, and what it is made of.
+
+    Attributes:
+        names: the columns that name the row.
+        bias: what the contributions are added to.
+        contributions: of every feature, largest first.
+        published: of the same row and night; None where nothing was.
+    """
+
+    names: dict[str, str]
+    model_version: str
+    mlflow_run_id: str
+    score: float
+    band: str
+    bias: float
+    contributions: tuple[Contribution, ...]
+    published: Published | None
+
+    @property
+    def is_as_published(self) -> bool | None:
+        """Whether the published score has the same bits; None without one of this version."""
+        if self.published is None or self.published.model_version != self.model_version:
+            return None
+        return np.float64(self.score).tobytes() == np.float64(self.published.score).tobytes()
+
+
+def explain_rows(
+    settings: Settings, use_case: UseCase, as_of: date, vectors: pa.Table, version: str | None
+) -> list[Explained]:
+    """Score feature vectors as a night does, and take each score apart; highest scores first.
+
+    Args:
+        vectors: the columns that name a row, and the features.
+        version: of the model; None for the champion.
+
+    Raises:
+        RefusedAsOf: when there is no champion yet.
+        NightshiftError: when there is no such version, or it reads other features.
+    """
+    if version is None:
+        model = _champion(settings, use_case, as_of)
+    else:
+        known = model_store.registered(settings, use_case.name)
+        if version not in known:
+            raise NightshiftError(
+                f"{use_case.name} has no version {version}; there are {', '.join(known) or 'none'}",
+                f"see `nightshift history {use_case.name}`",
+            )
+        model = known[version]
+    booster, _ = model_store.load_model(settings, model)
+    matrix = to_matrix(vectors, use_case.feature_names)
+    scores = predict(booster, matrix)
+    parts = contributions(booster, matrix)
+    published = _published(settings, use_case, as_of, vectors)
+    found = []
+    for row in np.argsort(-scores, kind="stable"):
+        order = np.argsort(-np.abs(parts[row, :-1]), kind="stable")
+        found.append(
+            Explained(
+                names={name: str(vectors[name][row]) for name in use_case.vector_key},
+                model_version=model.version,
+                mlflow_run_id=model.run_id,
+                score=float(scores[row]),
+                band=assign(scores[row : row + 1], use_case.bands)[0],
+                bias=float(parts[row, -1]),
+                contributions=tuple(
+                    Contribution(
+                        use_case.feature_names[i],
+                        None if np.isnan(matrix[row, i]) else float(matrix[row, i]),
+                        float(parts[row, i]),
+                    )
+                    for i in order
+                ),
+                published=published.get(str(vectors[use_case.key][row])),
+            )
+        )
+    return found
+
+
+def _published(
+    settings: Settings, use_case: UseCase, as_of: date, vectors: pa.Table
+) -> dict[str, Published]:
+    """By key, where a key names a row."""
+    if use_case.mode != "snapshot":
+        return {}
+    with connect(settings) as connection, connection.cursor() as cursor:
+        cursor.execute("select to_regclass(%s)", (use_case.table,))
+        if cursor.fetchone() == (None,):
+            return {}
+        cursor.execute(
+            sql.SQL(
+                "select {key}, publication_id, model_version, {score} from {table}"
+                " where as_of = %s and {key} = any(%s)"
+            ).format(
+                key=sql.Identifier(use_case.key),
+                score=sql.Identifier(use_case.score_column),
+                table=sql.Identifier(*use_case.table.split(".")),
+            ),
+            (as_of, vectors[use_case.key].to_pylist()),
+        )
+        return {str(key): Published(*found) for key, *found in cursor.fetchall()}
+
+
+def _champion(settings: Settings, use_case: UseCase, as_of: date) -> model_store.ModelVersion:
+    champion = registry.champion(settings, use_case.name)
+    if champion is None:
+        raise RefusedAsOf(
+            f"no champion yet for {use_case.name}",
+            f"run `nightshift train {use_case.name} --as-of {as_of.isoformat()}`, or trigger "
+            f"the DAG train__{use_case.name}",
+        )
+    return champion
 
 
 def _rows_already_there(folder: Path, identity: str) -> int | None:
