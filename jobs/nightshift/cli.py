@@ -671,7 +671,8 @@ def show_case(case: "Case") -> None:
             direction = part.direction if part.contribution else ""
             table.add_row(part.feature, value, f"{part.contribution:+.4f}", direction)
         total = each.bias + sum(part.contribution for part in each.contributions)
-        table.add_row("sum", "", f"{total:+.4f}", "", style="bold")
+        unit = "log-odds before calibration" if use_case.objective == "binary" else "of all"
+        table.add_row(f"sum: {unit}", "", f"{total:+.4f}", "", style="bold")
         console.print(table)
         console.print(
             f"{use_case.score_column} {each.score!r}, band {each.band}, by version"

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from nightshift.booster import Vector
 from nightshift.metrics import Estimate
@@ -351,6 +351,7 @@ def ablation(found: Ablation) -> str:
         axes.set_yticks(places, names)
         axes.set_ylim(-0.6, len(names) - 0.4)
         axes.grid(visible=False, axis="y")
+        axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.set_xlabel(f"{called(found.metric)} with it, better by")
         return _uri(figure)
 
