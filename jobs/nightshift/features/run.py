@@ -407,11 +407,12 @@ def training_set_again(
     as_of = date.fromisoformat(then["as_of"])
     snapshots = tuple(date.fromisoformat(day) for day in then["key"]["snapshots"])
     known = date.fromisoformat(then["key"]["label_known_as_of"])
-    place = lake.dataset_dir(settings.lake_dir, "reproduced", use_case.name, as_of)
+    # beside the training set, where an erasure looks for what a killed process has left
+    place = lake.dataset_dir(settings.lake_dir, "training", use_case.name, as_of)
     with (
         holding(
             settings,
-            exclusive=[f"reproduced:{use_case.name}:{as_of}"],
+            exclusive=[f"training:{use_case.name}:{as_of}"],
             shared=_lake_locks(use_case),
         ),
         lake.scratch(place) as folder,
