@@ -1089,6 +1089,10 @@ class UseCase(_Declaration):
                 f"{where}: a working point of {self.working_point.kind} is none of a "
                 f"{self.objective} objective; rankings take TopItems, and nothing else does"
             )
+        if self.objective == "ranking" and self.working_point is None:
+            raise ValueError(
+                f"{where}: a ranking asks for a working_point: how many items are shown"
+            )
         slices = [each.name for each in self.slices]
         if len(set(slices)) != len(slices):
             raise ValueError(f"{where}: two slices of one name: {slices}")

@@ -15,12 +15,15 @@ from nightshift.spec import (
     BeatsBaseline,
     BeatsChampion,
     CalibrationWithin,
+    Count,
     FeatureGroup,
     Heuristic,
     Measure,
     NoEvent,
+    Population,
     Ratio,
     Reported,
+    Reproducible,
     Slice,
     SliceAtLeast,
     Source,
@@ -375,6 +378,18 @@ def test_nonsense_in_a_use_case_is_refused(changes: dict[str, Any], message: str
 def test_a_slice_without_groups_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         Slice(name="tenure", feature="days", **changes)
+
+
+def test_a_ranking_says_how_many_items_are_shown() -> None:
+    pair = ("customer_id", "product_id")
+    with pytest.raises(ValidationError, match="a ranking asks for a working_point: how many items"):
+        use_case(
+            population=Population(source=ORDER_LINES, key=pair, active_days=365),
+            label=Count(source=ORDER_LINES, key=pair, horizon_days=90),
+            working_point=None,
+            gates=(Reproducible(),),
+            slices=(),
+        )
 
 
 def test_what_is_foretold_makes_the_objective() -> None:
