@@ -6,6 +6,7 @@ After Mitchell et al., Model Cards for Model Reporting (2019).
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from importlib.resources import files
 from typing import Any
 
@@ -14,7 +15,8 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from nightshift.baselines import LINEAR
-from nightshift.booster import Vector
+from nightshift.booster import Vector, gain_shares, predict
+from nightshift.io.lake import digest
 from nightshift.metrics import Estimate, Measured, SliceFigures
 from nightshift.model_card import verdict_place
 from nightshift.spec import (
@@ -30,9 +32,11 @@ from nightshift.spec import (
 )
 from nightshift.training import plots
 from nightshift.training.calibration import Choice
-from nightshift.training.curves import Decile
+from nightshift.training.curves import Decile, deciles, precision_recall, roc
+from nightshift.training.dataset import Dataset
 from nightshift.training.evaluation import MODEL, OverTime
-from nightshift.training.explanation import Explanation
+from nightshift.training.explanation import Explanation, explain
+from nightshift.training.fit import Fitted, Recipe
 from nightshift.training.search import Searched
 from nightshift.training.split import Split
 from nightshift.training.studies import Ablation, LearningCurve, better, called, reading, text
@@ -95,6 +99,81 @@ class _SliceView:
     tables: tuple[_Table, ...]
     notes: tuple[str, ...]
     parity: tuple[str, ...]
+
+
+def collect(
+    use_case: UseCase,
+    as_of: date,
+    dataset: Dataset,
+    parts: Split,
+    made: Recipe,
+    evaluation: Fitted,
+    searched: Searched | None,
+    scores: dict[str, Vector],
+    measured: dict[str, Measured],
+    over_time: OverTime,
+    curve: LearningCurve | None,
+    ablated: Ablation | None,
+    manifest: dict[str, Any],
+    seed: int,
+) -> Card:
+    """The card of a training.
+
+    Args:
+        dataset: all that was trained on.
+        scores: scorer → of every row, (rows,).
+        measured: of ``validation`` and ``test``.
+        manifest: ``data_manifest.json``.
+        seed: of the resampling, and of which rows are explained.
+    """
+    rows = dataset.rows_of(parts.test)
+    labels, keys = dataset.labels[rows].astype(np.float64), dataset.keys[rows]
+    tested = {name: score[rows] for name, score in scores.items()}
+    has_classes = use_case.objective == "binary"
+    return Card(
+        use_case=use_case,
+        as_of=as_of,
+        parts=parts,
+        trees=evaluation.booster.num_boosted_rounds(),
+        validation=measured["validation"],
+        test=measured["test"],
+        over_time=over_time,
+        rates=dataset.rates,
+        gains=gain_shares(evaluation.booster),
+        deciles={
+            name: deciles(labels, keys, tested[name], seed)
+            for name in (MODEL, LINEAR)
+            if name in tested
+        },
+        scores=tested[MODEL],
+        roc={n: roc(labels, score) for n, score in tested.items() if has_classes},
+        precision_recall={
+            n: precision_recall(labels, score) for n, score in tested.items() if has_classes
+        },
+        explanation=explain(
+            evaluation.booster, partial(predict, evaluation.booster), use_case.feature_names,
+            dataset.matrix[rows], seed,
+        ),
+        curve=curve,
+        ablation=ablated,
+        parameters=made.parameters | {"half_life_days": made.half_life_days},
+        calibration=evaluation.calibration,
+        searched=searched,
+        manifest=manifest,
+        lineage={
+            "training set": str(manifest.get("sha256")),
+            "made of rows": str(manifest.get("source_sha256")),
+            "rows": f"{len(dataset.labels):,}",
+            "label window": "{from} … before {before}, landed before {landed_before}".format(
+                **manifest["label_window"]
+            ),
+            "spec": digest(manifest["spec"]),
+            "code": manifest["code_commit"],
+            "features' code": str(manifest.get("key", {}).get("code_sha256")),
+            "seed": str(seed),
+            "libraries": ", ".join(f"{n} {v}" for n, v in manifest["libraries"].items()),
+        },
+    )  # fmt: skip
 
 
 def render(card: Card) -> str:

@@ -25,17 +25,14 @@ import pyarrow.parquet as pq
 import xgboost as xgb
 
 from nightshift import model_card
-from nightshift.baselines import LINEAR
-from nightshift.booster import Vector, gain_shares, predict
+from nightshift.booster import Vector, predict
 from nightshift.errors import NightshiftError
 from nightshift.io import model_store, studies
 from nightshift.io.lake import dataset_dir, digest
 from nightshift.io.warehouse import recorded_run
-from nightshift.metrics import Measured
 from nightshift.settings import PROJECT_ROOT, Settings
 from nightshift.spec import Search, UseCase
-from nightshift.training.card import Card, render, summary
-from nightshift.training.curves import deciles, precision_recall, roc
+from nightshift.training.card import Card, collect, render, summary
 from nightshift.training.dataset import (
     Dataset,
     check_classes,
@@ -57,7 +54,6 @@ from nightshift.training.evaluation import (
     refit,
     slice_metrics,
 )
-from nightshift.training.explanation import explain
 from nightshift.training.fit import (
     Fitted,
     Recipe,
@@ -68,13 +64,7 @@ from nightshift.training.fit import (
 )
 from nightshift.training.search import Searched, direction, search, study_name
 from nightshift.training.split import Split, rolling_origins, search_splits, stale_splits
-from nightshift.training.studies import (
-    Ablation,
-    LearningCurve,
-    ablation,
-    learning_curve,
-    learning_rows,
-)
+from nightshift.training.studies import study
 
 log = logging.getLogger(__name__)
 
@@ -173,19 +163,22 @@ def train(
                 if metric in figures
             ),
         )
-        curve, ablated = _study(use_case, dataset, parts, made, trees, settings.seed)
+        started = time.perf_counter()
+        curve, ablated = study(
+            use_case, dataset, parts, partial(refit, parts=parts, made=made), trees, settings.seed
+        )
+        log.info("learning curve and ablation in %.1f s", time.perf_counter() - started)
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)
             _write_models(
                 folder, use_case, as_of, dataset, parts, made, evaluation, shipped, newest
             )
             _write_search(folder, searched)
-            _write_evaluation(folder, use_case, dataset, parts, scores, measured, over_time)
             manifest = _data_manifest(use_case, as_of, dataset)
             (folder / "data_manifest.json").write_text(
                 json.dumps(manifest, indent=1, sort_keys=True, default=str)
             )
-            card = _card(
+            card = collect(
                 use_case,
                 as_of,
                 dataset,
@@ -202,6 +195,7 @@ def train(
                 settings.seed,
             )
             (folder / model_card.ARTIFACT).write_text(render(card), encoding="utf-8")
+            _write_evaluation(folder, use_case, dataset, parts, scores, card)
             logged = metrics | slice_metrics(measured["test"]) | metrics_over_time(over_time)
             run_id = _log_to_mlflow(
                 settings,
@@ -412,8 +406,7 @@ def _write_evaluation(
     dataset: Dataset,
     parts: Split,
     scores: dict[str, Vector],
-    measured: dict[str, Measured],
-    over_time: OverTime,
+    card: Card,
 ) -> None:
     rows = dataset.rows_of(parts.test)
     columns: dict[str, Any] = {
@@ -423,38 +416,18 @@ def _write_evaluation(
     }
     columns |= {f"score_{name}": pa.array(score[rows]) for name, score in scores.items()}
     pq.write_table(pa.table(columns), folder / "evaluation" / "test_predictions.parquet")
+    figures = {
+        "validation": asdict(card.validation),
+        "test": asdict(card.test),
+        **asdict(card.over_time),
+        "learning_curve": card.curve and asdict(card.curve),
+        "ablation": card.ablation and asdict(card.ablation),
+        "gain_share": card.gains,
+        "mean_abs_shap": card.explanation.importance,
+    }
     (folder / "evaluation" / "metrics.json").write_text(
-        json.dumps(
-            {part: asdict(figures) for part, figures in measured.items()} | asdict(over_time),
-            indent=1,
-            default=date.isoformat,
-        )
+        json.dumps(figures, indent=1, default=date.isoformat)
     )
-
-
-def _study(
-    use_case: UseCase, dataset: Dataset, parts: Split, made: Recipe, trees: int, seed: int
-) -> tuple[LearningCurve | None, Ablation | None]:
-    """What the spec wants to know beside the model; None of what it does not."""
-    wanted, metric = use_case.studies, use_case.judged_metrics[0]
-    if not (wanted.learning_curve or wanted.ablation):
-        return None, None
-    started = time.perf_counter()
-    rows = learning_rows(dataset, parts, wanted.max_rows, seed)
-    curve = ablated = None
-    if wanted.learning_curve:
-        curve = learning_curve(
-            use_case, rows, parts, metric,
-            lambda learned: refit(learned, parts, made), seed,
-        )  # fmt: skip
-    if wanted.ablation:
-        ablated = ablation(
-            use_case, rows, parts, metric,
-            lambda learned: refit(learned, parts, made, trees),
-            dataset.manifest.get("cpu_seconds", {}), seed,
-        )  # fmt: skip
-    log.info("learning curve and ablation in %.1f s", time.perf_counter() - started)
-    return curve, ablated
 
 
 def _data_manifest(use_case: UseCase, as_of: date, dataset: Dataset) -> dict[str, Any]:
@@ -476,72 +449,6 @@ def _data_manifest(use_case: UseCase, as_of: date, dataset: Dataset) -> dict[str
         },
         "libraries": {name: version(name) for name in LIBRARIES},
     }
-
-
-def _card(
-    use_case: UseCase,
-    as_of: date,
-    dataset: Dataset,
-    parts: Split,
-    made: Recipe,
-    evaluation: Fitted,
-    searched: Searched | None,
-    scores: dict[str, Vector],
-    measured: dict[str, Measured],
-    over_time: OverTime,
-    curve: LearningCurve | None,
-    ablated: Ablation | None,
-    manifest: dict[str, Any],
-    seed: int,
-) -> Card:
-    rows = dataset.rows_of(parts.test)
-    labels, keys = dataset.labels[rows].astype(np.float64), dataset.keys[rows]
-    tested = {name: score[rows] for name, score in scores.items()}
-    has_classes = use_case.objective == "binary"
-    return Card(
-        use_case=use_case,
-        as_of=as_of,
-        parts=parts,
-        trees=evaluation.booster.num_boosted_rounds(),
-        validation=measured["validation"],
-        test=measured["test"],
-        over_time=over_time,
-        rates=dataset.rates,
-        gains=gain_shares(evaluation.booster),
-        deciles={
-            name: deciles(labels, keys, tested[name], seed)
-            for name in (MODEL, LINEAR)
-            if name in tested
-        },
-        scores=tested[MODEL],
-        roc={n: roc(labels, score) for n, score in tested.items() if has_classes},
-        precision_recall={
-            n: precision_recall(labels, score) for n, score in tested.items() if has_classes
-        },
-        explanation=explain(
-            evaluation.booster, partial(predict, evaluation.booster), use_case.feature_names,
-            dataset.matrix[rows], seed,
-        ),
-        curve=curve,
-        ablation=ablated,
-        parameters=made.parameters | {"half_life_days": made.half_life_days},
-        calibration=evaluation.calibration,
-        searched=searched,
-        manifest=manifest,
-        lineage={
-            "training set": str(manifest.get("sha256")),
-            "made of rows": str(manifest.get("source_sha256")),
-            "rows": f"{len(dataset.labels):,}",
-            "label window": "{from} … before {before}, landed before {landed_before}".format(
-                **manifest["label_window"]
-            ),
-            "spec": digest(manifest["spec"]),
-            "code": manifest["code_commit"],
-            "features' code": str(manifest.get("key", {}).get("code_sha256")),
-            "seed": str(seed),
-            "libraries": ", ".join(f"{n} {v}" for n, v in manifest["libraries"].items()),
-        },
-    )  # fmt: skip
 
 
 def _log_to_mlflow(

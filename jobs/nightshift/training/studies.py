@@ -6,6 +6,7 @@ the test is for what was decided before.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -71,6 +72,33 @@ class Ablation:
     metric: Metric
     complete: Estimate
     parts: tuple[Ablated, ...]
+
+
+def study(
+    use_case: UseCase,
+    dataset: Dataset,
+    parts: Split,
+    fit: Callable[..., Scorer],
+    trees: int,
+    seed: int,
+) -> tuple[LearningCurve | None, Ablation | None]:
+    """What the spec wants to know beside the model; None of what it does not.
+
+    Args:
+        fit: takes a dataset, and ``trees`` where these are not to be found by stopping early.
+        trees: of the model.
+    """
+    wanted, metric = use_case.studies, use_case.judged_metrics[0]
+    if not (wanted.learning_curve or wanted.ablation):
+        return None, None
+    rows = learning_rows(dataset, parts, wanted.max_rows, seed)
+    curve = ablated = None
+    if wanted.learning_curve:
+        curve = learning_curve(use_case, rows, parts, metric, fit, seed)
+    if wanted.ablation:
+        costs = dataset.manifest.get("cpu_seconds", {})
+        ablated = ablation(use_case, rows, parts, metric, partial(fit, trees=trees), costs, seed)
+    return curve, ablated
 
 
 def learning_rows(dataset: Dataset, parts: Split, most_rows: int, seed: int) -> Dataset:
