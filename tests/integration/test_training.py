@@ -221,7 +221,9 @@ def test_the_same_inputs_give_the_same_model_bytes(tracked_warehouse: Settings) 
         assert artifact(settings, first.mlflow_run_id, path).stat().st_size > 0
 
 
-def test_a_damaged_model_is_refused_by_the_gate_and_by_loading(tracked_warehouse: Settings) -> None:
+def test_a_damaged_model_is_refused_by_the_gate_and_by_loading(
+    tracked_warehouse: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
     settings = tracked_warehouse
     write_training_set(settings)
     run_id = train(settings, ONE_ORIGIN, AS_OF).mlflow_run_id
@@ -237,7 +239,9 @@ def test_a_damaged_model_is_refused_by_the_gate_and_by_loading(tracked_warehouse
     file.write_bytes(content)
     with pytest.raises(NightshiftError, match=r"model\.ubj is damaged: its SHA-256 is"):
         model_store.load_model(settings, version)
+    artifact(settings, run_id, "card.html").write_text("torn")
     verdict = judge(settings, CHURN, AS_OF)
+    assert "does not show the verdict: the card has no place for a verdict" in caplog.text
     assert [result.gate for result in verdict.failures] == ["reproducible", "loads_and_scores"]
     for failure in verdict.failures:
         assert "is damaged" in failure.detail

@@ -488,7 +488,9 @@ def _log_to_mlflow(
 def _write_into_card(
     settings: Settings, verdict: Verdict, use_case: UseCase, reigning: ModelVersion | None
 ) -> None:
-    """Put the verdict into the run's model card, where it has one that is whole."""
+    """Put the verdict into the run's model card; what was decided stands, if that cannot be."""
+    from mlflow.exceptions import MlflowException
+
     try:
         card = model_store.fetch(settings, verdict.mlflow_run_id, model_card.ARTIFACT)
         html = model_card.with_verdict(
@@ -502,13 +504,12 @@ def _write_into_card(
                 verdict.results,
             ),
         )
-    except (NightshiftError, OSError, ValueError) as error:
+        with tempfile.TemporaryDirectory() as scratch:
+            file = Path(scratch) / model_card.ARTIFACT
+            file.write_text(html, encoding="utf-8")
+            model_store.replace_artifact(settings, verdict.mlflow_run_id, model_card.ARTIFACT, file)
+    except (NightshiftError, MlflowException, OSError, ValueError) as error:
         log.warning("the model card does not show the verdict: %s", error)
-        return
-    with tempfile.TemporaryDirectory() as scratch:
-        file = Path(scratch) / model_card.ARTIFACT
-        file.write_text(html, encoding="utf-8")
-        model_store.replace_artifact(settings, verdict.mlflow_run_id, model_card.ARTIFACT, file)
 
 
 def _keep(

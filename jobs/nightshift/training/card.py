@@ -290,8 +290,8 @@ def against_linear(use_case: UseCase, test: Measured) -> str:
         return f"It is better than the linear model by {text(by)} in {called(metric)}: {asked}."
     return (
         f"It is NOT better than the linear model by the spec's margin: {text(by)} in "
-        f"{called(metric)}, and {asked}. In {called(metric)} a linear model does as well, and is "
-        "simpler."
+        f"{called(metric)}, and {asked}. In {called(metric)} a linear model is about as good, "
+        "and simpler."
     )
 
 
