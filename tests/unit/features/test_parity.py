@@ -4,7 +4,15 @@ from datetime import date, datetime
 
 import pyarrow as pa
 
-from nightshift.features.parity import Comparison, Moved, Report, compare, late, rebuilt
+from nightshift.features.parity import (
+    Comparison,
+    Moved,
+    Report,
+    compare,
+    differences,
+    late,
+    rebuilt,
+)
 from nightshift.use_cases import CHURN
 
 NAN = float("nan")
@@ -131,4 +139,28 @@ def test_the_causes_in_words() -> None:
         "the declaration of the use case",
         "the code that makes features",
         "rows of order_lines that landed on 2011-05-01, 2011-05-02, 2011-05-03 and 2 more",
+    ]
+
+
+def test_what_two_training_sets_are_made_of_is_told_apart_in_words() -> None:
+    then = {
+        "rows": 1_000,
+        "landed_days": {"orders": {"2011-01-01": "a", "2011-01-02": "b", "2011-01-03": "c"}},
+        "parts": {"part-0": {"rows": 600, "sha256": "x"}, "part-1": {"rows": 400, "sha256": "y"}},
+        "key": {"code_sha256": "before", "buckets": 2},
+    }
+    assert differences(then, then) == []
+    now = {
+        "rows": 1_001,
+        "landed_days": {"orders": {"2011-01-01": "a", "2011-01-03": "d", "2011-01-04": "e"}},
+        "parts": {"part-0": {"rows": 600, "sha256": "x"}, "part-1": {"rows": 401, "sha256": "z"}},
+        "key": {"code_sha256": "after", "buckets": 2},
+    }
+    assert differences(then, now) == [
+        "days of orders have landed since: 2011-01-04",
+        "days of orders are gone: 2011-01-02",
+        "days of orders were built anew: 2011-01-03",
+        "1,000 rows then, 1,001 now",
+        "1 of 2 partitions differ: part-1",
+        "the code that makes features is another: before then, after now",
     ]
