@@ -763,6 +763,9 @@ LOSSES: dict[Objective, tuple[Loss, ...]] = {
     "ranking": ("ndcg", "pairwise"),
 }
 """What a model of each objective may minimise; the first one unless the spec says otherwise."""
+Parameter = Literal[
+    "eta", "max_depth", "min_child_weight", "lambda", "colsample_bytree", "subsample"
+]
 Metric = Literal[
     "auc", "average_precision", "log_loss", "brier", "calibration_error",
     "precision", "recall", "f1", "selection_rate",
@@ -842,12 +845,14 @@ class Model(_Declaration):
         monotone: feature → 1 where the score may only rise with it, -1 where it may only fall.
         half_life_days: how much older a snapshot is whose rows count half as much; None for rows
             that count the same.
-        search: None for the default parameters.
+        parameters: of XGBoost, instead of the defaults: what a search has found, for instance.
+        search: None for no search.
     """
 
     loss: Loss | None = None
     monotone: dict[str, Literal[-1, 1]] = {}
     half_life_days: Days | None = None
+    parameters: dict[Parameter, Annotated[float, Field(ge=0)]] = {}
     search: Search | None = None
 
 

@@ -354,7 +354,7 @@ def test_what_cannot_be_measured_again_fails_and_the_champion_stays(
         ({"snapshots": 1}, "1 mature snapshots .* are too few to split"),
         ({"one_class": True}, "all with label 1"),
         ({"newest_days_ago": 89}, "known on 2011-06-13 only, after as_of 2011-06-12"),
-        ({"planted": "all null"}, "all 47 features of churn are null in the .* train snapshots"),
+        ({"planted": "all null"}, "all 51 features of churn are null in the .* train snapshots"),
         (
             {"planted": "infinite"},
             f"feature {CHURN.feature_names[5]} of 00003 at snapshot .* is inf; 1 of its",

@@ -44,6 +44,13 @@ CUSTOMER_ORDERS = FeatureGroup(
             description="days with a purchase",
         ),
         Measure(
+            name="purchase_month",
+            expression="month(invoiced_at) + 12 * year(invoiced_at)",
+            type="integer",
+            where=IS_PURCHASE,
+            description="months with a purchase",
+        ),
+        Measure(
             name="purchase_amount",
             column="line_amount",
             where=IS_PURCHASE,
@@ -95,10 +102,14 @@ CUSTOMER_ORDERS = FeatureGroup(
         Aggregate(
             measure="purchase_day", aggregations=("distinct",), windows=(30, 60, 90, 180, 365, None)
         ),
+        # A regular customer's purchases are spread over days and months, a chance one's are not.
+        Aggregate(measure="purchase_day", aggregations=("entropy",), windows=(365,)),
+        Aggregate(measure="purchase_month", aggregations=("distinct",), windows=(180, 365)),
         Aggregate(
             measure="purchase_amount", aggregations=("sum",), windows=(30, 60, 90, 180, 365, None)
         ),
         Aggregate(measure="purchase_amount", aggregations=("mean", "max"), windows=(90, 365)),
+        Aggregate(measure="purchase_amount", aggregations=("std",), windows=(365,)),
         Aggregate(measure="purchase_quantity", aggregations=("sum",), windows=(90, 365)),
         Aggregate(measure="purchase_quantity", aggregations=("mean",), windows=(365,)),
         Aggregate(measure="purchase_price", aggregations=("mean", "max"), windows=(365,)),

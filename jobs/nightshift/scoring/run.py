@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import xgboost as xgb
 from psycopg2 import sql
 
-from nightshift.booster import contributions, predict, to_matrix
+from nightshift.booster import Matrix, Vector, contributions, predict, to_matrix
 from nightshift.errors import NightshiftError, RefusedAsOf
 from nightshift.io import lake, model_store, registry
 from nightshift.io.warehouse import connect, holding, recorded_run
@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 PART = "part-00000.parquet"
 BATCH_ROWS = 65_536
+# So many rows of a trained model are never of one leaf each.
+ROWS_TO_DIFFER = 100
 
 
 @dataclass(frozen=True)
@@ -283,17 +285,10 @@ def _scored(use_case: UseCase, booster: xgb.Booster, parts: list[Path]) -> pa.Ta
             for batch in file.iter_batches(BATCH_ROWS):
                 rows = pa.Table.from_batches([batch])
                 matrix = to_matrix(rows, names)
+                _require_finite(use_case, part, rows, matrix)
                 scores = predict(booster, matrix)
                 keys = rows.column(use_case.key)
-                outside = np.flatnonzero(~((scores >= 0) & (scores <= 1)))
-                if len(outside):
-                    first = int(outside[0])
-                    raise NightshiftError(
-                        f"{use_case.name}: the model gives {use_case.key} {keys[first].as_py()!r} "
-                        f"the score {scores[first]}, and {len(outside) - 1} more of {part.name} "
-                        "are no probability either",
-                        f"train again with `nightshift train {use_case.name}`",
-                    )
+                _require_probabilities(use_case, part, keys, scores)
                 pieces.append(
                     pa.table(
                         {
@@ -317,4 +312,41 @@ def _scored(use_case: UseCase, booster: xgb.Booster, parts: list[Path]) -> pa.Ta
             f"{use_case.name}: the features dataset has no row, so nobody can be scored",
             "check that the population's source has events in the days before as_of",
         )
-    return pa.concat_tables(pieces).sort_by(use_case.key)
+    scored = pa.concat_tables(pieces).sort_by(use_case.key)
+    scores = scored.column(use_case.score_column).to_numpy()
+    if len(scores) >= ROWS_TO_DIFFER and np.ptp(scores) == 0:
+        raise NightshiftError(
+            f"{use_case.name}: the model gives all {len(scores):,} rows the same score, "
+            f"{scores[0]:g}",
+            "look for features that have become null or constant: `nightshift features list "
+            f"{use_case.name}`; or `nightshift rollback {use_case.name}`",
+        )
+    return scored
+
+
+def _require_finite(use_case: UseCase, part: Path, rows: pa.Table, matrix: Matrix) -> None:
+    """Refuse infinite features: the model has learned from none."""
+    infinite = np.argwhere(np.isinf(matrix))
+    if len(infinite):
+        row, column = (int(place) for place in infinite[0])
+        raise NightshiftError(
+            f"{use_case.name}: feature {use_case.feature_names[column]} of {use_case.key} "
+            f"{rows.column(use_case.key)[row].as_py()!r} in {part.name} is {matrix[row, column]}; "
+            f"{len(infinite)} values of {matrix.shape[0]:,} rows are infinite",
+            "mend what the mart holds, or the declaration that divides by it, and run the night "
+            "again",
+        )
+
+
+def _require_probabilities(
+    use_case: UseCase, part: Path, keys: pa.ChunkedArray, scores: Vector
+) -> None:
+    outside = np.flatnonzero(~((scores >= 0) & (scores <= 1)))
+    if use_case.objective == "binary" and len(outside):
+        first = int(outside[0])
+        raise NightshiftError(
+            f"{use_case.name}: the model gives {use_case.key} {keys[first].as_py()!r} the score "
+            f"{scores[first]}, and {len(outside) - 1} more of {part.name} are no probability "
+            "either",
+            f"train again with `nightshift train {use_case.name}`",
+        )

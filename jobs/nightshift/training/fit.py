@@ -78,7 +78,8 @@ class Fitted:
 
 
 def recipe(use_case: UseCase, seed: int, chosen: Mapping[str, Any] | None = None) -> Recipe:
-    """Shallow, slow and subsampled, for short histories; ``chosen`` parameters come before these.
+    """Shallow, slow and subsampled, for short histories. The spec's parameters come before these,
+    and those that a search has ``chosen`` before both.
 
     The number of threads is fixed because the order of floating-point sums depends on it.
     """
@@ -94,6 +95,8 @@ def recipe(use_case: UseCase, seed: int, chosen: Mapping[str, Any] | None = None
         "nthread": 2,
         **LOSSES[use_case.loss],
     }
+    parameters |= {str(name): value for name, value in use_case.model.parameters.items()}
+    parameters["max_depth"] = int(parameters["max_depth"])
     if isinstance(use_case.working_point, TopItems):
         parameters["eval_metric"] = f"ndcg@{use_case.working_point.k}"
     elif use_case.objective == "ranking":

@@ -102,6 +102,9 @@ def oracle_sql(feature: Feature, where: str, column: str) -> str:
         "sum": f"coalesce(sum({column}::decimal(38, 4)) filter (where {inside}), 0)::double",
         "mean": f"(sum({column}::decimal(38, 4)) filter (where {inside}))::double"
         f" / (count({column}) filter (where {inside}))",
+        "std": f"stddev_samp({column}::double) filter (where {inside})",
+        # DuckDB's entropy is in bits
+        "entropy": f"entropy({column}) filter (where {inside}) * ln(2)",
         "min": f"min({column}) filter (where {inside})::double",
         "max": f"max({column}) filter (where {inside})::double",
         "distinct": f"count(distinct {column}) filter (where {inside})::double",
@@ -130,7 +133,7 @@ def test_every_feature_equals_plain_sql(
     database.register("events", pa.Table.from_pylist(events))
     database.execute("create table snapshots as select unnest(?::date[]) as as_of", [SNAPSHOTS])
     selected = ", ".join(
-        oracle_sql(f, measures[f.measure].where or "true", measures[f.measure].column)
+        oracle_sql(f, measures[f.measure].where or "true", measures[f.measure].value)
         for f in group.features
     )
     rows = (
