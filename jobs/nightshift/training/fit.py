@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import xgboost as xgb
+from scipy.special import expit, logit
 
 from nightshift import calibration
 from nightshift.booster import Vector, log_odds
@@ -156,6 +157,8 @@ def fit_early_stopped(
 ) -> xgb.Booster:
     """Boost until the validation metric has not improved for ``PATIENCE`` trees; keep the best.
 
+    Of two classes that metric is ``shifted_log_loss``.
+
     Raises:
         NightshiftError: when the metric is not finite, or explodes.
     """
@@ -167,10 +170,31 @@ def fit_early_stopped(
         MAX_TREES,
         evals=[(held_out, VALIDATION)],
         early_stopping_rounds=PATIENCE,
+        custom_metric=shifted_log_loss if has_probabilities(made) else None,
         verbose_eval=False,
         callbacks=[_Stable(), *callbacks],
     )
     return booster[: booster.best_iteration + 1]
+
+
+def shifted_log_loss(scores: npt.NDArray[np.float32], data: xgb.DMatrix) -> tuple[str, float]:
+    """Log loss once all log-odds are shifted so that the mean comes true, as calibration will do.
+
+    Trees that are stopped by plain log loss are too few, or too many, by what they have to make up
+    for another base rate on validation.
+
+    Args:
+        scores: (rows,) probabilities.
+        data: with the labels, (rows,) of both classes.
+    """
+    labels = data.get_label().astype(np.float64)
+    z = logit(np.clip(scores.astype(np.float64), 1e-7, 1 - 1e-7))
+    shift = 0.0
+    for _ in range(5):  # Newton's steps
+        p = expit(z + shift)
+        shift -= float((p - labels).sum() / np.maximum((p * (1 - p)).sum(), 1e-9))
+    shifted = z + shift
+    return "shifted_log_loss", float((np.logaddexp(0, shifted) - labels * shifted).mean())
 
 
 def fit_trees(dataset: Dataset, rows: Mask, made: Recipe, trees: int) -> xgb.Booster:

@@ -171,7 +171,6 @@ def _mean_value(
     dataset: Dataset, splits: Sequence[Split], made: Recipe, trial: optuna.Trial
 ) -> float:
     metric, stops = _metric(made), made.parameters["eval_metric"]
-    # The last one is that by which it stops.
     metrics = [stops] if metric == stops else [metric, stops]
     made = Recipe({**made.parameters, "eval_metric": metrics}, made.half_life_days)
     values: list[float] = []

@@ -49,7 +49,7 @@ CHURN = UseCase(
     # Chosen on snapshots of 2010 of real order lines (ADR 21).
     model=Model(
         half_life_days=60,
-        parameters={"max_depth": 3, "colsample_bytree": 0.3, "min_child_weight": 50},
+        parameters={"max_depth": 3, "colsample_bytree": 0.3},
     ),
     heuristics=(
         Heuristic(name="recency", feature="customer_purchase_days_since_last_all"),

@@ -3,6 +3,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import xgboost as xgb
 from scipy.stats import spearmanr
 
 from nightshift import calibration
@@ -26,6 +27,7 @@ from nightshift.training.fit import (
     model_bytes,
     recipe,
     require_distinct,
+    shifted_log_loss,
 )
 from nightshift.training.split import Split
 from nightshift.use_cases.churn import CHURN
@@ -72,6 +74,23 @@ def test_early_stopping_keeps_the_best_tree_count_and_the_refit_repeats_it() -> 
     everything = np.ones(1600, dtype=np.bool_)
     assert fit_trees(dataset(seed=3), everything, made(), trees).num_boosted_rounds() == trees
     assert booster.feature_names == list(NAMES)
+
+
+def test_trees_are_stopped_by_what_calibration_cannot_do() -> None:
+    labels = np.array([1, 1, 1, 0], dtype=np.float32)
+    data = xgb.DMatrix(np.zeros((4, 1)), labels)
+    even = np.array([0.2, 0.2, 0.2, 0.2], dtype=np.float32)
+    name, found = shifted_log_loss(even, data)
+    assert name == "shifted_log_loss"
+    assert found == pytest.approx(-(0.75 * np.log(0.75) + 0.25 * np.log(0.25)))
+    better = np.array([0.2, 0.2, 0.2, 0.1], dtype=np.float32)
+    assert shifted_log_loss(better, data)[1] < found
+    odds = better / (1 - better)
+    assert shifted_log_loss(3 * odds / (1 + 3 * odds), data)[1] == pytest.approx(
+        shifted_log_loss(better, data)[1], abs=1e-6
+    )
+    # Wholly wrong, and wholly certain, has a finite figure.
+    assert np.isfinite(shifted_log_loss(1 - labels, data)[1])
 
 
 def test_a_split_is_calibrated_on_its_validation_and_what_ships_on_the_newest() -> None:
