@@ -203,3 +203,27 @@ def test_no_features_or_nobody_to_score_is_a_clear_error(
 
     with pytest.raises(NightshiftError, match=r"no features for 2011-06-12|has no row"):
         score(tracked_warehouse, CHURN, AS_OF)
+
+
+def test_infinite_features_and_equal_scores_are_refused(
+    tracked_warehouse: Settings, tmp_path: Path
+) -> None:
+    register_champion(tracked_warehouse, tmp_path)
+    table = feature_rows(150)
+    place = table.column_names.index(RECENCY)
+    values = table.column(RECENCY).to_pylist()
+    values[7] = math.inf
+    write_features(tracked_warehouse, table.set_column(place, RECENCY, pa.array(values)))
+    with pytest.raises(NightshiftError, match=f"feature {RECENCY} of customer_id 'c0142' in part"):
+        score(tracked_warehouse, CHURN, AS_OF)
+    assert not scores_dir(tracked_warehouse).exists()
+
+    nulls = pa.nulls(150, pa.float64())
+    for name in NAMES:
+        table = table.set_column(table.column_names.index(name), name, nulls)
+    write_features(tracked_warehouse, table)
+    with pytest.raises(NightshiftError, match="gives all 150 rows the same score, 0"):
+        score(tracked_warehouse, CHURN, AS_OF)
+    # Few rows may well be of one leaf.
+    write_features(tracked_warehouse, table.slice(0, 20))
+    assert score(tracked_warehouse, CHURN, AS_OF).rows == 20
