@@ -95,7 +95,7 @@ with DAG(
     def features() -> None:
         @task
         def extract_events() -> None:
-            from nightshift.features.run import extract
+            from nightshift.features.extract_run import extract
 
             run_stage(lambda as_of: extract(settings(), USE_CASES, as_of))
 

@@ -100,7 +100,7 @@ def build_dag(use_case: UseCase) -> DAG:
 
         @task
         def extract_events() -> None:
-            from nightshift.features.run import extract
+            from nightshift.features.extract_run import extract
 
             run_stage(lambda as_of: extract(settings(), [find_use_case(name)], as_of))
 

@@ -15,6 +15,7 @@ from nightshift.contracts import SOURCES, load_contract
 from nightshift.erasure import run as erasure
 from nightshift.errors import NightshiftError
 from nightshift.features import run as features
+from nightshift.features.extract_run import extract
 from nightshift.gates import run as gates
 from nightshift.ingest import run as ingest
 from nightshift.io import model_store
@@ -51,7 +52,7 @@ def prepare(settings: Settings, use_cases: Sequence[UseCase], as_of: date) -> No
     with stage("quality_marts"):
         quality.check_marts(settings, as_of)
     with stage("extract"):
-        features.extract(settings, use_cases, as_of)
+        extract(settings, use_cases, as_of)
 
 
 def nightly(

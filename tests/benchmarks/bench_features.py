@@ -62,8 +62,9 @@ from answers import require_same_answers
 from pyspark.sql import SparkSession
 
 from nightshift.features import extract, job
-from nightshift.features.run import ExtractResult, run_tasks
-from nightshift.features.run import extract as run_extract
+from nightshift.features.extract_run import ExtractResult
+from nightshift.features.extract_run import extract as run_extract
+from nightshift.features.run import run_tasks
 from nightshift.io.spark import spark_session
 from nightshift.io.warehouse import migrate
 from nightshift.services.postgres import EmbeddedPostgres, free_port

@@ -48,7 +48,7 @@ STANDARD_ORDERS = FeatureGroup(
     source=ORDER_LINES,
     entity="customer",
     key="customer_id",
-    measures=CUSTOMER_ORDERS.measures,
+    measures=tuple(each for each in CUSTOMER_ORDERS.measures if each.name != "purchase_month"),
     aggregates=(
         Aggregate(measure="purchase", aggregations=("days_since_last", "days_since_first")),
         Aggregate(measure="purchase", aggregations=("count",), windows=_EVERY),

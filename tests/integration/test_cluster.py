@@ -16,7 +16,8 @@ import pyspark
 import pytest
 
 from nightshift.errors import SettingError
-from nightshift.features.run import build_training_set, extract
+from nightshift.features.extract_run import extract
+from nightshift.features.run import build_training_set
 from nightshift.io import lake
 from nightshift.io.spark import spark_session
 from nightshift.io.warehouse import connect

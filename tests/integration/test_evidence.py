@@ -10,7 +10,8 @@ from typer.testing import CliRunner, Result
 from nightshift import pipeline
 from nightshift.cli import app
 from nightshift.errors import NightshiftError
-from nightshift.features.run import build_features, build_training_set, extract
+from nightshift.features.extract_run import extract
+from nightshift.features.run import build_features, build_training_set
 from nightshift.gates.run import promote
 from nightshift.io import model_store
 from nightshift.io.warehouse import connect

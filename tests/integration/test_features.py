@@ -22,15 +22,13 @@ from typer.testing import CliRunner
 
 from nightshift.cli import app
 from nightshift.errors import NightshiftError, RefusedAsOf
+from nightshift.features.extract_run import ExtractResult, events_dir, extract
 from nightshift.features.parity import Moved
 from nightshift.features.run import (
     DatasetResult,
-    ExtractResult,
     build_features,
     build_labels,
     build_training_set,
-    events_dir,
-    extract,
     parity,
     prove,
 )
