@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 
 from nightshift.cli import app
 from nightshift.errors import NightshiftError, RefusedAsOf
+from nightshift.feature_groups.order_lines import IS_PURCHASE, ORDER_LINES
 from nightshift.features.extract_run import ExtractResult, events_dir, extract
 from nightshift.features.parity import Moved
 from nightshift.features.run import (
@@ -33,6 +34,7 @@ from nightshift.features.run import (
     prove,
 )
 from nightshift.settings import Settings
+from nightshift.spec import Aggregate, FeatureGroup, Measure, Through
 from nightshift.use_cases import CHURN
 
 AS_OF = date(2011, 6, 1)
@@ -250,6 +252,44 @@ def test_the_vector_scored_tonight_is_the_vector_trained_on_later(mart: Settings
 
     matured = rows_of(build_labels(mart, CHURN, AS_OF))
     assert {row["customer_id"]: row["label"] for row in matured} == {"gone": 1, "weekly": 0}
+
+
+def test_features_of_other_entities_are_built_with_the_others(mart: Settings) -> None:
+    sold = FeatureGroup(
+        name="products",
+        source=ORDER_LINES,
+        entity="product",
+        key="product_id",
+        measures=(Measure(name="sale", column="invoiced_at", where=IS_PURCHASE),),
+        aggregates=(Aggregate(measure="sale", aggregations=("count",), windows=(30,)),),
+    )
+    bought = FeatureGroup(
+        name="bought",
+        source=ORDER_LINES,
+        entity="customer",
+        key="customer_id",
+        measures=(
+            Through(
+                name="product_sales",
+                column="product_id",
+                where=IS_PURCHASE,
+                group=sold,
+                feature="product_sale_count_30d",
+            ),
+        ),
+        aggregates=(Aggregate(measure="product_sales", aggregations=("max",), windows=(90,)),),
+    )
+    use_case = CHURN.model_copy(update={"feature_groups": (*CHURN.feature_groups, bought)})
+    extract(mart, [use_case], AS_OF)
+    built = build_features(mart, [use_case], AS_OF)["churn"]
+
+    assert [row["customer_product_sales_max_90d"] for row in rows_of(built)] == [None, 2.0]
+    manifest = json.loads((built.folder / "manifest.json").read_text())
+    assert manifest["null_share"]["customer_product_sales_max_90d"] == 0.5
+    assert (
+        build_training_set(mart, use_case, AS_OF + timedelta(days=90)).rows
+        == (build_training_set(mart, CHURN, AS_OF + timedelta(days=90)).rows)
+    )
 
 
 def test_another_number_of_buckets_makes_other_files_of_the_same_vectors(mart: Settings) -> None:

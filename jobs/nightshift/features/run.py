@@ -749,7 +749,7 @@ def _describe(dataset: _Dataset, target: Path, as_of: date, parts: Sequence[job.
             "months_read": read,
             "landed_days": dataset.landed_days,
             "null_share": {
-                name: sum(part.nulls[name] for part in parts) / rows
+                name: sum(part.nulls[name] for part in written) / rows
                 for name in use_case.feature_names
             },
             "cpu_seconds": {
