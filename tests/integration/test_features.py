@@ -286,9 +286,8 @@ def test_features_of_other_entities_are_built_with_the_others(mart: Settings) ->
     assert [row["customer_product_sales_max_90d"] for row in rows_of(built)] == [None, 2.0]
     manifest = json.loads((built.folder / "manifest.json").read_text())
     assert manifest["null_share"]["customer_product_sales_max_90d"] == 0.5
-    assert (
-        build_training_set(mart, use_case, AS_OF + timedelta(days=90)).rows
-        == (build_training_set(mart, CHURN, AS_OF + timedelta(days=90)).rows)
+    assert build_training_set(mart, use_case, AS_OF + timedelta(days=90)).rows == (
+        build_training_set(mart, CHURN, AS_OF + timedelta(days=90)).rows
     )
 
 
