@@ -131,7 +131,7 @@ def reproduce(settings: Settings, named: str) -> Reproduction:
     ):
         model = None
         if now["sha256"] == then:
-            model = training.rebuild(kept.model, folder)
+            model = training.rebuild(settings, kept.model, folder)
     return Reproduction(
         kept.run_id,
         (then, str(now["sha256"])),

@@ -14,7 +14,7 @@ from email.errors import HeaderParseError
 from email.headerregistry import Address
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from zoneinfo import ZoneInfo
 
 from dotenv import dotenv_values
@@ -25,6 +25,7 @@ from nightshift.errors import SettingError
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 PREFIX = "NIGHTSHIFT_"
+TrainingMemory = Literal["in_memory", "external", "spark"]
 
 
 class Settings(BaseSettings):
@@ -64,6 +65,10 @@ class Settings(BaseSettings):
     """Whether the same goes to the incoming webhook of Airflow's connection ``slack_default``."""
     runbooks_url: str = "docs/runbooks"
     """Where an alert's reader finds this repository's docs/runbooks."""
+
+    training_memory: TrainingMemory = "in_memory"
+    """Where a training's rows are: ``in_memory``; ``external``, in files beside the lake's dataset,
+    read batch by batch; ``spark``, in the memory of the Spark master's workers."""
 
     spark_master: str = "local[*]"
     spark_driver_memory: str = "2g"

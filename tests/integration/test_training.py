@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date, timedelta
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -473,3 +474,28 @@ def test_the_model_card_tells_all_that_a_person_needs(tracked_warehouse: Setting
     assert len(figures["origins"]) == 2
     gates = json.loads(artifact(settings, run_id, "gates.json").read_text())
     assert [r["gate"] for r in gates["results"]][-1] == "loads_and_scores"
+
+
+def test_two_trainings_at_once_in_files_make_the_model_of_one_in_memory(
+    tracked_warehouse: Settings,
+) -> None:
+    settings = tracked_warehouse
+    write_training_set(settings)
+    in_memory = train(settings, ONE_ORIGIN, AS_OF)
+    in_files = settings.model_copy(update={"training_memory": "external"})
+    with ThreadPoolExecutor() as pool:
+        both = list(pool.map(lambda _: train(in_files, ONE_ORIGIN, AS_OF), range(2)))
+    assert {found.model_sha256 for found in both} == {in_memory.model_sha256}
+    assert both[0].metrics == both[1].metrics == in_memory.metrics
+    assert {found.version for found in both} == {"2", "3"}
+    signature = json.loads(
+        (artifact(settings, both[0].mlflow_run_id, "model") / "signature.json").read_text()
+    )
+    assert signature["fit"]["memory"] == "external"
+    verdict = judge(settings, CHURN, AS_OF)
+    assert "reproducible" in {result.gate for result in verdict.results if result.passed}
+    champion = registry.champion(settings, "churn")
+    assert champion is not None
+    assert champion.version == verdict.promoted_version == "3"
+    folder = dataset_dir(settings.lake_dir, "training", "churn", AS_OF)
+    assert [left.name for left in (folder.parent / ".fits").iterdir()] == ["lock"]

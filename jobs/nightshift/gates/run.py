@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from nightshift import model_card
-from nightshift.booster import gain_shares, predict, row_order, to_matrix
+from nightshift.booster import content_hashes, gain_shares, predict, row_order, to_matrix
 from nightshift.errors import Cause, GateError, NightshiftError
 from nightshift.gates.page import render
 from nightshift.gates.rules import Evidence, GateResult, Rebuilt, Reign, Sample, judge_gate
@@ -396,14 +396,22 @@ def _measure_champion(
     candidate, _ = model_store.read_model(evaluation)
     folder = dataset_dir(settings.lake_dir, "training", use_case.name, as_of)
     snapshots = predictions.column("snapshot").unique().to_pylist()
-    parts = [pq.ParquetFile(file).read() for file in sorted(folder.glob("part-*.parquet"))]
+    tested = pa.array(snapshots, pa.date32())
+    parts = [
+        pq.read_table(file, partitioning=None, filters=pc.field("snapshot").isin(tested))
+        for file in sorted(folder.glob("part-*.parquet"))
+    ]
     remedy = f"train again: `nightshift train {use_case.name} --as-of {as_of}`"
     if not parts:
         raise NightshiftError(f"the training dataset in {folder} is gone", remedy)
     rows = pa.concat_tables(parts)
-    mask = pc.is_in(rows.column("snapshot"), pa.array(snapshots, pa.date32()))
-    rows = rows.filter(mask).sort_by(row_order(use_case.feature_names, use_case.key))
     matrix = to_matrix(rows, use_case.feature_names)
+    order = row_order(
+        rows.column("snapshot").to_numpy(),
+        content_hashes(matrix, rows.column("label").cast(pa.float64()).to_numpy()),
+        pc.rank(rows.column(use_case.key), tiebreaker="dense").to_numpy(),
+    )
+    rows, matrix = rows.take(order), matrix[order]
     scored = predictions.column("score_model").to_numpy()
     if rows.column(use_case.key).to_pylist() != predictions.column(
         use_case.key

@@ -6,13 +6,15 @@ reader trusts.
 """
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -76,6 +78,40 @@ def scratch(folder: Path) -> Iterator[Path]:
         yield temporary
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def workspace(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder in ``folder`` that is gone when the block ends.
+
+    Several processes may have one at once; those of killed processes are removed first.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        with (folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            for left in folder.glob("of-*"):
+                with _held(left) as is_abandoned:
+                    if is_abandoned:
+                        shutil.rmtree(left)
+            own = Path(tempfile.mkdtemp(prefix="of-", dir=folder))
+            stack.callback(shutil.rmtree, own, ignore_errors=True)
+            stack.enter_context(_held(own))
+        yield own
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[bool]:
+    """Whether nobody else holds the folder; if so it is held, until this process dies at most."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        yield False
+    else:
+        yield True
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

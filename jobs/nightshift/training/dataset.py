@@ -1,7 +1,9 @@
 """The labelled rows that a model learns from: read, put in order, and refused when unfit."""
 
 import logging
-from collections.abc import Sequence
+import mmap
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
@@ -12,20 +14,25 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nightshift.booster import Matrix, row_order, to_matrix
+from nightshift.booster import Matrix, content_hashes, row_order, to_matrix
 from nightshift.errors import NightshiftError
 from nightshift.io.lake import read_manifest
-from nightshift.spec import Loss, Objective, UseCase
+from nightshift.settings import TrainingMemory
+from nightshift.spec import Objective, UseCase
 from nightshift.training.split import Split
 
 log = logging.getLogger(__name__)
+
+BATCH_ROWS = 2**14
+LABEL_REMEDY = "check the label's condition and column, and build the training dataset again"
 
 
 @dataclass(frozen=True)
 class Dataset:
     """The rows by snapshot: ``keys``, ``snapshots``, ``labels`` and ``items`` are (rows,),
     ``matrix`` is (rows, features) float32 with NaN for null. ``labels``: int32 of two classes,
-    float64 of amounts and relevances. ``items``: what is ranked, else None.
+    float64 of amounts and relevances. ``items``: what is ranked, else None. ``memory``: where
+    models are fitted to them; outside memory ``matrix`` is a file in ``workspace``.
     """
 
     manifest: dict[str, Any]
@@ -35,6 +42,8 @@ class Dataset:
     labels: npt.NDArray[Any]
     matrix: Matrix
     items: npt.NDArray[Any] | None
+    memory: TrainingMemory = "in_memory"
+    workspace: Path | None = None
 
     def rows_of(self, snapshots: tuple[date, ...]) -> npt.NDArray[np.bool_]:
         """Which rows are of these snapshots, (rows,)."""
@@ -51,7 +60,7 @@ class Dataset:
         }
 
     def only(self, rows: npt.NDArray[np.bool_]) -> "Dataset":
-        """The dataset of some of its rows, (rows,)."""
+        """The dataset of some of its rows, (rows,), in memory."""
         return Dataset(
             self.manifest,
             self.feature_names,
@@ -63,7 +72,13 @@ class Dataset:
         )
 
 
-def read_dataset(folder: Path, use_case: UseCase, as_of: date) -> Dataset:
+def read_dataset(
+    folder: Path,
+    use_case: UseCase,
+    as_of: date,
+    memory: TrainingMemory = "in_memory",
+    workspace: Path | None = None,
+) -> Dataset:
     """Read the training dataset in ``folder``, which knows what was known at ``as_of``.
 
     Raises:
@@ -75,90 +90,170 @@ def read_dataset(folder: Path, use_case: UseCase, as_of: date) -> Dataset:
             f"there is no training dataset of {use_case.name} as of {as_of} in {folder}",
             f"run `nightshift train {use_case.name} --as-of {as_of}`: it builds the features first",
         )
-    manifest, table = read_table(folder, use_case.key, use_case.feature_names)
-    latest = table.column("snapshot")[-1].as_py() if table.num_rows else as_of
-    matures = latest + timedelta(days=use_case.label.maturity_days)
-    if table.num_rows and matures > as_of:
-        raise NightshiftError(
-            f"the training dataset in {folder} has snapshot {latest}, whose labels are known on "
-            f"{matures} only, after as_of {as_of}",
-            "build the training dataset again; training on it would leak the future",
-        )
-    _check_labels(folder, use_case.objective, use_case.loss, table.column("label"))
-    return to_dataset(
-        manifest, table, use_case.objective, use_case.vector_key, use_case.feature_names
+    dataset = read_rows(
+        folder, use_case.objective, use_case.vector_key, use_case.feature_names, memory, workspace
     )
+    if len(dataset.snapshots):
+        latest = date.fromisoformat(str(dataset.snapshots[-1]))
+        matures = latest + timedelta(days=use_case.label.maturity_days)
+        if matures > as_of:
+            raise NightshiftError(
+                f"the training dataset in {folder} has snapshot {latest}, whose labels are known "
+                f"on {matures} only, after as_of {as_of}",
+                "build the training dataset again; training on it would leak the future",
+            )
+    if use_case.objective == "ranking" or use_case.loss == "tweedie":
+        asked = f"finite and at least 0, as the loss {use_case.loss} asks"
+        _check_labels(folder, dataset.labels, np.less(dataset.labels, 0), asked)
+    return dataset
 
 
-def to_dataset(
-    manifest: dict[str, Any],
-    table: pa.Table,
+def read_rows(
+    folder: Path,
     objective: Objective,
     vector_key: Sequence[str],
     feature_names: Sequence[str],
+    memory: TrainingMemory = "in_memory",
+    workspace: Path | None = None,
 ) -> Dataset:
-    """What ``read_table`` read, as arrays; of a ranking ``vector_key`` is the key and the item."""
+    """The rows of a dataset, in the order in which models learn them.
+
+    The parts are read twice, some rows at a time: for what orders them, and into their places in
+    the matrix, of which there is no copy.
+
+    Args:
+        vector_key: of a ranking the key and the item.
+        workspace: an empty folder for what is not kept in memory; None where everything is.
+
+    Raises:
+        NightshiftError: when files, columns or rows are missing or damaged, or a label is not a
+            finite number, or of two classes not 0 or 1.
+    """
     key, *more = vector_key if objective == "ranking" else vector_key[-1:]
-    label_type = pa.int32() if objective == "binary" else pa.float64()
-    snapshots = table.column("snapshot").combine_chunks().to_numpy(zero_copy_only=False)
+    manifest, files = _parts(folder, {key, *more, "snapshot", "label", *feature_names})
+    strings = (key, *more)
+    kept: dict[str, list[pa.Array]] = {name: [] for name in (*strings, "snapshot", "label")}
+    hashes = []
+    for batch in _batches(files, (*kept, *feature_names)):
+        for name, columns in kept.items():
+            column = batch.column(name)
+            columns.append(column.dictionary_encode() if name in strings else column)
+        labels = batch.column("label").cast(pa.float64())
+        if labels.null_count == 0:
+            hashes.append(content_hashes(to_matrix(batch, feature_names), labels.to_numpy()))
+    rows = sum(map(len, kept["label"]))
+    if rows != manifest["rows"]:
+        raise NightshiftError(
+            f"the training dataset in {folder} has {rows} rows, its manifest says "
+            f"{manifest['rows']}",
+            "build the training dataset again",
+        )
+    if not rows:
+        raise NightshiftError(
+            f"the training dataset in {folder} has no rows",
+            "check that the population has members at its snapshots, and build it again",
+        )
+    if nulls := sum(column.null_count for column in kept["label"]):
+        raise NightshiftError(f"column label of {folder} has {nulls} nulls", LABEL_REMEDY)
+    labels = pa.chunked_array(kept["label"], kept["label"][0].type).cast(pa.float64()).to_numpy()
+    snapshots = np.asarray(pa.chunked_array(kept["snapshot"]).to_numpy(), dtype="datetime64[D]")
+    if objective == "binary":
+        _check_labels(folder, labels, ~np.isin(labels, (0, 1)), "0 or 1")
+        labels = labels.astype(np.int32)
+    else:
+        _check_labels(folder, labels, ~np.isfinite(labels), "finite")
+    codes, entities = _coded(kept[key])
+    order = row_order(snapshots, np.concatenate(hashes), codes)
+    place = np.empty(rows, dtype=np.intp)
+    place[order] = np.arange(rows)
+    shape = rows, len(feature_names)
+    if workspace is None:
+        matrix: Matrix = np.empty(shape, dtype=np.float32)
+    else:
+        matrix = np.memmap(workspace / "matrix.float32", np.float32, "w+", shape=shape)
+    at = 0
+    for batch in _batches(files, feature_names):
+        matrix[place[at : at + batch.num_rows]] = to_matrix(batch, feature_names)
+        at += batch.num_rows
+        release(matrix)
+    items = None
+    if more:
+        numbers, names = _coded(kept[more[0]])
+        items = names[numbers[order]]
     return Dataset(
         manifest=manifest,
         feature_names=tuple(feature_names),
-        keys=np.asarray(table.column(key).to_pylist(), dtype=str),
-        snapshots=np.asarray(snapshots, dtype="datetime64[D]"),
-        labels=table.column("label").cast(label_type).to_numpy(),
-        matrix=to_matrix(table, feature_names),
-        items=np.asarray(table.column(more[0]).to_pylist(), dtype=str) if more else None,
+        keys=entities[codes[order]],
+        snapshots=snapshots[order],
+        labels=labels[order],
+        matrix=matrix,
+        items=items,
+        memory=memory,
+        workspace=workspace,
     )
 
 
-def _check_labels(folder: Path, objective: Objective, loss: Loss, label: pa.ChunkedArray) -> None:
-    remedy = "check the label's condition and column, and build the training dataset again"
-    if label.null_count:
-        raise NightshiftError(f"column label of {folder} has {label.null_count} nulls", remedy)
-    values = label.cast(pa.float64()).to_numpy()
-    if objective == "binary":
-        wrong, asked = ~np.isin(values, (0, 1)), "0 or 1"
-    elif objective == "ranking" or loss == "tweedie":
-        wrong, asked = ~(np.isfinite(values) & (values >= 0)), "finite and at least 0"
-    else:
-        wrong, asked = ~np.isfinite(values), "finite"
-    if wrong.any():
-        raise NightshiftError(
-            f"column label of {folder} has {wrong.sum()} values of {len(values)} that are not "
-            f"{asked}, such as {values[wrong][0]:g}; a {objective} objective with the loss {loss} "
-            "asks for it",
-            remedy,
-        )
+def release(matrix: Matrix) -> None:
+    """Give back the memory in which a file's rows were seen; they stay in the file."""
+    if isinstance(matrix.base, mmap.mmap):
+        matrix.base.madvise(mmap.MADV_DONTNEED)
 
 
-def read_table(
-    folder: Path, key: str, feature_names: Sequence[str]
-) -> tuple[dict[str, Any], pa.Table]:
-    """The manifest of a dataset, and its rows in the order in which models learn them.
-
-    Raises:
-        NightshiftError: when files, columns or rows are missing.
-    """
+def _parts(folder: Path, wanted: set[str]) -> tuple[dict[str, Any], list[Path]]:
     manifest = read_manifest(folder)
     files = sorted(folder.glob("part-*.parquet"))
     if manifest is None or not files:
         lacking = "manifest" if manifest is None else "part-*.parquet"
         raise NightshiftError(f"{folder} has no {lacking}", "build the training dataset again")
-    table = pa.concat_tables([pq.ParquetFile(file).read() for file in files])
-    wanted = {key, "snapshot", "label", *feature_names}
-    if missing := sorted(wanted - set(table.column_names)):
+    for file in files:
+        with _readable(file):
+            there = pq.read_schema(file).names
+        if missing := sorted(wanted - set(there)):
+            raise NightshiftError(
+                f"the training dataset in {folder} lacks {', '.join(missing)}",
+                "it was built for another version of the use case: build it again",
+            )
+    return manifest, files
+
+
+def _batches(files: Sequence[Path], columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    for file in files:
+        with _readable(file), pq.ParquetFile(file, page_checksum_verification=True) as parquet:
+            yield from parquet.iter_batches(BATCH_ROWS, columns=list(columns))
+
+
+@contextmanager
+def _readable(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
         raise NightshiftError(
-            f"the training dataset in {folder} lacks {', '.join(missing)}",
-            "it was built for another version of the use case: build it again",
-        )
-    if table.num_rows != manifest["rows"]:
+            f"{file} cannot be read: {error}", "build the training dataset again"
+        ) from error
+
+
+def _coded(columns: Sequence[pa.DictionaryArray]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Each row's position among the distinct strings, and these, sorted, as objects.
+
+    So each string is in memory once, however many rows have it.
+    """
+    column = pa.chunked_array(columns).unify_dictionaries().combine_chunks()
+    strings = np.array(column.dictionary.cast(pa.string()).to_pylist(), dtype=object)
+    order = np.argsort(strings)
+    rank = np.empty(len(order), dtype=np.int32)
+    rank[order] = np.arange(len(order))
+    return rank[column.indices.to_numpy()], strings[order]
+
+
+def _check_labels(
+    folder: Path, labels: npt.NDArray[Any], is_wrong: npt.NDArray[np.bool_], asked: str
+) -> None:
+    if is_wrong.any():
         raise NightshiftError(
-            f"the training dataset in {folder} has {table.num_rows} rows, its manifest says "
-            f"{manifest['rows']}",
-            "build the training dataset again",
+            f"column label of {folder} has {is_wrong.sum()} values of {len(labels)} that are not "
+            f"{asked}, such as {labels[is_wrong][0]:g}",
+            LABEL_REMEDY,
         )
-    return manifest, table.sort_by(row_order(feature_names, key))
 
 
 def check_classes(use_case: UseCase, dataset: Dataset, parts: Split) -> None:

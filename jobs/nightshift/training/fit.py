@@ -1,7 +1,8 @@
 """XGBoost, fitted so that the same inputs give the same bytes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -15,7 +16,7 @@ from nightshift.booster import Vector, log_odds
 from nightshift.errors import NightshiftError
 from nightshift.spec import CalibrationMethod, Loss, TopItems, UseCase
 from nightshift.training.calibration import METHODS, Choice, choose, folds_of
-from nightshift.training.dataset import Dataset
+from nightshift.training.dataset import Dataset, release
 from nightshift.training.split import Split
 
 Mask = npt.NDArray[np.bool_]
@@ -27,6 +28,8 @@ VALIDATION = "validation"
 EXPLODED = 100.0
 # Half-models, each calibrated on the other half's entities, cost one more fit in all.
 CALIBRATION_FOLDS = 2
+# Of which XGBoost has a few in memory at once.
+BATCH_ROWS = 2**16
 
 # The least hessian of a leaf is in the loss's own unit: of the logistic one a row has at most 1/4,
 # of a squared or absolute error 1, of the others what its amounts make of it.
@@ -162,8 +165,24 @@ def fit_early_stopped(
     Raises:
         NightshiftError: when the metric is not finite, or explodes.
     """
-    data = _quantised(dataset, dataset.rows_of(parts.train), made)
-    held_out = _quantised(dataset, dataset.rows_of(parts.validation), made, ref=data)
+    learn, stop_by = dataset.rows_of(parts.train), dataset.rows_of(parts.validation)
+    callbacks = [_Stable(), *callbacks]
+    if dataset.memory == "spark":
+        from nightshift.training import distributed
+
+        booster = distributed.boost(
+            dataset,
+            made.parameters,
+            MAX_TREES,
+            learned(dataset, learn, made),
+            learned(dataset, stop_by, made, is_weighted=False),
+            PATIENCE,
+            callbacks,
+            VALIDATION,
+        )
+        return booster[: booster.best_iteration + 1]
+    data = _quantised(dataset, learn, made)
+    held_out = _quantised(dataset, stop_by, made, ref=data)
     booster = xgb.train(
         made.parameters,
         data,
@@ -172,7 +191,7 @@ def fit_early_stopped(
         early_stopping_rounds=PATIENCE,
         custom_metric=shifted_log_loss if has_probabilities(made) else None,
         verbose_eval=False,
-        callbacks=[_Stable(), *callbacks],
+        callbacks=callbacks,
     )
     return booster[: booster.best_iteration + 1]
 
@@ -199,6 +218,10 @@ def shifted_log_loss(scores: npt.NDArray[np.float32], data: xgb.DMatrix) -> tupl
 
 def fit_trees(dataset: Dataset, rows: Mask, made: Recipe, trees: int) -> xgb.Booster:
     """Boost exactly ``trees`` trees."""
+    if dataset.memory == "spark":
+        from nightshift.training import distributed
+
+        return distributed.boost(dataset, made.parameters, trees, learned(dataset, rows, made))
     return xgb.train(made.parameters, _quantised(dataset, rows, made), trees)
 
 
@@ -245,10 +268,85 @@ class _Stable(xgb.callback.TrainingCallback):
         return False
 
 
+class _Batches(xgb.DataIter):
+    """Rows of a dataset as XGBoost asks for them, again and again.
+
+    Args:
+        order: positions of the rows, (rows,).
+        weights: (rows,); of a ranking (lists,).
+        queries: (rows,) each row's list, 0 … lists - 1, without a gap; None unless they are ranked.
+        cache: where XGBoost keeps its bins; None in memory.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        order: npt.NDArray[np.intp],
+        weights: Vector | None,
+        queries: npt.NDArray[np.int64] | None,
+        cache: Path | None,
+    ) -> None:
+        super().__init__(cache_prefix=None if cache is None else str(cache), on_host=False)
+        self.dataset, self.order, self.weights, self.queries = dataset, order, weights, queries
+        self.is_slice = len(order) > 0 and order[-1] - order[0] == len(order) - 1
+        self.is_slice &= bool((np.diff(order) == 1).all())
+        self.size = len(order) if self.is_slice and cache is None else BATCH_ROWS
+        self.at = 0
+
+    def reset(self) -> None:
+        self.at = 0
+        release(self.dataset.matrix)
+
+    def next(self, input_data: Callable[..., None]) -> bool:
+        start, stop = self.at, min(self.at + self.size, len(self.order))
+        if start == stop:
+            return False
+        queries, weights = self.queries, self.weights
+        if queries is not None:
+            # XGBoost would make two lists of one that two batches share
+            stop = int(np.searchsorted(queries, queries[stop - 1], side="right"))
+            lists = slice(queries[start], queries[stop - 1] + 1)
+            weights = None if weights is None else weights[lists]
+        elif weights is not None:
+            weights = weights[start:stop]
+        rows = self.order[start:stop]
+        # of a slice there is no copy
+        chosen = slice(rows[0], rows[-1] + 1) if self.is_slice else rows
+        release(self.dataset.matrix)
+        input_data(
+            data=np.asarray(self.dataset.matrix[chosen]),
+            label=self.dataset.labels[chosen],
+            weight=weights,
+            qid=None if queries is None else queries[start:stop],
+            feature_names=list(self.dataset.feature_names),
+        )
+        self.at = stop
+        return True
+
+
 def _quantised(
-    dataset: Dataset, rows: Mask, made: Recipe, ref: xgb.QuantileDMatrix | None = None
-) -> xgb.QuantileDMatrix:
-    """The rows in XGBoost's bins, weighted by age; those of a ranking query by query."""
+    dataset: Dataset, rows: Mask, made: Recipe, ref: xgb.DMatrix | None = None
+) -> xgb.DMatrix:
+    """The rows in XGBoost's bins, weighted by age; those of a ranking query by query.
+
+    Bins, and so models, are the same bit by bit in memory and in files.
+    """
+    order, weights, queries = learned(dataset, rows, made, is_weighted=ref is None)
+    max_bin = made.parameters["max_bin"]
+    if dataset.workspace is None:
+        batches = _Batches(dataset, order, weights, queries, None)
+        return xgb.QuantileDMatrix(batches, max_bin=max_bin, ref=ref)
+    batches = _Batches(dataset, order, weights, queries, dataset.workspace / "bins")
+    return xgb.ExtMemQuantileDMatrix(batches, max_bin=max_bin, ref=ref)
+
+
+def learned(
+    dataset: Dataset, rows: Mask, made: Recipe, is_weighted: bool = True
+) -> tuple[npt.NDArray[np.intp], Vector | None, npt.NDArray[np.int64] | None]:
+    """What is learned from: the rows' positions, their weights and their lists.
+
+    Of a ranking the rows of a list follow one another, and weights are of lists, (lists,).
+    """
     order = np.flatnonzero(rows)
     queries: npt.NDArray[np.int64] | None = None
     if made.parameters["objective"].startswith("rank:"):
@@ -257,18 +355,10 @@ def _quantised(
         by_query = np.argsort(queries, kind="stable")
         order, queries = order[by_query], queries[by_query]
     weights: Vector | None = None
-    if made.half_life_days is not None and ref is None:
+    if made.half_life_days is not None and is_weighted:
         days = dataset.snapshots[order]
         if queries is not None:  # a ranking's weights are of lists
             days = days[np.flatnonzero(np.diff(queries, prepend=-1))]
         age = (dataset.snapshots[rows].max() - days) / np.timedelta64(1, "D")
         weights = 0.5 ** (age / made.half_life_days)
-    return xgb.QuantileDMatrix(
-        dataset.matrix[order],
-        dataset.labels[order],
-        weight=weights,
-        qid=queries,
-        feature_names=list(dataset.feature_names),
-        max_bin=made.parameters["max_bin"],
-        ref=ref,
-    )
+    return order, weights, queries

@@ -11,7 +11,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import date, timedelta
 from functools import partial
@@ -23,14 +24,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import xgboost as xgb
+from pyspark.sql import SparkSession
 
 from nightshift import model_card
 from nightshift.booster import Vector, predict
 from nightshift.errors import NightshiftError
 from nightshift.io import model_store, studies
-from nightshift.io.lake import dataset_dir, digest
+from nightshift.io.lake import dataset_dir, digest, workspace
+from nightshift.io.spark import spark_session
 from nightshift.io.warehouse import recorded_run
-from nightshift.settings import PROJECT_ROOT, Settings
+from nightshift.settings import PROJECT_ROOT, Settings, TrainingMemory, load_settings
 from nightshift.spec import Search, UseCase
 from nightshift.training.card import Card, collect, render, summary
 from nightshift.training.dataset import (
@@ -39,8 +42,7 @@ from nightshift.training.dataset import (
     check_features,
     has_both_classes,
     read_dataset,
-    read_table,
-    to_dataset,
+    read_rows,
 )
 from nightshift.training.evaluation import (
     MODEL,
@@ -110,10 +112,13 @@ def train(
     Raises:
         NightshiftError: when the dataset is missing, unfit or too short.
     """
-    with recorded_run(settings, "training", as_of, use_case.name) as run:
-        dataset = read_dataset(
-            dataset_dir(settings.lake_dir, "training", use_case.name, as_of), use_case, as_of
-        )
+    folder = dataset_dir(settings.lake_dir, "training", use_case.name, as_of)
+    memory = settings.training_memory
+    with (
+        recorded_run(settings, "training", as_of, use_case.name) as run,
+        _memory(settings, memory, folder) as place,
+    ):
+        dataset = read_dataset(folder, use_case, as_of, memory, place)
         days = [date.fromisoformat(str(day)) for day in np.unique(dataset.snapshots)]
         plan, embargo_days = use_case.snapshots, use_case.label.maturity_days
         origins = rolling_origins(days, plan, embargo_days)
@@ -121,7 +126,8 @@ def train(
         check_classes(use_case, dataset, parts)
         check_features(use_case, dataset, parts)
         searched = _search(settings, use_case, dataset, days, trials, minutes)
-        made = recipe(use_case, settings.seed, searched.chosen if searched else None)
+        chosen = searched.chosen if searched else {}
+        made = recipe(use_case, settings.seed, chosen | _workers(memory))
         started = time.perf_counter()
         evaluation, scores = fit_and_score(use_case, dataset, parts, made, settings.seed)
         trees = evaluation.booster.num_boosted_rounds()
@@ -273,7 +279,7 @@ def changed_libraries(manifest: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def rebuild(model: Path, dataset: Path) -> str:
+def rebuild(settings: Settings, model: Path, dataset: Path) -> str:
     """SHA-256 of the model that a dataset gives, fitted as the signature in ``model`` tells.
 
     Raises:
@@ -281,23 +287,52 @@ def rebuild(model: Path, dataset: Path) -> str:
             than the model was trained on.
     """
     _, signature = model_store.read_model(model)
-    manifest, table = read_table(dataset, signature["key"], signature["features"])
-    if manifest.get("sha256") != signature["dataset_sha256"]:
-        raise NightshiftError(
-            f"the dataset in {dataset} is {manifest.get('sha256')}, the model was trained on "
-            f"{signature['dataset_sha256']}",
-            "train again with `nightshift train`",
-        )
     told = signature.get("fit")
-    if told is None:
+    if told is None or "memory" not in told:
         raise NightshiftError(
             f"the signature in {model} does not tell how the model was fitted: it is of an older "
             "Nightshift",
             "train again with `nightshift train`, or check out the commit of its MLflow run",
         )
-    rows = to_dataset(
-        manifest, table, told["objective"], signature["vector_key"], signature["features"]
+    with _memory(settings, told["memory"], dataset) as place:
+        return _rebuilt(dataset, signature, place)
+
+
+@contextmanager
+def _memory(settings: Settings, memory: TrainingMemory, dataset: Path) -> Iterator[Path | None]:
+    """A folder beside the dataset for what is not in memory, None where all is; with it Spark."""
+    if memory == "in_memory":
+        yield None
+        return
+    with ExitStack() as stack:
+        if memory == "spark":
+            stack.enter_context(spark_session(settings, "nightshift-train"))
+        yield stack.enter_context(workspace(dataset.parent / ".fits"))
+
+
+def _workers(memory: TrainingMemory) -> dict[str, int]:
+    """On Spark as many workers of one thread as it has cores; else the recipe's threads."""
+    if memory != "spark":
+        return {}
+    return {"nthread": SparkSession.active().sparkContext.defaultParallelism}
+
+
+def _rebuilt(dataset: Path, signature: Mapping[str, Any], place: Path | None) -> str:
+    told = signature["fit"]
+    rows = read_rows(
+        dataset,
+        told["objective"],
+        signature["vector_key"],
+        signature["features"],
+        told["memory"],
+        place,
     )
+    if rows.manifest.get("sha256") != signature["dataset_sha256"]:
+        raise NightshiftError(
+            f"the dataset in {dataset} is {rows.manifest.get('sha256')}, the model was trained on "
+            f"{signature['dataset_sha256']}",
+            "train again with `nightshift train`",
+        )
     calibrated = told["calibration"]
     newest = tuple(date.fromisoformat(day) for day in calibrated["snapshots"]) if calibrated else ()
     booster = fit_whole(
@@ -334,12 +369,13 @@ def _search(
     if not splits:
         log.warning("no search: history is too short for a validation before the oldest origin")
         return None
-    defaults = recipe(use_case, settings.seed)
+    workers = _workers(dataset.memory)
+    defaults = recipe(use_case, settings.seed, workers)
     name = study_name(use_case, dataset, splits, defaults)
     with studies.opened(settings, name, direction(defaults)) as study:
         return search(
             study, budget, dataset, splits, defaults,
-            lambda chosen: recipe(use_case, settings.seed, chosen),
+            lambda chosen: recipe(use_case, settings.seed, {**chosen, **workers}),
         )  # fmt: skip
 
 
@@ -375,6 +411,7 @@ def _write_models(
             "half_life_days": made.half_life_days,
             "trees": shipped.num_boosted_rounds(),
             "calibration": calibrated,
+            "memory": dataset.memory,
         },
         "xgboost": xgb.__version__,
     }
@@ -524,6 +561,6 @@ def _git_commit() -> str:
 
 if __name__ == "__main__":
     try:
-        sys.stdout.write(rebuild(Path(sys.argv[1]), Path(sys.argv[2])) + "\n")
+        sys.stdout.write(rebuild(load_settings(), Path(sys.argv[1]), Path(sys.argv[2])) + "\n")
     except NightshiftError as error:
         sys.exit(error.what)

@@ -1,4 +1,6 @@
+from dataclasses import replace
 from datetime import date, timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,8 @@ from nightshift.spec import (
     TopItems,
     UseCase,
 )
+from nightshift.training import fit
+from nightshift.training.calibration import folds_of
 from nightshift.training.dataset import Dataset
 from nightshift.training.fit import (
     Recipe,
@@ -246,3 +250,31 @@ def test_a_loss_of_another_objective_is_refused_at_import() -> None:
 def _binary(**more: Any) -> UseCase:
     fields = {name: getattr(CHURN, name) for name in UseCase.model_fields}
     return UseCase(**{**fields, **more})
+
+
+@pytest.mark.parametrize("kind", ["two classes", "weighted", "lists"])
+def test_files_read_by_batches_give_the_same_bytes_as_memory(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kind == "lists":
+        rows = dataset(lambda matrix, noise: (matrix[:, 0] + noise > 1).astype(float), lists=40)
+        fitted_by = recipe(ranking_use_case("ndcg"), 5)
+    else:
+        rows = dataset()
+        fitted_by = made(half_life_days=60 if kind == "weighted" else None)
+    matrix = np.memmap(tmp_path / "matrix", np.float32, "w+", shape=rows.matrix.shape)
+    matrix[:] = rows.matrix
+    in_files = replace(rows, matrix=matrix, memory="external", workspace=tmp_path)
+    half = folds_of(rows.keys, 2) == 0
+
+    def models(of: Dataset) -> list[bytes]:
+        return [
+            model_bytes(fit_early_stopped(of, PARTS, fitted_by)),
+            model_bytes(fit_trees(of, half, fitted_by, 20)),
+        ]
+
+    expected = models(rows)
+    monkeypatch.setattr(fit, "BATCH_ROWS", 297)  # within a list
+    assert models(rows) == expected
+    assert models(in_files) == expected
+    assert [file.name for file in tmp_path.iterdir()] == ["matrix"]
