@@ -63,6 +63,10 @@ bench-night: setup ## A day's lines on 10 M of history, file to checked marts; B
 bench-features: setup ## The feature job on 10 M order lines, against DuckDB on the same files; BENCH_ARGS=…
 	@$(RUN)/python tests/benchmarks/bench_features.py $(BENCH_ARGS)
 
+.PHONY: bench-train
+bench-train: setup ## A training of 1 M rows by 80 features, against bare XGBoost; BENCH_ARGS=…
+	@$(RUN)/python tests/benchmarks/bench_train.py $(BENCH_ARGS)
+
 .PHONY: lint
 lint: setup ## Style, types, import layers
 	@$(RUN)/ruff check .

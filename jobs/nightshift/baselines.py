@@ -14,6 +14,9 @@ from nightshift.booster import Matrix, Vector
 from nightshift.spec import Heuristic, Objective
 
 LINEAR = "linear"
+# A linear model of some hundred columns gains nothing from more, and holds them several times.
+LINEAR_ROWS = 200_000
+BATCH_ROWS = 2**16
 
 
 def heuristic_scores(heuristic: Heuristic, column: npt.NDArray[np.float32]) -> Vector:
@@ -40,6 +43,12 @@ class Linear:
     pipeline: Pipeline
     objective: Objective
     scale: float = 1.0
+
+
+def linear_rows(is_learned: npt.NDArray[np.bool_]) -> npt.NDArray[np.intp]:
+    """Positions of the rows that a linear model learns from, evenly spaced if there are many."""
+    rows = np.flatnonzero(is_learned)
+    return rows[:: -(-len(rows) // LINEAR_ROWS) or 1]
 
 
 def fit_linear(matrix: Matrix, labels: npt.NDArray[Any], objective: Objective, seed: int) -> Linear:
@@ -70,8 +79,13 @@ def fit_linear(matrix: Matrix, labels: npt.NDArray[Any], objective: Objective, s
 
 def linear_scores(linear: Linear, matrix: Matrix) -> Vector:
     """Probabilities of class 1, or of being relevant, or amounts: (rows,) float64."""
-    values = matrix.astype(np.float64)
-    if linear.objective != "regression":
-        return np.asarray(linear.pipeline.predict_proba(values)[:, 1], dtype=np.float64)
-    logs = linear.pipeline.predict(values)
-    return np.asarray(linear.scale * np.sign(logs) * np.expm1(np.abs(logs)), dtype=np.float64)
+    scores = np.empty(len(matrix), dtype=np.float64)
+    for start in range(0, len(matrix), BATCH_ROWS):
+        some = slice(start, start + BATCH_ROWS)
+        values = matrix[some].astype(np.float64)
+        if linear.objective != "regression":
+            scores[some] = linear.pipeline.predict_proba(values)[:, 1]
+        else:
+            logs = linear.pipeline.predict(values)
+            scores[some] = linear.scale * np.sign(logs) * np.expm1(np.abs(logs))
+    return scores

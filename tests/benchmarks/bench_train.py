@@ -43,7 +43,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xgboost as xgb
 
-from nightshift.baselines import fit_linear, linear_scores
+from nightshift.baselines import fit_linear, linear_rows, linear_scores
 from nightshift.booster import predict
 from nightshift.io.lake import workspace, write_manifest
 from nightshift.metrics import measure
@@ -146,7 +146,7 @@ def total(rows: Path) -> Figures:
     explain(booster, partial(predict, booster), FEATURES, matrix, SEED)
     figures["evaluation"] = time.perf_counter() - began
     began = time.perf_counter()
-    learned = dataset.rows_of(SNAPSHOTS[:-2])
+    learned = linear_rows(dataset.rows_of(SNAPSHOTS[:-2]))
     linear = fit_linear(dataset.matrix[learned], dataset.labels[learned], "binary", SEED)
     linear_scores(linear, matrix)
     figures["linear"] = time.perf_counter() - began

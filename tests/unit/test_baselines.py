@@ -1,6 +1,14 @@
 import numpy as np
+import pytest
 
-from nightshift.baselines import fit_linear, heuristic_scores, linear_scores, signed_log
+from nightshift import baselines
+from nightshift.baselines import (
+    fit_linear,
+    heuristic_scores,
+    linear_rows,
+    linear_scores,
+    signed_log,
+)
 from nightshift.spec import Heuristic
 
 NAN = float("nan")
@@ -53,3 +61,19 @@ def test_the_linear_baseline_of_a_ranking_orders_by_relevance() -> None:
     scores = linear_scores(fit_linear(matrix, labels, "ranking", seed=3), matrix)
     assert scores[labels > 0].min() > scores[labels == 0].max() - 0.5
     assert np.corrcoef(scores, matrix[:, 0])[0, 1] > 0.7
+
+
+def test_many_rows_are_thinned_evenly_for_the_linear_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    learned = np.array([False, True, True, True, True, True, False])
+    assert linear_rows(learned).tolist() == [1, 2, 3, 4, 5]
+    monkeypatch.setattr(baselines, "LINEAR_ROWS", 2)
+    assert linear_rows(learned).tolist() == [1, 4]
+    assert linear_rows(~learned[1:6]).tolist() == []
+
+
+def test_linear_scores_of_batches_are_those_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    matrix = np.random.default_rng(1).normal(size=(50, 3)).astype(np.float32)
+    linear = fit_linear(matrix, (matrix[:, 0] > 0).astype(np.int32), "binary", seed=3)
+    whole = linear_scores(linear, matrix)
+    monkeypatch.setattr(baselines, "BATCH_ROWS", 7)
+    assert linear_scores(linear, matrix) == pytest.approx(whole, rel=1e-12)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from nightshift.baselines import LINEAR, fit_linear, heuristic_scores, linear_scores
+from nightshift.baselines import LINEAR, fit_linear, heuristic_scores, linear_rows, linear_scores
 from nightshift.booster import Matrix, Vector, predict
 from nightshift.metrics import Estimate, Measured, measure
 from nightshift.spec import UseCase
@@ -29,7 +29,7 @@ def fit_and_score(
     use_case: UseCase, dataset: Dataset, parts: Split, made: Recipe, seed: int
 ) -> tuple[Fitted, dict[str, Vector]]:
     """The model of a split, and each scorer's scores of every row of the dataset, (rows,)."""
-    learn = dataset.rows_of(parts.train)
+    learn = linear_rows(dataset.rows_of(parts.train))
     matrix, labels = dataset.matrix, dataset.labels
     evaluation = fit_split(dataset, parts, made)
     linear = fit_linear(matrix[learn], labels[learn], use_case.objective, seed)
