@@ -176,6 +176,7 @@ def read_rows(
         matrix[place[at : at + batch.num_rows]] = to_matrix(batch, feature_names)
         at += batch.num_rows
         release(matrix)
+    pa.default_memory_pool().release_unused()
     items = None
     if more:
         numbers, names = _coded(kept[more[0]])
