@@ -20,6 +20,7 @@ from nightshift.spec import (
     Reported,
     Source,
     Through,
+    TopItems,
     UseCase,
     Window,
 )
@@ -147,6 +148,7 @@ PAIRS = use_case(
     ),
     label=AnyEvent(source=PAYMENTS, key=("customer_id", "terminal_id"), horizon_days=5),
     feature_groups=(SPENDING, RISK, HABIT, ATTRIBUTES, TOUCHED),
+    working_point=TopItems(k=3),
 )
 SPENDERS = use_case(
     name="spenders",
