@@ -45,11 +45,17 @@ mlflow: setup ## MLflow's web UI on the tracking store, until Ctrl-C
 
 .PHONY: test
 test: setup ## All tests, on services of their own
+	@scripts/chromium || true
 	@$(RUN)/python -m pytest -n 2 --no-loadscope-reorder $(PYTEST_ARGS)
 
 .PHONY: test-unit
 test-unit: setup ## The tests that need no service
 	@$(RUN)/python -m pytest tests/unit tests/architecture $(PYTEST_ARGS)
+
+.PHONY: screenshots
+screenshots: setup ## The pictures of Airflow's web UI in docs/images, anew
+	@scripts/chromium
+	@$(RUN)/python -m pytest tests/integration/test_browser.py -p no:randomly --screenshots docs/images $(PYTEST_ARGS)
 
 .PHONY: bench-ingest
 bench-ingest: setup ## Load 10 M order lines, against a prepared binary COPY; BENCH_ARGS=…
@@ -67,6 +73,30 @@ bench-features: setup ## The feature job on 10 M order lines, against DuckDB on 
 bench-train: setup ## A training of 1 M rows by 80 features, against bare XGBoost; BENCH_ARGS=…
 	@$(RUN)/python tests/benchmarks/bench_train.py $(BENCH_ARGS)
 
+.PHONY: bench-publish
+bench-publish: setup ## 1 M predictions to readers, against a bare binary COPY; BENCH_ARGS=…
+	@$(RUN)/python tests/benchmarks/bench_publish.py $(BENCH_ARGS)
+
+.PHONY: bench-backfill
+bench-backfill: setup ## Thirty nights in one backfill, against one night; BENCH_ARGS=…
+	@$(RUN)/python tests/benchmarks/bench_backfill.py $(BENCH_ARGS)
+
+.PHONY: bench-score
+bench-score: setup ## 1 M rows scored and published from a cold process, against MLflow's UDF and JDBC; BENCH_ARGS=…
+	@$(RUN)/python tests/benchmarks/bench_score.py $(BENCH_ARGS)
+
+.PHONY: bench-nightly
+bench-nightly: setup ## A whole night through Airflow on 10 M of history, against the command line; BENCH_ARGS=…
+	@$(RUN)/python tests/benchmarks/bench_nightly.py $(BENCH_ARGS)
+
+.PHONY: audit
+audit: setup ## Known vulnerabilities of the locked packages; AUDIT_ARGS=--may-skip
+	@$(RUN)/python scripts/audit.py $(AUDIT_ARGS)
+
+.PHONY: chaos
+chaos: setup ## Nights, trainings, backfills disturbed at random, under a reader's eyes; CHAOS_ARGS=…
+	@. ./.nightshift/env.sh && PYTHONPATH=tests .venv/bin/python -m chaos $(CHAOS_ARGS)
+
 .PHONY: lint
 lint: setup ## Style, types, import layers
 	@$(RUN)/ruff check .
@@ -82,6 +112,10 @@ fmt: setup ## Format the code
 .PHONY: contracts
 contracts: setup ## The files that are generated from the source contracts
 	@$(RUN)/python -m nightshift.contracts.dbt_sources
+
+.PHONY: reference
+reference: setup ## docs/reference.md, from the declarations' docstrings
+	@$(RUN)/python scripts/reference.py
 
 .PHONY: requirements
 requirements: setup ## requirements.txt from uv.lock

@@ -4,7 +4,7 @@
 **Purpose.** Train a use case on every snapshot whose label is known at `as_of`, judge the model by
 the gates of its spec, and make it champion if all of them pass. Where the spec asks for manual
 approval, a person has to answer `approve_promotion` first. With the param `promote` off it is a dry
-run: the champion stays. `trials` searches for parameters, instead of the spec's budget.
+run: the champion stays. `trials` and `minutes` search for parameters, instead of the spec's budget.
 
 **Inputs.** The landing zone's folders dated before `as_of`.
 
@@ -22,20 +22,24 @@ from datetime import timedelta
 from airflow.providers.standard.operators.hitl import HITLOperator
 from airflow.sdk import DAG, CronTriggerTimetable, task
 
+from nightshift import task_notes
 from nightshift.orchestration import (
     APPROVE,
     AS_OF_PARAM,
     KEEP,
+    MINUTES_PARAM,
     PROMOTE,
     PROMOTE_PARAM,
     REFUSED,
     RUN_ALERTS,
-    TASK_ALERTS,
+    TASK_DEFAULTS,
     TRIALS_PARAM,
     AskByAlerts,
     answered,
+    assets,
     linked,
     may_promote,
+    minutes,
     run_stage,
     say_refusal,
     task_after,
@@ -50,6 +54,7 @@ from nightshift.use_cases import USE_CASES, find_use_case
 def build_dag(use_case: UseCase) -> DAG:
     """The weekly training of one use case."""
     name = use_case.name
+    sources = sorted(source.name for source in use_case.sources)
     is_manual = use_case.approval == "manual"
     with DAG(
         dag_id=f"train__{name}",
@@ -64,13 +69,16 @@ def build_dag(use_case: UseCase) -> DAG:
         # A person has until the next Sunday's run to answer.
         dagrun_timeout=timedelta(days=6 if is_manual else 0, hours=8),
         default_args={
+            **TASK_DEFAULTS,
             "owner": use_case.owner,
-            "retries": 1,
-            "retry_delay": timedelta(seconds=10),
-            **TASK_ALERTS,
         },
         **RUN_ALERTS,
-        params={"as_of": AS_OF_PARAM, "trials": TRIALS_PARAM, "promote": PROMOTE_PARAM},
+        params={
+            "as_of": AS_OF_PARAM,
+            "trials": TRIALS_PARAM,
+            "minutes": MINUTES_PARAM,
+            "promote": PROMOTE_PARAM,
+        },
         tags=["nightshift", "train", name],
     ) as dag:
 
@@ -78,53 +86,66 @@ def build_dag(use_case: UseCase) -> DAG:
         def load_raw() -> None:
             from nightshift.ingest.run import ingest
 
-            run_stage(lambda as_of: ingest(settings(), as_of))
+            run_stage(lambda as_of: ingest(settings(), as_of), task_notes.of_ingest)
 
         @task
         def check_landed() -> None:
             from nightshift.quality.run import check_landed
 
-            run_stage(lambda as_of: check_landed(settings(), as_of))
+            run_stage(lambda as_of: check_landed(settings(), as_of), task_notes.of_quality)
 
         @task
         def build_marts() -> None:
             from nightshift.transform.run import build
 
-            run_stage(lambda as_of: build(settings(), as_of))
+            run_stage(lambda as_of: build(settings(), as_of), task_notes.of_transform)
 
         @task
         def check_marts() -> None:
             from nightshift.quality.run import check_marts
 
-            run_stage(lambda as_of: check_marts(settings(), as_of))
+            run_stage(lambda as_of: check_marts(settings(), as_of), task_notes.of_quality)
 
         @task
         def extract_events() -> None:
             from nightshift.features.extract_run import extract
 
-            run_stage(lambda as_of: extract(settings(), [find_use_case(name)], as_of))
+            run_stage(
+                lambda as_of: extract(settings(), [find_use_case(name)], as_of),
+                task_notes.of_extract,
+            )
 
         @task(pool="spark")
         def build_training_set() -> None:
             from nightshift.features.run import build_training_set
 
-            run_stage(lambda as_of: build_training_set(settings(), find_use_case(name), as_of))
+            run_stage(
+                lambda as_of: build_training_set(settings(), find_use_case(name), as_of),
+                task_notes.of_dataset,
+            )
 
-        @task
+        @task(inlets=assets("lake/events", sources))
         def train_model() -> None:
             from nightshift.training.run import train
 
-            run_stage(lambda as_of: train(settings(), find_use_case(name), as_of, trials=trials()))
+            run_stage(
+                lambda as_of: train(
+                    settings(), find_use_case(name), as_of, trials=trials(), minutes=minutes()
+                ),
+                task_notes.of_training,
+            )
 
-        @task.branch
+        @task.branch(outlets=assets("models", [name]))
         def judge_gates() -> str | None:
             from nightshift.gates.run import judge
 
-            return run_stage(
-                lambda as_of: task_after(
-                    judge(settings(), find_use_case(name), as_of, may_promote=may_promote())
-                )
+            verdict = run_stage(
+                lambda as_of: judge(
+                    settings(), find_use_case(name), as_of, may_promote=may_promote()
+                ),
+                task_notes.of_verdict,
             )
+            return task_after(verdict)
 
         @task(task_id=REFUSED, retries=0)  # a second judgement would be the same
         def refused_champion_kept() -> None:

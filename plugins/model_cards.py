@@ -34,15 +34,18 @@ def build_app(settings: Settings, access: Callable[..., Any]) -> Any:
         return PlainTextResponse(str(error), 503)
 
     @app.get("/{dag_id}")
-    def show_card(dag_id: str, as_of: date) -> Response:
-        newest = None
-        if dag_id in trained:
-            newest = model_store.newest_version(settings, trained[dag_id], as_of)
-        if newest is None:
-            raise HTTPException(404, f"{dag_id} has trained no model for as_of {as_of}")
-        if not model_store.has_artifact(settings, newest.run_id, model_card.ARTIFACT):
-            raise HTTPException(404, f"version {newest.version} has no model card")
-        card = model_store.fetch(settings, newest.run_id, model_card.ARTIFACT)
+    def show_card(dag_id: str, as_of: date | None = None, version: str | None = None) -> Response:
+        found = None
+        if dag_id in trained and version is not None:
+            found = model_store.registered(settings, trained[dag_id]).get(version)
+        elif dag_id in trained and as_of is not None:
+            found = model_store.newest_version(settings, trained[dag_id], as_of)
+        if found is None:
+            which = f"version {version}" if version else f"model for as_of {as_of}"
+            raise HTTPException(404, f"{dag_id} has trained no {which}")
+        if not model_store.has_artifact(settings, found.run_id, model_card.ARTIFACT):
+            raise HTTPException(404, f"version {found.version} has no model card")
+        card = model_store.fetch(settings, found.run_id, model_card.ARTIFACT)
         return HTMLResponse(card.read_text(encoding="utf-8"), headers=HEADERS)
 
     return app

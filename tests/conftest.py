@@ -18,26 +18,37 @@ from typing import Any
 
 import pytest
 from aiosmtpd.controller import Controller
+from aiosmtpd.smtp import AuthResult, LoginPassword
 from xdist.scheduler import LoadScopeScheduling
 
 from nightshift.io import warehouse as warehouse_io
 from nightshift.services import airflow
 from nightshift.services import run as services
 from nightshift.services.postgres import EmbeddedPostgres, free_port
-from nightshift.settings import PREFIX, Settings, load_settings
+from nightshift.settings import PREFIX, PROJECT_ROOT, Settings, load_settings
 
 WRITER, READER, PASSWORD = "nightshift_writer", "nightshift_reader", "only-for-tests"
+MAIL_PASSWORD, WEBHOOK_SECRET = "canary-of-the-mail-server", "canary-of-the-webhook"
+"""Looked for, by test_secrets.py, in all that a session of nights has left."""
 
 
-LONGEST = ("test_nightly.py", "test_airflow.py", "test_services.py")
+LONGEST = (
+    "test_nightly.py", "test_airflow.py", "test_browser.py", "test_services.py",
+    "test_add_your_own.py", "test_training.py", "test_chaos.py",
+)  # fmt: skip
 """Files that take minutes: begun first, so that no worker is left with one of them at the end."""
-ON_AIRFLOW = ("test_airflow.py", "test_services.py")
+ON_AIRFLOW = ("test_airflow.py", "test_browser.py", "test_services.py", "test_secrets.py")
 """Files whose tests use the running Airflow, which takes half a minute to start."""
 
 # A worker of xdist has no main module of its own, which PySpark, as Great Expectations imports it,
 # takes for a run of its doctests, and exits.
 if not hasattr(sys.modules["__main__"], "__file__"):
     sys.modules["__main__"].__file__ = __file__
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """For ``make screenshots``."""
+    parser.addoption("--screenshots", metavar="FOLDER", help="where the browser's pictures go")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -87,6 +98,18 @@ def _no_settings_of_the_user() -> None:
         del os.environ[name]
 
 
+@pytest.fixture(autouse=True)
+def _temporary_files_of_the_system() -> Iterator[None]:
+    """What a stage in this process has chosen for temporary files goes with its test."""
+    before = os.environ.get("TMPDIR")
+    yield
+    tempfile.tempdir = None
+    if before is None:
+        os.environ.pop("TMPDIR", None)
+    else:
+        os.environ["TMPDIR"] = before
+
+
 @pytest.fixture
 def logging_as_before() -> Iterator[None]:
     """The command line takes over the root logger; give it back."""
@@ -99,7 +122,7 @@ def logging_as_before() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[EmbeddedPostgres]:
-    """A running, empty server with the two roles; not durable; removed at the end."""
+    """A running, empty server with the three roles; not durable; removed at the end."""
     # not under pytest's own folder: it is closed to the account that runs Postgres for root
     root = Path(tempfile.mkdtemp(prefix="nightshift-test-"))
     server = EmbeddedPostgres(root / "data", worker_port(15432), PASSWORD, durable=False)
@@ -107,6 +130,7 @@ def postgres_server() -> Iterator[EmbeddedPostgres]:
         server.start()
         server.ensure_role(WRITER, PASSWORD)
         server.ensure_role(READER, PASSWORD)
+        server.ensure_group("nightshift_auditor")
         yield server
     finally:
         server.stop()
@@ -140,15 +164,10 @@ def warehouse(
 @pytest.fixture
 def empty_mart(warehouse: Settings) -> Settings:
     """``warehouse`` with the mart of order lines, and the days that landed in it, both empty."""
+    from chaos.shop import MART
+
     with warehouse_io.connect(warehouse) as connection:
-        connection.cursor().execute(
-            "create schema marts; create table marts.fct_order_lines (order_line_id text primary"
-            " key, invoice_id text, is_cancellation boolean, product_id text, is_product boolean,"
-            " description text, quantity integer, unit_price numeric(14, 4), line_amount"
-            " numeric(18, 4), invoiced_at timestamp, invoiced_date date, customer_id text,"
-            " country text, landed_date date); create table marts.fct_landed_days (source text,"
-            " landed_date date, rows_kept bigint, build_id text)"
-        )
+        connection.cursor().execute(MART)
     return warehouse
 
 
@@ -202,7 +221,12 @@ class AlertSinks:
                 """Not to stderr."""
 
         self.webhook = ThreadingHTTPServer(("127.0.0.1", 0), Webhook)
-        self.smtp = Controller(self, hostname="127.0.0.1", port=worker_port(18025))
+        self.smtp = Controller(
+            self, hostname="127.0.0.1", port=worker_port(18025), auth_require_tls=False,
+            authenticator=lambda *login: AuthResult(
+                success=login[-1] == LoginPassword(b"nightshift", MAIL_PASSWORD.encode())
+            ),
+        )  # fmt: skip
 
     async def handle_DATA(self, server: object, session: object, envelope: Any) -> str:
         """Called by aiosmtpd with a whole mail."""
@@ -218,6 +242,8 @@ class AlertSinks:
             "conn_type": "smtp",
             "host": "127.0.0.1",
             "port": self.smtp.port,
+            "login": "nightshift",
+            "password": MAIL_PASSWORD,
             "extra": json.dumps(
                 {
                     "from_email": "nightshift@example.com",
@@ -227,7 +253,7 @@ class AlertSinks:
                 }
             ),
         }
-        url = f"http://127.0.0.1:{self.webhook.server_port}/hook"
+        url = f"http://127.0.0.1:{self.webhook.server_port}/services/{WEBHOOK_SECRET}"
         webhook = {"conn_type": "slackwebhook", "password": url}
         return {"smtp_default": smtp, "slack_default": webhook}
 
@@ -257,12 +283,25 @@ def alert_sinks(running_sinks: AlertSinks, monkeypatch: pytest.MonkeyPatch) -> A
     return running_sinks
 
 
+BUNDLES = [
+    {
+        "name": name,
+        "classpath": "airflow.dag_processing.bundles.local.LocalDagBundle",
+        "kwargs": {"path": str(folder)},
+    }
+    for name, folder in (
+        ("dags-folder", PROJECT_ROOT / "dags"),
+        ("tests", Path(__file__).parent / "integration" / "dags"),
+    )
+]
+
+
 @pytest.fixture(scope="session")
 def airflow_stack(running_sinks: AlertSinks) -> Iterator[Settings]:
     """Settings of a full stack (Postgres, MLflow's store, Airflow) on a state folder of its own.
 
-    Starting it takes half a minute, so the session shares one; its landing zone starts empty, and
-    its alerts go to the sinks.
+    Starting it takes half a minute, so the session shares one; its landing zone starts empty, its
+    alerts go to the sinks, and it has the DAGs of tests/integration/dags too.
     """
     root = Path(tempfile.mkdtemp(prefix="nightshift-stack-"))
     (root / "landing").mkdir()
@@ -276,7 +315,9 @@ def airflow_stack(running_sinks: AlertSinks) -> Iterator[Settings]:
         alert_webhook=True,
     )
     try:
-        services.up(stack)
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setenv("AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST", json.dumps(BUNDLES))
+            services.up(stack)
         url, username, password = services.airflow_login(stack)
         token = airflow.log_in(url, username, password or "")
         for name, fields in running_sinks.connections().items():

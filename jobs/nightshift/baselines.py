@@ -10,30 +10,28 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
+from nightshift.amounts import signed_exp, signed_log
 from nightshift.booster import Matrix, Vector
 from nightshift.spec import Heuristic, Objective
 
 LINEAR = "linear"
 # A linear model of some hundred columns gains nothing from more, and holds them several times.
-LINEAR_ROWS = 200_000
-BATCH_ROWS = 2**16
+LINEAR_ROWS = 50_000
+BATCH_ROWS = 2**14
 
 
 def heuristic_scores(heuristic: Heuristic, column: npt.NDArray[np.float32]) -> Vector:
-    """The feature as a score, (rows,) float64, higher is likelier to be 1.
+    """The feature as a score, (rows,) float64, higher is likelier to be 1; or as an amount, scaled.
 
     A null has no evidence either way and takes the median of the column (0 if all are null).
     """
     values = column.astype(np.float64)
     if heuristic.descending:
         values = -values
+    if heuristic.scale is not None:
+        values = values * heuristic.scale
     known = values[~np.isnan(values)]
     return np.where(np.isnan(values), np.median(known) if len(known) else 0.0, values)
-
-
-def signed_log(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """sign(x) · log(1 + |x|): amounts are heavy-tailed on both sides of 0."""
-    return np.asarray(np.sign(values) * np.log1p(np.abs(values)))
 
 
 @dataclass(frozen=True)
@@ -87,5 +85,5 @@ def linear_scores(linear: Linear, matrix: Matrix) -> Vector:
             scores[some] = linear.pipeline.predict_proba(values)[:, 1]
         else:
             logs = linear.pipeline.predict(values)
-            scores[some] = linear.scale * np.sign(logs) * np.expm1(np.abs(logs))
+            scores[some] = linear.scale * signed_exp(logs)
     return scores

@@ -3,16 +3,18 @@
 Pure, and shared by training, gates and scoring, so that a row scored anywhere gets the same bits.
 """
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import xgboost as xgb
 
-from nightshift import calibration
+from nightshift import amounts, calibration, tree_shap
+from nightshift.columns import numbers
 from nightshift.errors import NightshiftError
+from nightshift.xgboost_core import xgb
 
 Matrix = npt.NDArray[np.float32]
 Vector = npt.NDArray[np.float64]
@@ -32,8 +34,7 @@ def to_matrix(table: pa.Table | pa.RecordBatch, feature_names: Sequence[str]) ->
         )
     matrix = np.empty((table.num_rows, len(feature_names)), dtype=np.float32)
     for position, name in enumerate(feature_names):
-        column = table.column(name).cast(pa.float64())
-        matrix[:, position] = column.to_numpy(zero_copy_only=False)
+        matrix[:, position] = numbers(table.column(name))
     return matrix
 
 
@@ -70,9 +71,12 @@ def row_order(
     return np.lexsort((keys, hashes, snapshots))
 
 
-def predict(booster: xgb.Booster, matrix: Matrix) -> Vector:
+def predict(booster: xgb.Booster, matrix: Matrix, doubled: xgb.Booster | None = None) -> Vector:
     """Scores, (rows,) float64: probabilities of class 1, calibrated as the booster carries it; or
-    amounts; or what orders a list.
+    amounts, times the factor that it carries; or what orders a list.
+
+    Args:
+        doubled: what :func:`double` has made of the booster: the same scores, in less time.
 
     Raises:
         NightshiftError: when the matrix is not as wide as the model, or a score is not finite.
@@ -80,11 +84,18 @@ def predict(booster: xgb.Booster, matrix: Matrix) -> Vector:
     _check_width(booster, matrix)
     if len(matrix) == 0:
         return np.empty(0, dtype=np.float64)
-    curve = calibration.of(booster)
+    curve, carried, original = calibration.of(booster), amounts.of(booster), matrix
+    if doubled is not None and (is_missing := np.isnan(matrix)).any():
+        low, high = (np.where(is_missing, end, matrix) for end in (-np.inf, np.inf))
+        booster, matrix = doubled, np.hstack((low, high), dtype=np.float32)
     if curve is None:
         scores = np.asarray(booster.inplace_predict(matrix), dtype=np.float64)
     else:
         scores = curve.probabilities(log_odds(booster, matrix))
+    if carried is not None:
+        scores = scores * carried.factor
+        if carried.exposure is not None:
+            scores = scores * carried.exposure.of(original)
     wrong = np.flatnonzero(~np.isfinite(scores))
     if len(wrong):
         raise NightshiftError(
@@ -95,16 +106,59 @@ def predict(booster: xgb.Booster, matrix: Matrix) -> Vector:
     return scores
 
 
+def intervals(booster: xgb.Booster, matrix: Matrix) -> Vector | None:
+    """Low and high beside each amount, (rows, 2) float64; None where the booster carries none.
+
+    Raises:
+        NightshiftError: when the matrix is not as wide as the model.
+    """
+    carried = amounts.of(booster)
+    if carried is None or carried.interval is None:
+        return None
+    _check_width(booster, matrix)
+    return amounts.bounds(carried.interval, carried.exposure, matrix)
+
+
+def double(booster: xgb.Booster) -> xgb.Booster | None:
+    """The same trees, which read each feature from one of two columns: where it is missing, the
+    first holds minus infinity, and the second infinity.
+
+    A split reads the column that sends a missing value where it sends missing values, so no value
+    is missing any more, and XGBoost's walk down the trees, which asks that at each node, takes a
+    little over half the time. None where the trees split on categories, which have no order.
+    """
+    model = json.loads(booster.save_raw("json"))
+    learner = model["learner"]
+    features = booster.num_features()
+    learner["learner_model_param"]["num_feature"] = str(2 * features)
+    learner["feature_names"] = learner["feature_types"] = []
+    learner["attributes"] = {}
+    for tree in learner["gradient_booster"]["model"]["trees"]:
+        if any(tree["split_type"]):
+            return None
+        tree["tree_param"]["num_feature"] = str(2 * features)
+        tree["split_indices"] = [
+            feature if is_left else feature + features
+            for feature, is_left in zip(tree["split_indices"], tree["default_left"], strict=True)
+        ]
+    made = xgb.Booster({"nthread": 1})
+    made.load_model(bytearray(json.dumps(model).encode()))
+    return made
+
+
 def log_odds(booster: xgb.Booster, matrix: Matrix) -> Vector:
     """What the trees add up to, (rows,) float64, before any calibration."""
     return np.asarray(booster.inplace_predict(matrix, predict_type="margin"), dtype=np.float64)
 
 
-def contributions(booster: xgb.Booster, matrix: Matrix) -> Vector:
-    """Exact SHAP values, (rows, features + 1) float64; the last column is the bias.
+def contributions(booster: xgb.Booster, matrix: Matrix, is_exact: bool = True) -> Vector:
+    """SHAP values, (rows, features + 1) float64; the last column is the bias.
 
     A row sums to what its trees add up to (Lundberg et al. 2018, TreeSHAP): of two classes the
-    log-odds before calibration, which moves all rows along one rising curve and no reason.
+    log-odds before calibration, which moves all rows along one rising curve and no reason; of
+    amounts, before factor and exposure, their logarithm where the loss has one (Tweedie). Where
+    they are not to be exact, each split on a row's path is given its change of the trees' mean
+    (Saabas 2014).
 
     Raises:
         NightshiftError: when the matrix is not as wide as the model.
@@ -112,8 +166,15 @@ def contributions(booster: xgb.Booster, matrix: Matrix) -> Vector:
     _check_width(booster, matrix)
     if len(matrix) == 0:
         return np.empty((0, matrix.shape[1] + 1), dtype=np.float64)
-    data = xgb.DMatrix(matrix, feature_names=booster.feature_names)
-    return np.asarray(booster.predict(data, pred_contribs=True), dtype=np.float64)
+    trees = tree_shap.trees_of(booster) if is_exact else None
+    # of tables, XGBoost is only asked for the bias, which is the same for every row
+    asked = matrix if trees is None else matrix[:1]
+    data = xgb.DMatrix(asked, feature_names=booster.feature_names)
+    found = booster.predict(data, pred_contribs=True, approx_contribs=not is_exact)
+    if trees is None:
+        return np.asarray(found, dtype=np.float64)
+    bias = np.full((len(matrix), 1), found[0, -1], dtype=np.float64)
+    return np.hstack([tree_shap.shap_values(trees, matrix), bias])
 
 
 def gain_shares(booster: xgb.Booster) -> dict[str, float]:

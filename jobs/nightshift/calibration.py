@@ -10,11 +10,10 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import numpy.typing as npt
-import xgboost as xgb
-from scipy.special import expit
 
 from nightshift.errors import NightshiftError
 from nightshift.spec import CalibrationMethod
+from nightshift.xgboost_core import xgb
 
 ATTRIBUTE = "nightshift.calibration"
 
@@ -42,6 +41,8 @@ class Calibration:
 
     def probabilities(self, log_odds: npt.NDArray[np.floating]) -> Vector:
         """Calibrated probabilities, (rows,) float64; a higher log-odds never gives a lower one."""
+        from scipy.special import expit  # 0.3 s, for models that are calibrated only
+
         x = np.asarray(log_odds, dtype=np.float64)
         beyond = np.minimum(x - self.before[0], 0) + np.maximum(x - self.before[-1], 0)
         found = np.interp(x, self.before, self.after) + self.slope * beyond

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime
 from difflib import get_close_matches
 from pathlib import Path
@@ -21,8 +21,9 @@ from rich.table import Column, Table
 from rich.text import Text
 from typer.core import TyperGroup
 
+from nightshift.backfill.plan import ModelChoice
 from nightshift.contracts import SOURCES, load_contract
-from nightshift.errors import NightshiftError
+from nightshift.errors import NightshiftError, joined
 from nightshift.settings import Settings, load_settings
 from nightshift.use_cases import USE_CASES, find_use_case
 
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     from nightshift.io.registry import Decision
     from nightshift.monitoring.run import MaturedQuality
     from nightshift.pipeline import Case
+    from nightshift.publishing.history_run import Difference
+    from nightshift.scaffold.run import Written
+    from nightshift.scaffold.sample import Inferred
     from nightshift.scoring.run import Explained
     from nightshift.services.run import ServiceStatus
     from nightshift.spec import UseCase
@@ -49,6 +53,8 @@ quarantine_app = typer.Typer(no_args_is_help=True, help="Rows that broke their c
 app.add_typer(quarantine_app, name="quarantine")
 features_app = typer.Typer(no_args_is_help=True, help="What models see: declared features.")
 app.add_typer(features_app, name="features")
+publications_app = typer.Typer(no_args_is_help=True, help="What was published, and what changed.")
+app.add_typer(publications_app, name="publications")
 
 
 class _OrRun(TyperGroup):
@@ -74,6 +80,9 @@ AsOf = Annotated[
         formats=["%Y-%m-%d"],
         help="The cut-off: what happened and landed before this date is known.",
     ),
+]
+UseCaseNames = Annotated[
+    list[str] | None, typer.Option(help="More than once for several; default: all.")
 ]
 UseCaseName = Annotated[
     str, typer.Argument(help=f"One of: {', '.join(u.name for u in USE_CASES)}.")
@@ -183,18 +192,21 @@ def demo_data(
     ] = None,
     customers: Annotated[int, typer.Option(help="Customers the shop has ever had.")] = 2_500,
     lines: Annotated[int, typer.Option(help="Order lines in all, about.")] = 225_000,
+    card_holders: Annotated[
+        int, typer.Option(help="Holders of cards, whose payments land too; 0 for none.")
+    ] = 600,
     seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 20111209,
 ) -> None:
-    """Write a landing zone of a shop whose customers really churn."""
+    """Write a landing zone of a shop whose customers really churn, and of cards with frauds."""
     with refusals() as settings:
         from nightshift.demo_data.run import write_landing
 
         made = write_landing(
             landing.resolve() if landing else settings.landing_folder,
-            customers=customers, lines=lines, seed=seed,
+            customers=customers, lines=lines, card_holders=card_holders, seed=seed,
         )  # fmt: skip
         console.print(
-            f"{made.landing}: {made.folders} days, {made.rows:,} lines; run it with"
+            f"{made.landing}: {made.folders} folders, {made.rows:,} rows; run it with"
             f" --as-of {made.as_of}"
         )
 
@@ -210,6 +222,8 @@ def ingest(as_of: AsOf) -> None:
             f"{done.files_loaded} files loaded ({done.files_seen} seen): {done.rows_in:,} rows in ="
             f" {done.rows_loaded:,} loaded + {done.rows_quarantined:,} quarantined"
         )
+        if done.held:
+            raise joined(list(done.held.values()))
 
 
 SourceName = Annotated[str, typer.Option(help=f"One of: {', '.join(SOURCES)}.")]
@@ -425,21 +439,26 @@ def _percent(share: float | None) -> str:
     return "–" if share is None else f"{share:.1%}"
 
 
+def _named(names: list[str] | None) -> tuple["UseCase", ...]:
+    return tuple(find_use_case(name) for name in names) if names else USE_CASES
+
+
 @app.command()
-def nightly(as_of: AsOf) -> None:
+def nightly(as_of: AsOf, use_case: UseCaseNames = None) -> None:
     """Run one night end to end: ingest, quality, transform, features, score, publish."""
     with refusals() as settings:
         from nightshift import pipeline
 
-        result = pipeline.nightly(settings, USE_CASES, as_of.date())
+        use_cases = _named(use_case)
+        result = pipeline.nightly(settings, use_cases, as_of.date())
         for each in result.publications:
             state = "published" if each.is_new else "unchanged"
             console.print(
                 f"{each.use_case}: {each.rows:,} predictions for {result.as_of} {state}"
                 f" (model version {each.model_version}, publication {each.publication_id})"
             )
-        for use_case in USE_CASES:
-            show_top(settings, use_case.name)
+        for served in use_cases:
+            show_top(settings, served.name)
 
 
 @train_app.command("run")
@@ -527,13 +546,106 @@ def promote(
 
 
 @app.command()
-def rollback(use_case: UseCaseName, reason: Reason = "rolled back by hand", by: By = None) -> None:
-    """Make the previous champion champion again; twice goes back to where it was."""
+def rollback(
+    use_case: UseCaseName,
+    as_of: Annotated[
+        datetime | None,
+        typer.Option(
+            formats=["%Y-%m-%d"],
+            help="Show readers the publication of this date that they saw before; without it, the"
+            " model is rolled back.",
+        ),
+    ] = None,
+    to: Annotated[
+        str | None, typer.Option(help="With --as-of: the id of an earlier publication.")
+    ] = None,
+    reason: Reason = "rolled back by hand",
+    by: By = None,
+) -> None:
+    """Go back to the previous champion, or for one date to the previous publication.
+
+    Twice goes back to where it was.
+    """
     with refusals() as settings:
+        person, found = by or getpass.getuser(), find_use_case(use_case)
+        if as_of is not None:
+            from nightshift.publishing.history_run import roll_back
+
+            shown = roll_back(settings, found, as_of.date(), person, reason, to)
+            console.print(
+                f"{found.table} at {shown.as_of} is publication {shown.publication_id} again:"
+                f" {shown.rows:,} rows by version {shown.model_version}",
+                soft_wrap=True,
+            )
+            return
+        if to is not None:
+            raise NightshiftError(
+                f"--to {to} names a publication, and no date",
+                "give the date too: --as-of <date>; or leave both out to roll back the model",
+            )
         from nightshift.gates.run import rollback as run
 
-        version = run(settings, find_use_case(use_case), by or getpass.getuser(), reason)
+        version = run(settings, found, person, reason)
         console.print(f"{use_case} version {version} is champion again and scores the next night")
+
+
+@publications_app.command("list")
+def publications_list(
+    use_case: Annotated[str | None, typer.Argument(help="Default: all.")] = None,
+) -> None:
+    """Every publication: which of a date readers see, and which are still kept."""
+    with refusals() as settings:
+        from nightshift.publishing.history_run import publications
+
+        table = Table(
+            "use case", "as_of", "publication", "version", "rows", "published", "audit", ""
+        )
+        for each in publications(settings, find_use_case(use_case) if use_case else None):
+            table.add_row(
+                each.use_case,
+                str(each.as_of),
+                each.publication_id,
+                each.model_version,
+                f"{each.rows:,}",
+                f"{each.published_at.astimezone(ZoneInfo(settings.timezone)):%Y-%m-%d %H:%M}",
+                f"{each.passed} of {each.applied} passed" if each.applied else "",
+                "[green]readers see it[/]" if each.is_seen else "" if each.is_there else "dropped",
+            )
+        console.print(table)
+
+
+@publications_app.command("schema")
+def publications_schema(use_case: UseCaseName) -> None:
+    """The JSON Schema of a published row, for those who read it."""
+    with refusals():
+        from nightshift.publishing.schema import json_schema
+
+        sys.stdout.write(json.dumps(json_schema(find_use_case(use_case)), indent=2) + "\n")
+
+
+@publications_app.command("prune")
+def publications_prune(as_of: AsOf) -> None:
+    """Drop publications that are no longer kept; move older ones to the archive."""
+    with refusals() as settings:
+        from nightshift.publishing.history_run import prune
+
+        done = prune(settings, USE_CASES, as_of.date())
+        for kind in ("dropped", "archived", "waiting"):
+            for name, found in getattr(done, kind).items():
+                console.print(f"{name}: {len(found)} {kind}: {', '.join(found)}", soft_wrap=True)
+
+
+@publications_app.command("diff")
+def publications_diff(
+    before: Annotated[str, typer.Argument(help="A publication's id, or how it begins.")],
+    after: Annotated[str, typer.Argument(help="Another one's.")],
+    rows: Annotated[int, typer.Option(min=0, help="Largest changes that are shown.")] = 10,
+) -> None:
+    """Which rows differ between two publications, and by how much."""
+    with refusals() as settings:
+        from nightshift.publishing.history_run import diff
+
+        show_difference(diff(settings, USE_CASES, before, after, rows))
 
 
 @app.command()
@@ -556,13 +668,56 @@ def score(use_case: UseCaseName, as_of: AsOf) -> None:
 
 
 @app.command()
-def publish(as_of: AsOf) -> None:
+def publish(as_of: AsOf, use_case: UseCaseNames = None) -> None:
     """Audit and publish the scores of AS_OF, all use cases at once."""
     with refusals() as settings:
         from nightshift.publishing.run import publish as run
 
-        for each in run(settings, USE_CASES, as_of.date()).publications:
+        for each in run(settings, _named(use_case), as_of.date()).publications:
             console.print(f"{each.use_case}: {each.rows:,} rows, publication {each.publication_id}")
+
+
+@app.command()
+def backfill(
+    first: Annotated[
+        datetime, typer.Option("--from", formats=["%Y-%m-%d"], help="The first as_of.")
+    ],
+    last: Annotated[
+        datetime, typer.Option("--to", formats=["%Y-%m-%d"], help="The last as_of, included.")
+    ],
+    use_case: UseCaseNames = None,
+    model: Annotated[
+        ModelChoice,
+        typer.Option(help="Today's champion for all dates, or the one that was it on each date."),
+    ] = "as-now",
+    plan: Annotated[bool, typer.Option("--plan", help="Show what would be done.")] = False,
+    skip_without_champion: Annotated[
+        bool,
+        typer.Option(
+            "--skip-without-champion", help="Leave such dates out; else they are refused."
+        ),
+    ] = False,
+) -> None:
+    """Score and publish many dates at once: readers see the old state, then all of the new."""
+    with refusals() as settings:
+        from nightshift import pipeline
+        from nightshift.backfill.run import Request
+        from nightshift.backfill.run import plan as look
+
+        request = Request(
+            first.date(), last.date(),
+            _named(use_case),
+            model, skip_without_champion,
+        )  # fmt: skip
+        if plan:
+            console.print(Text(look(settings, request).text), soft_wrap=True)
+            return
+        results = pipeline.backfill(settings, request)
+        found = [each for result in results for each in result.publications]
+        console.print(
+            f"{len(results)} dates: {sum(each.rows for each in found):,} rows are published,"
+            f" {sum(each.is_new for each in found)} of {len(found)} publications are new"
+        )
 
 
 @app.command()
@@ -597,6 +752,43 @@ def explain(
         else:
             show_case(case)
         if not case.explained:
+            raise typer.Exit(1)
+
+
+@app.command()
+def receipt(
+    use_case: UseCaseName,
+    entity: Annotated[str, typer.Argument(help="Its id, as it lands; or its pseudonym.")],
+    as_of: Annotated[
+        datetime | None,
+        typer.Option(
+            formats=["%Y-%m-%d"], help="Default: the newest date on which readers see a row of it."
+        ),
+    ] = None,
+    publication: Annotated[
+        str | None,
+        typer.Option(help="Its id, as in the row; default: the one that readers see."),
+    ] = None,
+    json_: Annotated[
+        bool, typer.Option("--json", help="The same, and all of it, as JSON.")
+    ] = False,
+) -> None:
+    """Where a published row comes from: model, gates, approver, training, features, files, code.
+
+    Exits with 1 where the publication has no row of the entity, and says why.
+    """
+    with refusals() as settings:
+        from nightshift import pipeline
+        from nightshift.receipt.page import as_json, page
+
+        found = pipeline.receipt(
+            settings, find_use_case(use_case), entity, as_of.date() if as_of else None, publication
+        )
+        if json_:
+            sys.stdout.write(json.dumps(as_json(found), indent=1, default=str) + "\n")
+        else:
+            console.print(page(found))
+        if found.told["row"] is None:
             raise typer.Exit(1)
 
 
@@ -643,6 +835,238 @@ def demo(
         run_demo(settings, landing.resolve() if landing else None, as_of.date() if as_of else None)
 
 
+@app.command()
+def new_source(
+    name: Annotated[str, typer.Argument(help="Of the source, as sensor_readings.")],
+    sample: Annotated[Path, typer.Option(help="A file as it lands, of some days of rows.")],
+    key: Annotated[
+        str | None,
+        typer.Option(help="Columns that together name a row, with commas between."),
+    ] = None,
+    without_key: Annotated[
+        bool, typer.Option("--without-key", help="Rows may repeat; exact copies are dropped.")
+    ] = False,
+    event_time: Annotated[
+        str | None, typer.Option(help="The column that says when the event happened.")
+    ] = None,
+    pii: Annotated[
+        str | None,
+        typer.Option(help="Columns with personal data, with commas between; '' for none."),
+    ] = None,
+    columns: Annotated[
+        str | None,
+        typer.Option(help="Take these columns only, by their landed names; others are ignored."),
+    ] = None,
+    rename: Annotated[
+        list[str] | None, typer.Option(help="LANDED=name, where a name will not do.")
+    ] = None,
+    attributes: Annotated[
+        bool,
+        typer.Option("--attributes", help="Rows are attributes that hold from an instant on."),
+    ] = False,
+    description: Annotated[str | None, typer.Option(help="What a row is, in a sentence.")] = None,
+    owner: Annotated[str, typer.Option(help="The team that answers for it.")] = "data-team",
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask: take what is inferred.")] = False,
+) -> None:
+    """Write the files of a new source: contract, dbt models, quality rules, a test.
+
+    Types, key, event time and personal data are inferred from the sample, and shown first.
+    """
+    with refusals():
+        from nightshift.scaffold.run import look_at_sample, write_source
+        from nightshift.scaffold.sample import Choices
+
+        if without_key and key:
+            raise NightshiftError("--key and --without-key are both given", "give one of them")
+        chosen = Choices(
+            key=() if without_key else _split(key),
+            event_time=event_time,
+            pii=_split(pii),
+            columns=_split(columns),
+            names=dict(_renamed(each) for each in rename or ()),
+            has_versions=attributes,
+        )
+        found = look_at_sample(name, sample, chosen)
+        show_inferred(found)
+        if not yes:
+            asked_key = typer.prompt("Key, with commas between; - for none", _joined(found.key))
+            asked_pii = typer.prompt("Personal data; - for none", _joined(found.pii))
+            chosen = replace(
+                chosen,
+                key=_split("" if asked_key == "-" else asked_key),
+                event_time=typer.prompt("Event time", found.event_time),
+                pii=_split("" if asked_pii == "-" else asked_pii),
+            )
+            found = look_at_sample(name, sample, chosen)
+            show_inferred(found)
+            typer.confirm("Write the source's files?", default=True, abort=True)
+        show_written(
+            write_source(
+                found,
+                "dim" if attributes else "fct",
+                owner,
+                description or f"A row of {name.replace('_', ' ')}, as its sender exports it.",
+            )
+        )
+
+
+@app.command()
+def new_use_case(
+    name: Annotated[str, typer.Argument(help="Of the use case, as machine_failure.")],
+    entity: Annotated[str | None, typer.Option(help="What is scored, as machine.")] = None,
+    key: Annotated[str | None, typer.Option(help="Its column in the sources.")] = None,
+    population: Annotated[
+        str | None, typer.Option(help="Source by whose recent events an entity is scored.")
+    ] = None,
+    active_days: Annotated[int | None, typer.Option(min=1, help="How recent.")] = None,
+    label: Annotated[
+        str | None, typer.Option(help="any_event or no_event, of the label's source.")
+    ] = None,
+    label_source: Annotated[str | None, typer.Option(help="Source of the label.")] = None,
+    label_where: Annotated[
+        str | None, typer.Option(help="Condition (SQL) on the events that count.")
+    ] = None,
+    horizon_days: Annotated[int | None, typer.Option(min=1, help="Days that it is over.")] = None,
+    reporting_delay_days: Annotated[
+        int, typer.Option(min=0, help="Days until all events of a day have landed.")
+    ] = 0,
+    features: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="<source>.<column>, once or more; of another entity that the events name"
+            " <its key>:<source>.<column>."
+        ),
+    ] = None,
+    windows: Annotated[
+        str | None, typer.Option(help="Days before as_of, with commas between.")
+    ] = None,
+    stride_days: Annotated[
+        int, typer.Option(min=1, help="Between two snapshots of the training set.")
+    ] = 7,
+    score_column: Annotated[str | None, typer.Option(help="The published probability.")] = None,
+    owner: Annotated[str, typer.Option(help="The team that answers for it.")] = "data-team",
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Do not ask: refuse what is left out.")
+    ] = False,
+) -> None:
+    """Write the files of a new use case, and list it: features, spec, exposure, schema, a test.
+
+    What is left out is asked for. All of it can be changed in the files afterwards.
+    """
+    with refusals():
+        from nightshift.scaffold.run import write_use_case
+        from nightshift.scaffold.use_case import LABELS, Asked, declared_sources, proposed_features
+
+        def given(value: str | int | None, option: str, question: str, default: str = "") -> str:
+            if value is not None:
+                return str(value)
+            if yes:
+                raise NightshiftError(f"{option} is left out", f"give {option}, or leave out --yes")
+            return str(typer.prompt(question, default or None))
+
+        sources = ", ".join(declared_sources())
+        entity = given(entity, "--entity", "What is scored, as machine")
+        key = given(key, "--key", "Its column in the sources", f"{entity}_id")
+        population = given(population, "--population", f"Scored by events of ({sources})")
+        active = given(active_days, "--active-days", "in how many days before", "30")
+        label = given(label, "--label", f"What is predicted ({', '.join(LABELS)})", "any_event")
+        label_source = given(label_source, "--label-source", f"of ({sources})")
+        horizon = given(horizon_days, "--horizon-days", "within how many days", "30")
+        if not features:
+            proposed = " ".join(proposed_features(key, [population, label_source]))
+            features = given(None, "--features", "Features, with blanks between", proposed).split()
+        asked = Asked(
+            name=name,
+            entity=entity,
+            key=key,
+            population=population,
+            active_days=_number("--active-days", active),
+            label=label,
+            label_source=label_source,
+            label_where=label_where,
+            horizon_days=_number("--horizon-days", horizon),
+            reporting_delay_days=reporting_delay_days,
+            features=tuple(features),
+            windows=tuple(
+                _number("--windows", each)
+                for each in given(windows, "--windows", "over how many days", "7,30").split(",")
+            ),
+            stride_days=stride_days,
+            score_column=given(
+                score_column, "--score-column", "Published probability", f"{name}_probability"
+            ),
+            owner=owner,
+        )
+        if not yes:
+            table = Table(show_header=False)
+            for field, value in asdict(asked).items():
+                table.add_row(
+                    field, Text(_joined(value) if isinstance(value, tuple) else str(value))
+                )
+            console.print(table)
+            typer.confirm("Write the use case's files?", default=True, abort=True)
+        show_written(write_use_case(asked))
+        console.print(
+            f"Next: nightshift train {name} --as-of <date>; nightshift features prove {name}",
+            soft_wrap=True,
+        )
+
+
+def _split(names: str | None) -> tuple[str, ...] | None:
+    if names is None:
+        return None
+    return tuple(name.strip() for name in names.split(",") if name.strip())
+
+
+def _joined(names: Sequence[object]) -> str:
+    return ",".join(map(str, names)) or "-"
+
+
+def _renamed(given: str) -> tuple[str, str]:
+    landed, _, name = given.rpartition("=")
+    if not landed:
+        raise NightshiftError(f"--rename {given}: no '='", "write --rename 'Landed name=new_name'")
+    return landed, name
+
+
+def _number(option: str, text: str) -> int:
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise NightshiftError(f"{option}: {text!r} is no number of days", "give whole days, from 1")
+    return int(text)
+
+
+def show_inferred(found: "Inferred") -> None:
+    """What a sample tells of its columns."""
+    title = f"{found.source}: {found.rows:,} rows of the sample"
+    table = Table("as landed", "name", "type", "empty", "", title=title)
+    for column in found.columns:
+        marks = (
+            ("key", column.is_key),
+            ("event time", column.name == found.event_time),
+            ("personal: a pseudonym from staging on", column.is_pii),
+        )
+        table.add_row(
+            Text(column.landed_name, overflow="fold"),
+            column.name,
+            column.sql_type,
+            f"{found.nulls[column.name]:,}",
+            ", ".join(mark for mark, holds in marks if holds),
+        )
+    console.print(table)
+    if not found.key:
+        console.print("no key: rows that agree in every column are copies")
+    if found.leaves_out:
+        console.print(f"left out: {_joined(found.leaves_out)}", soft_wrap=True)
+
+
+def show_written(written: "Written") -> None:
+    """Which files are new, and which has one line more."""
+    for path in written.new:
+        console.print(f"new: {path}", soft_wrap=True)
+    if written.edited is not None:
+        console.print(f"one line more: {written.edited}", soft_wrap=True)
+
+
 def show_case(case: "Case") -> None:
     """What was known of an entity, and how its score comes about."""
     use_case = case.use_case
@@ -671,15 +1095,20 @@ def show_case(case: "Case") -> None:
             direction = part.direction if part.contribution else ""
             table.add_row(part.feature, value, f"{part.contribution:+.4f}", direction)
         total = each.bias + sum(part.contribution for part in each.contributions)
-        unit = "log-odds before calibration" if use_case.objective == "binary" else "of all"
+        before = {"logistic": ", before calibration", "tweedie": ", before the factor"}
+        unit = use_case.reason_unit + before.get(use_case.loss, "")
         table.add_row(f"sum: {unit}", "", f"{total:+.4f}", "", style="bold")
         console.print(table)
         console.print(
-            f"{use_case.score_column} {each.score!r}, band {each.band}, by version"
+            f"{use_case.score_column} {each.score!r}{_between(each)}, band {each.band}, by version"
             f" {each.model_version} (MLflow run {each.mlflow_run_id})",
             soft_wrap=True,
         )
         console.print(_as_published(each), soft_wrap=True)
+
+
+def _between(each: "Explained") -> str:
+    return "" if each.interval is None else " between {:.6g} and {:.6g}".format(*each.interval)
 
 
 def _population(use_case: "UseCase") -> str:
@@ -753,14 +1182,55 @@ def show_history(decisions: Sequence["Decision"], timezone: str) -> None:
 
 
 def show_quality(quality: "MaturedQuality") -> None:
-    """AUC of the published scores and of each baseline on the window after ``as_of``."""
+    """What the published scores and each baseline were worth on the window after ``as_of``."""
+    from nightshift.training.studies import called
+
     title = (
-        f"Measured on the window after {quality.as_of}: {quality.rows:,} rows, "
+        f"{quality.use_case}, measured on the window after {quality.as_of}: {quality.rows:,} rows, "
         f"base rate {quality.base_rate:.3f}, model version {quality.model_version}"
     )
-    table = Table("scorer", "AUC", "95 % interval", title=title, min_width=len(title))
-    for scorer, auc in quality.auc.items():
-        table.add_row(scorer, f"{auc.value:.3f}", f"{auc.low:.3f} … {auc.high:.3f}")
+    table = Table("scorer", *map(called, quality.metrics), title=title, min_width=len(title))
+    for scorer, figures in quality.figures.items():
+        shown = (figures.get(metric) for metric in quality.metrics)
+        table.add_row(
+            scorer,
+            *("" if e is None else f"{e.value:.3f} [{e.low:.3f}, {e.high:.3f}]" for e in shown),
+        )
+    console.print(table)
+
+
+def show_difference(found: "Difference") -> None:
+    """What changed from one publication to another."""
+    for name, each in (("before", found.before), ("after", found.after)):
+        console.print(
+            f"{name}: {each.publication_id}, {each.use_case} at {each.as_of} by version"
+            f" {each.model_version}, {each.rows:,} rows",
+            soft_wrap=True,
+        )
+    console.print(
+        f"{found.rows_in_both:,} rows in both, {found.rows_changed:,} of them with another score;"
+        f" {found.rows_new:,} new, {found.rows_gone:,} gone",
+        soft_wrap=True,
+    )
+    table = Table("band before", "band after", "rows", title="Rows that moved to another band")
+    for (old, new), rows in found.bands.items():
+        table.add_row(old, new, f"{rows:,}")
+    console.print(table)
+    table = Table("share of rows", "change at most", title="Change of the score, after − before")
+    for share, change in found.quantiles.items():
+        table.add_row(f"{share:.0%}", f"{change:+.6f}")
+    console.print(table)
+    table = Table("key", "before", "after", "change", "band", title="Largest changes")
+    for row in found.largest:
+        table.add_row(
+            Text(row.key, overflow="fold"),
+            f"{row.score_before:.6f}",
+            f"{row.score_after:.6f}",
+            f"{row.score_after - row.score_before:+.6f}",
+            row.band_before
+            if row.band_before == row.band_after
+            else f"{row.band_before} → {row.band_after}",
+        )
     console.print(table)
 
 
@@ -790,13 +1260,15 @@ def show_top(settings: Settings, use_case_name: str, limit: int = 10) -> None:
         title=f"{use_case.table}_latest",
         caption="of an id: select predictions.pseudonym('<id>')" if is_personal else None,
     )
-    for name in (use_case.key, "as_of", use_case.score_column, "band", "reasons"):
+    scores = (use_case.score_column, *use_case.interval_columns)
+    digits = 4 if use_case.objective == "binary" else 2
+    for name in (use_case.key, "as_of", *scores, "band", "reasons"):
         table.add_column(name, overflow="fold", no_wrap=name in (use_case.key, "as_of", "band"))
     for row in rows:
         table.add_row(
             str(row[use_case.key]),
             str(row["as_of"]),
-            f"{row[use_case.score_column]:.4f}",
+            *(f"{row[name]:.{digits}f}" for name in scores),
             row["band"],
             Text("\n".join(_reason(reason) for reason in row["reasons"])),
         )

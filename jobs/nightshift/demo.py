@@ -16,11 +16,13 @@ from nightshift.io.landing import landing_zone
 from nightshift.services import airflow
 from nightshift.services import run as services
 from nightshift.settings import Settings
+from nightshift.spec import UseCase
 from nightshift.use_cases import USE_CASES
 
 log = logging.getLogger(__name__)
 
 RUN_SECONDS = 1800
+CARD_HOLDERS = 600
 
 
 def run_demo(settings: Settings, landing: Path | None, as_of: date | None) -> None:
@@ -38,26 +40,32 @@ def run_demo(settings: Settings, landing: Path | None, as_of: date | None) -> No
     started = time.monotonic()
     settings, as_of = _choose(settings, landing, as_of)
     found = services.up(settings)
-    use_case = USE_CASES[0]
     client = _Airflow(settings)
-    client.run(f"train__{use_case.name}", as_of)
+    for use_case in USE_CASES:
+        client.run(f"train__{use_case.name}", as_of)
     client.run("nightly", as_of)
-    quality = None
-    if _is_mature(settings, as_of + timedelta(days=use_case.label.maturity_days)):
-        log.info("later folders have landed: measuring what was published")
-        quality = pipeline.evaluate(settings, use_case, as_of)
-    cli.show_top(settings, use_case.name)
-    cli.show_gates(gate_results(settings, use_case, as_of))
-    if quality is not None:
-        cli.show_quality(quality)
+    measured = {}
+    for use_case in USE_CASES:
+        if _is_mature(settings, use_case, as_of):
+            log.info("later folders have landed: measuring what was published of %s", use_case.name)
+            measured[use_case.name] = pipeline.evaluate(settings, use_case, as_of)
+    for use_case in USE_CASES:
+        cli.show_top(settings, use_case.name)
+        cli.show_gates(gate_results(settings, use_case, as_of))
+        if use_case.name in measured:
+            cli.show_quality(measured[use_case.name])
     cli.show_services(found)
     cli.console.print(
         f"Done in {time.monotonic() - started:.0f} s. Open {client.url}/dags/nightly and log in as "
         f"{client.username} with {client.password}", soft_wrap=True, highlight=False,
     )  # fmt: skip
+    queries = "\n".join(
+        f"  select * from {each.table}_latest order by {each.score_column} desc;"
+        for each in USE_CASES
+    )
     cli.console.print(
-        f'Read them: select * from {use_case.table}_latest order by {use_case.score_column} desc;\n'
-        f"with: psql '{settings.reader_url}'", soft_wrap=True, highlight=False,
+        f"Read them:\n{queries}\nwith: psql '{settings.reader_url}'",
+        soft_wrap=True, highlight=False,
     )  # fmt: skip
     if landing is not None:
         state = settings.state_dir
@@ -76,7 +84,7 @@ def _choose(settings: Settings, landing: Path | None, as_of: date | None) -> tup
         has_landings = any((folder / source).is_dir() for source in SOURCES)
         is_own = has_landings and not (folder / MARKER).exists()
         if not is_own and not is_written(folder):
-            write_landing(folder)
+            write_landing(folder, card_holders=CARD_HOLDERS)
         return settings, as_of or demo_as_of(folder)
     if not landing.is_dir():
         raise NightshiftError(
@@ -92,12 +100,13 @@ def _choose(settings: Settings, landing: Path | None, as_of: date | None) -> tup
     ), as_of
 
 
-def _is_mature(settings: Settings, known_as_of: date) -> bool:
+def _is_mature(settings: Settings, use_case: UseCase, as_of: date) -> bool:
+    known_as_of = as_of + timedelta(days=use_case.label.maturity_days)
     last_day = (known_as_of - timedelta(days=1)).isoformat()
     zone = landing_zone(settings)
     return all(
         max((entry.name for entry in zone.entries(source)), default="") >= f"ds={last_day}"
-        for source in {source.name for use_case in USE_CASES for source in use_case.sources}
+        for source in use_case.landings
     )
 
 

@@ -1,5 +1,6 @@
 """Errors that a person can act on: what was wrong, where, and what to do next."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import ClassVar
@@ -87,3 +88,22 @@ class GateError(NightshiftError):
     """A trained model that failed a gate; the champion stays as it is."""
 
     runbook = "gate-failed"
+
+
+def joined(refusals: Sequence[NightshiftError]) -> NightshiftError:
+    """One error of many that did not hold one another up; a single one as it is.
+
+    It is of the kind of the first that names its causes.
+    """
+    if len(refusals) == 1:
+        return refusals[0]
+    kind = type(next((refusal for refusal in refusals if refusal.causes), refusals[0]))
+    return kind(
+        "; ".join(refusal.what for refusal in refusals),
+        "; ".join(dict.fromkeys(refusal.remedy for refusal in refusals)),
+        tuple(
+            cause
+            for refusal in refusals
+            for cause in refusal.causes or (Cause(type(refusal).__name__, observed=refusal.what),)
+        ),
+    )

@@ -5,8 +5,7 @@ Imported by DAG files, so it loads in milliseconds: stages are imported inside t
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
@@ -14,6 +13,7 @@ from zoneinfo import ZoneInfo
 
 import attrs
 from airflow.sdk import (
+    Asset,
     BaseNotifier,
     BaseOperatorLink,
     BaseSensorOperator,
@@ -21,13 +21,28 @@ from airflow.sdk import (
     get_current_context,
 )
 from airflow.sdk.configuration import conf
-from airflow.sdk.exceptions import AirflowFailException
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from nightshift.errors import GateError, NightshiftError, RefusedAsOf
 from nightshift.settings import settings
+from nightshift.spec import UseCase
+from nightshift.task_notes import of_missing
+from nightshift.task_outcomes import (
+    RETRIES,
+    RETRY_SECONDS,
+    RetryWhatMayPass,
+    keep,
+    model_version,
+    note_failure,
+    note_retry,
+    note_success,
+    refusals_fail_at_once,
+)
+from nightshift.use_cases import USE_CASES, find_use_case
 
 if TYPE_CHECKING:
+    from nightshift.backfill.plan import Plan
+    from nightshift.backfill.run import Request
     from nightshift.gates.run import Verdict
 
 log = logging.getLogger(__name__)
@@ -37,6 +52,8 @@ QUALITY_PAGES = "/quality"
 """Where the plugin ``quality_pages`` is mounted, below Airflow's own address."""
 MODEL_CARDS = "/model-cards"
 """Where the plugin ``model_cards`` is mounted."""
+MLFLOW_UI = "/mlflow"
+"""Where the plugin ``mlflow_ui`` is mounted."""
 
 AS_OF_PARAM = Param(
     None,
@@ -63,6 +80,64 @@ TRIALS_PARAM = Param(
     title="trials",
     description="Of the search for parameters, instead of the use case's own budget; 0 is none.",
 )
+MINUTES_PARAM = Param(
+    None,
+    type=["null", "number"],
+    minimum=0.01,
+    maximum=10_000,
+    title="minutes",
+    description=(
+        "Of the search's trials, all together, instead of the use case's own budget. With trials "
+        "as well, the search ends with whichever is spent first."
+    ),
+)
+
+
+BACKFILL_PARAMS: dict[str, Param] = {
+    "from": Param(
+        type="string",
+        format="date",
+        title="from",
+        description="The first as_of.",
+    ),
+    "to": Param(
+        type="string",
+        format="date",
+        title="to",
+        description="The last as_of, included.",
+    ),
+    "use_cases": Param(
+        [use_case.name for use_case in USE_CASES],
+        type="array",
+        items={"type": "string", "enum": [use_case.name for use_case in USE_CASES]},
+        examples=[use_case.name for use_case in USE_CASES],
+        minItems=1,
+        title="use cases",
+        description="Which predictions are made anew.",
+    ),
+    "model": Param(
+        "as-now",
+        type="string",
+        enum=["as-now", "as-then"],
+        title="model",
+        description=(
+            "as-now: today's champion scores every date. as-then: each date is scored by the model"
+            " that was champion as it began."
+        ),
+    ),
+    "skip_without_champion": Param(
+        False,
+        type="boolean",
+        title="skip dates without a champion",
+        description="With as-then: leave out dates before the first champion. Off: refuse.",
+    ),
+    "plan_only": Param(
+        False,
+        type="boolean",
+        title="plan only",
+        description="Write the plan into the log of the task plan, and do nothing else.",
+    ),
+}
 
 
 def as_of_of(
@@ -91,10 +166,10 @@ def as_of_of(
 
 
 def run_as_of(context: Mapping[str, Any]) -> date:
-    """The ``as_of`` of the DAG run that a task belongs to."""
-    dag_run = context["dag_run"]
+    """The ``as_of`` of the DAG run that a task belongs to; of a run of ``backfill`` its last."""
+    dag_run, params = context["dag_run"], context["params"]
     return as_of_of(
-        context["params"].get("as_of"),
+        params.get("as_of") or params.get("to"),
         context.get("logical_date"),
         dag_run.run_after,
         settings().timezone,
@@ -102,24 +177,64 @@ def run_as_of(context: Mapping[str, Any]) -> date:
     )
 
 
-@contextmanager
-def _refusals_fail_at_once() -> Iterator[None]:
-    """A refusal fails the task without retries: trying again would end in the same."""
-    try:
-        yield
-    except NightshiftError as error:
-        raise AirflowFailException(str(error)) from error
+def run_stage[T](function: Callable[[date], T], note_of: Callable[[T], str]) -> T:
+    """Call a stage for the run's ``as_of``, and keep what the task's note is to say of its result.
+
+    A refusal fails the task at once, without retries.
+    """
+    context = get_current_context()
+    with refusals_fail_at_once():
+        result = function(run_as_of(context))
+    keep(context, note_of(result), result)
+    return result
 
 
-def run_stage[T](function: Callable[[date], T]) -> T:
-    """Call a stage for the run's ``as_of``; a refusal fails the task at once, without retries."""
-    with _refusals_fail_at_once():
-        return function(run_as_of(get_current_context()))
+def run_backfill[T](function: Callable[["Request"], T], note_of: Callable[[T], str]) -> T:
+    """The same for what the form of a run of ``backfill`` asks."""
+    from nightshift.backfill.run import Request
+
+    context = get_current_context()
+    params = context["params"]
+    with refusals_fail_at_once():
+        result = function(
+            Request(
+                date.fromisoformat(params["from"]),
+                date.fromisoformat(params["to"]),
+                tuple(find_use_case(name) for name in params["use_cases"]),
+                params["model"],
+                params["skip_without_champion"],
+            )
+        )
+    keep(context, note_of(result))
+    return result
+
+
+def is_to_be_done(plan: "Plan") -> bool:
+    """Write a backfill's plan into the log; whether it is to be carried out."""
+    log.info("%s", plan.text)
+    return not get_current_context()["params"]["plan_only"]
+
+
+def scored(use_cases: Iterable[UseCase]) -> list[UseCase]:
+    """Those whose task ``score`` of this run has succeeded."""
+    context = get_current_context()
+    ti = context["ti"]
+    wanted = {f"{use_case.name}.score": use_case for use_case in use_cases}
+    states = ti.get_task_states(
+        dag_id=ti.dag_id, task_ids=list(wanted), run_ids=[context["dag_run"].run_id]
+    )[context["dag_run"].run_id]
+    return [use_case for task_id, use_case in wanted.items() if states.get(task_id) == "success"]
 
 
 def trials() -> int | None:
     """How many trials the run's param asks for; None leaves it to the use case."""
     found: int | None = get_current_context()["params"]["trials"]
+    return found
+
+
+def minutes() -> float | None:
+    """How many minutes of trials the run's param asks for; None leaves it to the use case."""
+    found: float | None = get_current_context()["params"]["minutes"]
     return found
 
 
@@ -167,7 +282,7 @@ def answered(function: Callable[[str, str, bool, str], bool]) -> None:
     person = response["responded_by_user"]["name"]
     is_approved = response["chosen_options"] == [PROMOTE]
     reason = f"{response['chosen_options'][0]!r} in Airflow, run {dag_run.run_id}"
-    with _refusals_fail_at_once():
+    with refusals_fail_at_once():
         function(version, person, is_approved, reason)
     log.info(
         "%s has %s version %s%s", person, "promoted" if is_approved else "rejected", version,
@@ -219,7 +334,9 @@ def alert_failed_run(context: Mapping[str, Any]) -> None:
         as_of=_as_of_or_none(context),
         log_url=ti.log_url if ti else f"{_base_url()}/dags/{dag_id}/runs/{quote(run_id)}",
     )
-    report_failed_run(settings(), failure)
+    has_noted = report_failed_run(settings(), failure)
+    if ti and not has_noted:
+        note_failure(context)
 
 
 def alert_succeeded_run(context: Mapping[str, Any]) -> None:
@@ -229,7 +346,15 @@ def alert_succeeded_run(context: Mapping[str, Any]) -> None:
     report_success(settings(), context["dag"].dag_id, _as_of_or_none(context))
 
 
-TASK_ALERTS: dict[str, Any] = {"on_failure_callback": alert_failed_task}
+TASK_DEFAULTS: dict[str, Any] = {
+    "retries": RETRIES,
+    "retry_delay": timedelta(seconds=RETRY_SECONDS),
+    "retry_policy": RetryWhatMayPass(),
+    "on_success_callback": note_success,
+    "on_retry_callback": note_retry,
+    # the note first: a mail server may take its time
+    "on_failure_callback": [note_failure, alert_failed_task],
+}
 """For a DAG's ``default_args``."""
 RUN_ALERTS: dict[str, Any] = {
     "on_failure_callback": alert_failed_run,
@@ -279,9 +404,35 @@ class CardLink(BaseOperatorLink):
         return "_link_model_card"
 
     def get_link(self, operator: Any, *, ti_key: Any) -> str:
-        """URL of the newest version's card for the task's ``as_of``."""
-        as_of = run_as_of(ti_key.get_template_context())
-        return f"{_base_url()}{MODEL_CARDS}/train__{self.use_case}?{urlencode({'as_of': as_of})}"
+        """URL of the card of the task's version; where it has none, of its ``as_of``'s newest."""
+        context = ti_key.get_template_context()
+        version = model_version(context)
+        query = {"version": version} if version else {"as_of": str(run_as_of(context))}
+        return f"{_base_url()}{MODEL_CARDS}/train__{self.use_case}?{urlencode(query)}"
+
+
+@attrs.define
+class MlflowLink(BaseOperatorLink):
+    """A button on a task's page that leads to its version in MLflow's web UI.
+
+    Attributes:
+        use_case: whose versions they are.
+    """
+
+    use_case: str
+    name: str = "MLflow"
+
+    @property
+    def xcom_key(self) -> str:
+        """Where Airflow keeps the URL once the task has ended."""
+        return "_link_mlflow"
+
+    def get_link(self, operator: Any, *, ti_key: Any) -> str:
+        """URL in the tracking server that the settings name, or in the plugin ``mlflow_ui``."""
+        uri = settings().mlflow_tracking_uri or ""
+        server = uri.rstrip("/") if uri.startswith("http") else f"{_base_url()}{MLFLOW_UI}"
+        version = model_version(ti_key.get_template_context())
+        return f"{server}/#/models/{self.use_case}" + (f"/versions/{version}" if version else "")
 
 
 class AskByAlerts(BaseNotifier):
@@ -297,6 +448,11 @@ class AskByAlerts(BaseNotifier):
         report_question(settings(), task.subject, lines, _base_url() + page)
 
 
+def assets(kind: str, names: Iterable[str]) -> list[Asset]:
+    """What tasks read and write, for Airflow's graph of assets: ``predictions/churn``, …"""
+    return [Asset(f"{kind}/{name}") for name in names]
+
+
 def linked(task: Any, stage: str) -> Any:
     """A task, as ``@task`` gives it, with links to the results and Data Docs of its check."""
     task.operator.operator_extra_links = (
@@ -307,8 +463,8 @@ def linked(task: Any, stage: str) -> Any:
 
 
 def with_card(task: Any, use_case: str) -> Any:
-    """A task, as ``@task`` gives it, with a link to the model card."""
-    task.operator.operator_extra_links = (CardLink(use_case),)
+    """A task, as ``@task`` gives it, with links to the model card and the use case in MLflow."""
+    task.operator.operator_extra_links = (CardLink(use_case), MlflowLink(use_case))
     return task
 
 
@@ -381,7 +537,7 @@ class WaitForLandings(BaseSensorOperator):
     def execute(self, context: Any) -> None:
         """Defer until there is something to do."""
         now = settings()
-        with _refusals_fail_at_once():
+        with refusals_fail_at_once():
             as_of = run_as_of(context)
         zone = ZoneInfo(now.timezone)
         deadline = datetime.combine(as_of, now.landing_deadline, zone)
@@ -398,6 +554,7 @@ class WaitForLandings(BaseSensorOperator):
 
     def resume(self, context: Any, event: list[str]) -> None:
         """Say what had not landed when the wait ended."""
+        keep(context, of_missing(event))
         if event:
             self.log.warning("not landed by the deadline: %s", ", ".join(event))
         else:

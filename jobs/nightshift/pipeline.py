@@ -1,33 +1,42 @@
 """The stages in order: what a night, a training and an evaluation consist of.
 
-The command line runs these; Airflow runs the same stage functions as tasks of their own.
+The command line runs these; Airflow runs the same stage functions as tasks of their own. Training
+and monitoring are imported where they run: a night need not pay for scikit-learn and its plots.
 """
 
 import logging
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, timedelta
+from typing import TYPE_CHECKING
 
+from nightshift.backfill import run as backfills
 from nightshift.contracts import SOURCES, load_contract
 from nightshift.erasure import run as erasure
-from nightshift.errors import NightshiftError
+from nightshift.errors import NightshiftError, joined
 from nightshift.features import run as features
 from nightshift.features.extract_run import extract
 from nightshift.gates import run as gates
 from nightshift.ingest import run as ingest
 from nightshift.io import model_store
+from nightshift.io.held_sources import free, held_sources, require_all_free
 from nightshift.io.warehouse import pseudonym
-from nightshift.monitoring import run as monitoring
 from nightshift.publishing import run as publishing
+from nightshift.publishing.history_run import prune
 from nightshift.quality import run as quality
+from nightshift.quality.verdict import QualityResult
+from nightshift.receipt import run as receipts
+from nightshift.receipt.facts import Receipt
 from nightshift.scoring import run as scoring
 from nightshift.settings import Settings
 from nightshift.spec import UseCase
-from nightshift.training import run as training
 from nightshift.transform import run as transform
+
+if TYPE_CHECKING:
+    from nightshift.monitoring.run import MaturedQuality
 
 log = logging.getLogger(__name__)
 
@@ -58,15 +67,129 @@ def prepare(settings: Settings, use_cases: Sequence[UseCase], as_of: date) -> No
 def nightly(
     settings: Settings, use_cases: Sequence[UseCase], as_of: date
 ) -> publishing.PublishResult:
-    """One night: prepare, features, score, publish. Running it again changes nothing."""
+    """One night: prepare, features, score, publish. Running it again changes nothing.
+
+    Raises:
+        NightshiftError: also when a single use case failed, or a source was refused, once what
+            that does not hold is published.
+    """
     prepare(settings, use_cases, as_of)
+    refusals = list(held_sources(settings, as_of).values())
     with stage("features"):
         features.build_features(settings, use_cases, as_of)
+    scored: list[UseCase] = []
     with stage("score"):
-        for use_case in use_cases:
-            scoring.score(settings, use_case, as_of)
+        for use_case in free(settings, use_cases, as_of):
+            try:
+                scoring.score(settings, use_case, as_of)
+                scored.append(use_case)
+            except NightshiftError as refusal:
+                log.error("%s is not scored: %s", use_case.name, refusal)
+                refusals.append(refusal)
+    if not scored:
+        raise joined(refusals)
     with stage("publish"):
-        return publishing.publish(settings, use_cases, as_of)
+        try:
+            published = publishing.publish(settings, scored, as_of)
+        except NightshiftError as refusal:
+            refusals.append(refusal)
+    with stage("prune"):
+        prune(settings, use_cases, as_of)
+    with stage("challenge"):
+        for use_case in scored:
+            try:
+                scoring.challenge(settings, use_case, as_of)
+            except NightshiftError as error:
+                # what readers see is the champion's, and is published
+                log.error("no challenge of %s: %s", use_case.name, error)
+    if refusals:
+        raise joined(refusals)
+    return published
+
+
+def backfill(
+    settings: Settings, request: backfills.Request
+) -> tuple[publishing.PublishResult, ...]:
+    """Many nights for the price of few: prepare and features once for all, score, and publish them
+    in one instant. Run again after a kill, it goes on from what is complete.
+
+    Raises:
+        RefusedAsOf: when the dates, or the champions of them, are not there.
+    """
+    with stage("plan"):
+        log.info("%s", backfills.plan(settings, request).text)
+    with stage("ingest"):
+        ingest.ingest(settings, request.last)
+    with stage("quality"):
+        check_landed_of_nights(settings, request)
+    with stage("transform"):
+        transform.build(settings, request.last)
+    with stage("quality_marts"):
+        check_marts_of_nights(settings, request)
+    with stage("extract"):
+        extract(settings, request.use_cases, request.last)
+    with stage("features"):
+        build_features_of_nights(settings, request)
+    with stage("score"):
+        score_nights(settings, request)
+    with stage("publish"):
+        published = publish_nights(settings, request)
+    with stage("prune"):
+        prune(settings, request.use_cases, request.last)
+    return published
+
+
+def check_landed_of_nights(settings: Settings, request: backfills.Request) -> list[QualityResult]:
+    """Check every landed day that the nights would check, each once.
+
+    Raises:
+        NightshiftError: when any of the use cases is held: a backfill is all or nothing.
+    """
+    return _checked(settings, request, quality.check_landed)
+
+
+def check_marts_of_nights(settings: Settings, request: backfills.Request) -> list[QualityResult]:
+    """The same of the marts."""
+    return _checked(settings, request, quality.check_marts)
+
+
+def _checked(
+    settings: Settings,
+    request: backfills.Request,
+    check: Callable[[Settings, date], QualityResult],
+) -> list[QualityResult]:
+    results = []
+    for as_of in request.dates[:: -quality.FOLDERS_CHECKED]:
+        results.append(check(settings, as_of))
+        require_all_free(settings, request.use_cases, as_of)
+    return results
+
+
+def build_features_of_nights(
+    settings: Settings, request: backfills.Request
+) -> dict[date, dict[str, features.DatasetResult]]:
+    """The vectors of a backfill's nights, in one Spark job."""
+    require_all_free(settings, request.use_cases, request.last)
+    nights = backfills.choose_nights(settings, request)
+    return features.build_features_of_nights(settings, backfills.by_date(nights))
+
+
+def score_nights(settings: Settings, request: backfills.Request) -> list[scoring.ScoreResult]:
+    """The scores of a backfill's nights, each by its model."""
+    nights = backfills.choose_nights(settings, request)
+    results = []
+    for use_case in request.use_cases:
+        models = {night.as_of: night.model for night in nights if night.use_case == use_case}
+        results += scoring.score_nights(settings, use_case, models)
+    return results
+
+
+def publish_nights(
+    settings: Settings, request: backfills.Request
+) -> tuple[publishing.PublishResult, ...]:
+    """What readers see of a backfill's nights, all of them moved at once."""
+    nights = backfills.choose_nights(settings, request)
+    return publishing.publish_nights(settings, backfills.by_date(nights))
 
 
 def train(
@@ -83,6 +206,8 @@ def train(
     ``trials`` and ``minutes`` replace the budget of the spec's search. Without ``may_promote``, a
     dry run, the champion stays in any case.
     """
+    from nightshift.training import run as training
+
     prepare(settings, [use_case], as_of)
     with stage("training_set"):
         features.build_training_set(settings, use_case, as_of)
@@ -123,6 +248,8 @@ def reproduce(settings: Settings, named: str) -> Reproduction:
     Raises:
         NightshiftError: when the run, its files or the lake's rows are gone.
     """
+    from nightshift.training import run as training
+
     kept = training.kept(settings, model_store.run_id_of(settings, named))
     then = str(kept.manifest["sha256"])
     with (
@@ -174,9 +301,7 @@ def explain(
     Raises:
         NightshiftError: when nothing was known of the entity, or there is no such model.
     """
-    is_personal = any(use_case.key in load_contract(source).pii for source in SOURCES)
-    is_pseudonym = re.fullmatch(r"[0-9a-f]{32}", entity) is not None
-    key = pseudonym(settings, entity) if is_personal and not is_pseudonym else entity
+    key = _key(settings, use_case, entity)
     replayed = features.replay(settings, use_case, key, as_of, newest)
     explained = []
     if replayed.vectors.num_rows:
@@ -184,8 +309,57 @@ def explain(
     return Case(use_case, as_of, key, replayed, tuple(explained))
 
 
-def evaluate(settings: Settings, use_case: UseCase, as_of: date) -> monitoring.MaturedQuality:
+def receipt(
+    settings: Settings,
+    use_case: UseCase,
+    entity: str,
+    as_of: date | None = None,
+    publication: str | None = None,
+) -> Receipt:
+    """Follow a published row back to features, files, model, gates, training and code.
+
+    Args:
+        entity: its key, as it lands; a pseudonym is taken as well.
+        as_of: None for the newest date on which readers see a row of it.
+        publication: an id, also of one that readers no longer see.
+
+    Raises:
+        NightshiftError: when there is no such publication.
+    """
+    key = _key(settings, use_case, entity)
+    told = receipts.recorded(settings, use_case, key, as_of, publication)
+    values = receipts.feature_values(settings, use_case, told)
+    training_set = receipts.training_manifest(settings, told)
+    remade, problem = None, None if values.vector else "there are no features to compare with"
+    if values.vector:
+        try:
+            replayed = features.replay(
+                settings, use_case, key, date.fromisoformat(told["as_of"]), newest=0
+            )
+            now = replayed.vectors.to_pylist()
+            again = now[0] if now else {}
+            # repr tells the bits of a number
+            remade = tuple(
+                name
+                for name, value in values.vector.items()
+                if repr(again.get(name, "none")) != repr(value)
+            )
+        except NightshiftError as error:
+            problem = error.what
+    return Receipt(use_case, told, values, training_set, remade, problem)
+
+
+def _key(settings: Settings, use_case: UseCase, entity: str) -> str:
+    """What stands for an entity in marts and predictions; it is given as it lands, or so."""
+    is_personal = any(use_case.key in load_contract(source).pii for source in SOURCES)
+    is_pseudonym = re.fullmatch(r"[0-9a-f]{32}", entity) is not None
+    return pseudonym(settings, entity) if is_personal and not is_pseudonym else entity
+
+
+def evaluate(settings: Settings, use_case: UseCase, as_of: date) -> "MaturedQuality":
     """Measure what was published for ``as_of`` against its labels, which have landed since."""
+    from nightshift.monitoring import run as monitoring
+
     monitoring.require_published(settings, use_case, as_of)
     prepare(settings, [use_case], as_of + timedelta(days=use_case.label.maturity_days))
     with stage("labels"):
@@ -222,6 +396,9 @@ def erase(
     if as_of is not None:
         with stage("transform"):
             transform.build(settings, as_of)
+            held = held_sources(settings, as_of, ["transform"])
+            if held:
+                raise joined(list(held.values()))
     with stage("erase_derived"):
         erasure.erase_derived(settings, use_cases, opened)
     return erasure.complete(settings, use_cases, opened)

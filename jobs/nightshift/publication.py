@@ -6,7 +6,8 @@ from datetime import date, datetime
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from nightshift.spec import UseCase
+from nightshift.distribution import Distribution
+from nightshift.spec import Band, UseCase
 
 
 def publication_id(use_case: str, as_of: date, model_version: str, features_sha256: str) -> str:
@@ -19,15 +20,74 @@ def publication_id(use_case: str, as_of: date, model_version: str, features_sha2
 
 
 def reasons_per_row(use_case: UseCase) -> int:
-    """How many reasons stand on every row: the spec's number, at most all features."""
+    """How many reasons an explained row has: the spec's number, at most all features."""
     return min(use_case.reasons, len(use_case.feature_names))
+
+
+def reasons_of(use_case: UseCase, band: Band) -> int:
+    """How many reasons a row of the band has."""
+    return 0 if band.reasons == "none" else reasons_per_row(use_case)
+
+
+class _Recorded(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class FeaturesUsed(_Recorded):
+    """The features dataset that was scored, as its manifest told; ``path`` is in the lake."""
+
+    path: str
+    sha256: str
+    manifest_sha256: str
+    rows: int
+    spec_sha256: str | None = None
+    code_sha256: str | None = None
+    code_commit: str | None = None
+
+
+class TrainingUsed(_Recorded):
+    """The training set of the model, as the model's signature tells; ``path`` is in the lake."""
+
+    as_of: date | None = None
+    path: str | None = None
+    dataset_sha256: str | None = None
+    model_sha256: str | None = None
+
+
+class SourceUsed(_Recorded):
+    """A mart that the features read by the use case's own key.
+
+    ``landed`` is the source whose landed files its rows come from.
+    """
+
+    name: str
+    landed: str
+    relation: str
+    key: str
+    row_id: str
+    event_time: str
+    landed_date: str
+
+
+class MadeFrom(_Recorded):
+    """What a publication was made of: ``ops.publications.made_from``, which receipts read.
+
+    ``code_commit`` is of the code that scored.
+    """
+
+    code_commit: str
+    features: FeaturesUsed
+    training: TrainingUsed
+    sources: tuple[SourceUsed, ...]
 
 
 class ScoresManifest(BaseModel):
     """``manifest.json`` of ``lake/scores/<use_case>/as_of=D``.
 
-    ``rows`` are the rows of the part, ``population_rows`` those of the features dataset it was
-    made from; ``sha256`` is the part's.
+    ``rows`` are the rows of the parts, ``population_rows`` those of the features dataset they were
+    made from; ``sha256`` is ``io.lake.parts_sha256`` of them. ``training_scores`` are those that
+    the model gave the newest snapshots of its training; None where its signature does not tell.
+    ``made_from`` is None of scores from before it was recorded.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -42,6 +102,8 @@ class ScoresManifest(BaseModel):
     features_sha256: str
     scored_at: datetime
     sha256: str
+    training_scores: Distribution | None = None
+    made_from: MadeFrom | None = None
 
     @property
     def expected_publication_id(self) -> str:

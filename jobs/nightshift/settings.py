@@ -15,6 +15,7 @@ from email.headerregistry import Address
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import unquote
 from zoneinfo import ZoneInfo
 
 from dotenv import dotenv_values
@@ -26,6 +27,10 @@ from nightshift.errors import SettingError
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 PREFIX = "NIGHTSHIFT_"
 TrainingMemory = Literal["in_memory", "external", "spark"]
+
+
+_ENCODED = r"(?:%[0-9A-Fa-f]{2}|[^%@/?\s])*"
+_READABLE_URL = re.compile(rf"(?:[a-z0-9+]+://)?(?:{_ENCODED}@)?[^@]*")
 
 
 class Settings(BaseSettings):
@@ -66,9 +71,15 @@ class Settings(BaseSettings):
     runbooks_url: str = "docs/runbooks"
     """Where an alert's reader finds this repository's docs/runbooks."""
 
-    training_memory: TrainingMemory = "in_memory"
+    training_memory: TrainingMemory | Literal["auto"] = "auto"
     """Where a training's rows are: ``in_memory``; ``external``, in files beside the lake's dataset,
-    read batch by batch; ``spark``, in the memory of the Spark master's workers."""
+    read batch by batch; ``spark``, in the memory of the Spark master's workers; ``auto``, in files
+    once they are many."""
+
+    scoring: Literal["one_process", "spark"] = "one_process"
+    """Where a night's rows are scored, and copied to Postgres: by threads of one process, or by the
+    Spark master's workers, which then need the lake on storage that they share, and a way to the
+    warehouse. The bytes are the same."""
 
     spark_master: str = "local[*]"
     spark_driver_memory: str = "2g"
@@ -111,6 +122,23 @@ class Settings(BaseSettings):
     def _postgres_url(cls, value: str | None) -> str | None:
         if value is not None and not value.startswith(("postgresql://", "postgres://")):
             raise ValueError("expected postgresql://user:password@host:port/database")
+        return value
+
+    @field_validator(
+        "database_url", "reader_database_url", "airflow_database_url", "mlflow_tracking_uri"
+    )
+    @classmethod
+    def _url_with_encoded_password(cls, value: str | None) -> str | None:
+        """What reads such a URL otherwise takes part of the password for the host, and tells it."""
+        try:
+            unquote(value or "", errors="strict")
+            is_readable = value is None or _READABLE_URL.fullmatch(value) is not None
+        except UnicodeDecodeError:
+            is_readable = False
+        if not is_readable:
+            raise ValueError(
+                "user and password must be percent-encoded: @ is %40, / is %2F, ? is %3F, % is %25"
+            )
         return value
 
     @field_validator("alert_email")
@@ -201,7 +229,7 @@ class Settings(BaseSettings):
 
 def _masked(value: object) -> str:
     """The value as it was given, without the password of a URL or the path of a web page's."""
-    shown = re.sub(r"(://[^:/@\s]*):[^@\s]*@", r"\1:***@", repr(value))
+    shown = re.sub(r"(://[^:/@\s]*):.*@", r"\1:***@", repr(value))
     return re.sub(r"(https?://[^/'\s]+)/[^'\s]+", r"\1/***", shown)
 
 

@@ -15,10 +15,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictInt,
+    model_validator,
+)
+
+from nightshift.identifiers import identifier, qualified
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=48)]
-Key = Name | tuple[Name, ...]
+Identifier = Annotated[Name, AfterValidator(identifier)]
+"""A name that statements hold as it is: of a table or a column."""
+Key = Identifier | tuple[Identifier, ...]
 """A column that identifies an entity, or several: customer × product."""
 Days = Annotated[int, Field(gt=0, le=3660)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -118,16 +130,19 @@ class Source(_Declaration):
     ``columns`` maps each column that a declaration may use to its type in the lake; a decimal
     has four places. ``row_id`` names the mart's key. ``landed_days`` is the mart's name in
     ``marts.fct_landed_days``, which tells the extract on which landed days it has changed; without
-    it the whole mart is read for that.
+    it the whole mart is read for that. ``landed_from`` names the sources of the landing zone that
+    the mart is made of, by default the one of its own name: what is wrong with one of them holds
+    the use cases that read the mart.
     """
 
     name: Name
-    relation: str
+    relation: Annotated[str, AfterValidator(qualified)]
     landed_days: Name | None = None
-    row_id: Name
-    event_time: Name
-    landed_date: Name
-    columns: dict[Name, ColumnType]
+    landed_from: tuple[Name, ...] = ()
+    row_id: Identifier
+    event_time: Identifier
+    landed_date: Identifier
+    columns: dict[Identifier, ColumnType]
 
     @model_validator(mode="after")
     def _times_are_columns(self) -> Self:
@@ -271,7 +286,11 @@ THROUGH_AGGREGATIONS: frozenset[Aggregation] = frozenset({"mean", "sum", "min", 
 
 
 class Aggregate(_Declaration):
-    """``measure`` × ``aggregations`` × ``windows``: a feature for each."""
+    """``measure`` × ``aggregations`` × ``windows``: a feature for each.
+
+    ``measure`` is one of the group's, by name. A window is a number of days before the instant,
+    None for all time, or a :class:`Window` with a lag.
+    """
 
     measure: Name
     aggregations: tuple[Aggregation, ...] = Field(min_length=1)
@@ -340,7 +359,18 @@ class Described:
 
 
 class FeatureGroup(_Declaration):
-    """Features of one entity from one source."""
+    """Features of one entity from one source, named ``<entity>_<measure>_<aggregation>_<window>``.
+
+    Attributes:
+        name: unique among the groups of a use case.
+        source: whose rows are aggregated.
+        entity: what the features are of, as their names begin.
+        key: the source's column, or columns, that name the entity.
+        measures: what is aggregated; each is used by an aggregate.
+        aggregates: how, and over which windows.
+        ratios: of two features, or of features and ratios before.
+        trends: of one aggregate over two windows.
+    """
 
     name: Name
     source: Source
@@ -712,11 +742,25 @@ Label = Annotated[NoEvent | AnyEvent | Count | Sum | Reported, Field(discriminat
 
 
 class Heuristic(_Declaration):
-    """A baseline without a model: rank by one feature; a low value first if ``descending``."""
+    """A baseline without a model: rank by one feature; a low value first if ``descending``.
+
+    With ``scale`` the feature times it is a foretold amount, in the label's unit: of the past
+    year's total ``90 / 365`` foretells 90 days. Without, only the order tells something.
+    """
 
     name: Name
     feature: str
     descending: bool = False
+    scale: Annotated[float, Field(gt=0)] | None = None
+
+    @model_validator(mode="after")
+    def _has_one_direction(self) -> Self:
+        if self.descending and self.scale is not None:
+            raise ValueError(
+                f"heuristic {self.name!r}: amounts do not fall with the feature that foretells "
+                "them; leave out descending, or scale"
+            )
+        return self
 
 
 class Snapshots(_Declaration):
@@ -770,7 +814,7 @@ Metric = Literal[
     "auc", "average_precision", "log_loss", "brier", "calibration_error",
     "precision", "recall", "f1", "selection_rate",
     "lift_top_10", "lift_top_20", "lift_top_30",
-    "mae", "rmse", "r2", "total_bias", "spearman", "gini",
+    "mae", "rmse", "r2", "total_bias", "spearman", "gini", "interval_coverage", "interval_width",
     "ndcg_at_k", "recall_at_k", "map_at_k", "coverage_at_k",
 ]  # fmt: skip
 
@@ -782,13 +826,13 @@ class MetricRule:
     Attributes:
         objective: whose figure it is.
         better: which figures are better; None where neither are.
-        reads: ``order`` of the scores, their ``scale`` (probabilities, amounts), or what lies
-            beyond the use case's ``working_point``.
+        reads: ``order`` of the scores, their ``scale`` (probabilities, amounts), what lies beyond
+            the use case's ``working_point``, or its ``interval``.
     """
 
     objective: Objective
     better: Literal["higher", "lower"] | None = "higher"
-    reads: Literal["order", "scale", "working_point"] = "order"
+    reads: Literal["order", "scale", "working_point", "interval"] = "order"
 
 
 METRICS: dict[Metric, MetricRule] = {
@@ -810,6 +854,8 @@ METRICS: dict[Metric, MetricRule] = {
     "rmse": MetricRule("regression", "lower", "scale"),
     "r2": MetricRule("regression", reads="scale"),
     "total_bias": MetricRule("regression", None, "scale"),
+    "interval_coverage": MetricRule("regression", None, "interval"),
+    "interval_width": MetricRule("regression", "lower", "interval"),
     "ndcg_at_k": MetricRule("ranking", reads="working_point"),
     "recall_at_k": MetricRule("ranking", reads="working_point"),
     "map_at_k": MetricRule("ranking", reads="working_point"),
@@ -837,6 +883,19 @@ class Search(_Declaration):
         return self
 
 
+class Exposure(_Declaration):
+    """What an amount is foretold as a multiple of, as an offset does (Tweedie with a log link).
+
+    The trees learn the label over ``feature`` times ``scale``, at least ``floor``, rows counting by
+    the square root of that; a score is their multiple of it. So customers of any size, the largest
+    too, are of one scale, and trees need not tell them apart by size.
+    """
+
+    feature: str
+    scale: Annotated[float, Field(gt=0)]
+    floor: Annotated[float, Field(gt=0)]
+
+
 class Model(_Declaration):
     """How the boosted trees of a use case are fitted.
 
@@ -845,6 +904,11 @@ class Model(_Declaration):
         monotone: feature → 1 where the score may only rise with it, -1 where it may only fall.
         half_life_days: how much older a snapshot is whose rows count half as much; None for rows
             that count the same.
+        label_cap: of amounts: labels above this quantile of those that are learned are learned as
+            it, so that a few very large ones do not shape all trees. What that takes off the total
+            is made up by one factor, which is fitted to labels as they are. With an ``exposure``
+            it is a quantile of the multiples.
+        exposure: of amounts; None to foretell them as they are.
         parameters: of XGBoost, instead of the defaults: what a search has found, for instance.
         search: None for no search.
     """
@@ -852,8 +916,22 @@ class Model(_Declaration):
     loss: Loss | None = None
     monotone: dict[str, Literal[-1, 1]] = {}
     half_life_days: Days | None = None
+    label_cap: Annotated[float, Field(gt=0.5, lt=1)] | None = None
+    exposure: Exposure | None = None
     parameters: dict[Parameter, Annotated[float, Field(ge=0)]] = {}
     search: Search | None = None
+
+
+class Interval(_Declaration):
+    """Beside each amount the quantiles that hold the middle ``share`` of what may happen.
+
+    Of 0.8 one label in ten is below the interval, and one in ten above, at most: two quantiles are
+    boosted, and moved apart until that holds for entities that they have not learned from
+    (conformalised quantile regression, Romano, Patterson and Candès 2019). It is published in the
+    columns ``<score_column>_low`` and ``<score_column>_high``.
+    """
+
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.8
 
 
 class Threshold(_Declaration):
@@ -1015,35 +1093,162 @@ def gate_name(gate: Gate) -> str:
 
 
 class Band(_Declaration):
-    """Scores of at least ``from_score`` (up to the next band)."""
+    """Scores of at least ``from_score`` (up to the next band): a probability, or an amount. The
+    first band starts at 0, and has the amounts below it too.
+
+    ``reasons``: how its rows are explained. ``exact`` is SHAP, of some thousand rows a second;
+    ``approximate`` follows each row's path through the trees (Saabas), some twenty times as fast;
+    with ``none`` the column is an empty list.
+    """
 
     name: Name
-    from_score: Share
+    from_score: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    reasons: Literal["exact", "approximate", "none"] = "exact"
+
+
+class RowsAsInPopulation(_Declaration):
+    """Of the rows of features at least the share ``at_least`` is scored, and no other row is."""
+
+    kind: Literal["rows_as_in_population"] = "rows_as_in_population"
+    at_least: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+
+class KeyKnown(_Declaration):
+    """Every key is one of the features that were scored."""
+
+    kind: Literal["key_known"] = "key_known"
+
+
+class ScoreInRange(_Declaration):
+    """Every score is a number in ``[low, high]``; neither null nor NaN."""
+
+    kind: Literal["score_in_range"] = "score_in_range"
+    low: Annotated[float, Field(allow_inf_nan=False)] = 0.0
+    high: Annotated[float, Field(allow_inf_nan=False)] = 1.0
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> Self:
+        if not self.low < self.high:
+            raise ValueError(f"score_in_range: low {self.low:g} is not below high {self.high:g}")
+        return self
+
+
+class ReasonsPresent(_Declaration):
+    """Every row has as many reasons as its band asks for."""
+
+    kind: Literal["reasons_present"] = "reasons_present"
+
+
+class BandShare(_Declaration):
+    """The share of the rows that are in ``band`` is between ``at_least`` and ``at_most``."""
+
+    kind: Literal["band_share"] = "band_share"
+    band: Name
+    at_least: Share = 0.0
+    at_most: Share = 1.0
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> Self:
+        if not self.at_least < self.at_most:
+            raise ValueError(
+                f"band_share of {self.band}: at_least {self.at_least:g} is not below at_most "
+                f"{self.at_most:g}"
+            )
+        return self
+
+
+class StableSincePrevious(_Declaration):
+    """The population stability index of the scores against the publication before, of the same
+    model and at most ``within_days`` older, is at most ``psi``."""
+
+    kind: Literal["stable_since_previous"] = "stable_since_previous"
+    psi: Annotated[float, Field(gt=0)] = 0.25
+    within_days: Days = 31
+
+
+class StableSinceTraining(_Declaration):
+    """The population stability index of the scores against those that the model gave the newest
+    snapshots of its training is at most ``psi``."""
+
+    kind: Literal["stable_since_training"] = "stable_since_training"
+    psi: Annotated[float, Field(gt=0)] = 0.25
+
+
+Audit = Annotated[
+    RowsAsInPopulation
+    | KeyKnown
+    | ScoreInRange
+    | ReasonsPresent
+    | BandShare
+    | StableSincePrevious
+    | StableSinceTraining,
+    Field(discriminator="kind"),
+]
+
+
+def audit_name(audit: Audit) -> str:
+    """An audit's name in errors and in ``ops.audit_results``."""
+    return f"{audit.kind}_{audit.band}" if isinstance(audit, BandShare) else audit.kind
+
+
+class Retention(_Declaration):
+    """How long a publication is kept once readers see another one for its date: while it is one of
+    the ``versions`` newest of the date, or was published in the last ``days``."""
+
+    versions: Annotated[int, Field(ge=1, le=1000)] = 3
+    days: Annotated[int, Field(ge=0, le=36500)] = 30
 
 
 class UseCase(_Declaration):
     """One prediction task. All else (DAG ids, tables, registered model) follows from its name.
+
+    ``unit``: of amounts, as people are told it. ``interval``: None for amounts without one.
 
     ``linear_margin``: by how much the model has to be better than the linear one, in the first
     metric that a gate asks for, lest the model card says that it is not.
 
     With ``approval="manual"`` a model that has passed its gates waits until a person has approved
     it in Airflow; otherwise it is champion at once.
+
+    ``audits``: what scores must meet before a reader sees them, beside what every publication must:
+    keys that are there and unique, bands that fit the scores, the manifest's rows and model.
+
+    Attributes:
+        name: of the DAG ``train__<name>``, the view ``predictions.<name>``, the registered model.
+        title: as people read it; ``description``: what a score says, in a sentence.
+        owner: the team that answers for it.
+        entity: what is predicted; ``key``: the column that names it, in every source.
+        population: who is scored; for single events ``EveryEvent``.
+        label: what is predicted, over which days, and when it is known.
+        feature_groups: what the model sees, of the key or of another column of what is scored.
+        snapshots: the training set, through history.
+        model: how it is fitted.
+        heuristics: what one would do without a model; a gate can ask to beat each.
+        score_column: of the published table.
+        bands: named ranges of the score, published beside it.
+        reasons: features that are published with each row, those that move its score most.
+        working_point: which rows somebody acts on, for metrics that depend on it.
+        slices: groups of rows that are measured by themselves.
+        studies: what the model card tells beside the model.
+        gates: what a model must meet to become champion.
+        retention: how long publications are kept.
     """
 
-    name: Name
+    name: Identifier
     title: str
     description: str
     owner: str
     entity: Name
-    key: Name
+    key: Identifier
     population: Population | EveryEvent
     label: Label
     feature_groups: tuple[FeatureGroup, ...] = Field(min_length=1)
     snapshots: Snapshots
     model: Model = Model()
     heuristics: tuple[Heuristic, ...]
-    score_column: Name
+    score_column: Identifier
+    unit: str = ""
+    interval: Interval | None = None
     bands: tuple[Band, ...] = Field(min_length=1)
     reasons: Annotated[int, Field(ge=1, le=10)] = 3
     working_point: WorkingPoint | None = None
@@ -1052,6 +1257,15 @@ class UseCase(_Declaration):
     studies: Studies = Studies()
     gates: tuple[Gate, ...] = Field(min_length=1)
     approval: Literal["automatic", "manual"] = "automatic"
+    audits: tuple[Audit, ...] = (
+        RowsAsInPopulation(),
+        KeyKnown(),
+        ScoreInRange(),
+        ReasonsPresent(),
+        StableSincePrevious(),
+        StableSinceTraining(),
+    )
+    retention: Retention = Retention()
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
@@ -1082,6 +1296,32 @@ class UseCase(_Declaration):
         starts = [band.from_score for band in self.bands]
         if starts != sorted(set(starts)) or starts[0] != 0:
             raise ValueError(f"use case {self.name}: bands must start at 0 and rise; got {starts}")
+        if self.objective == "binary" and starts[-1] > 1:
+            raise ValueError(f"use case {self.name}: bands of probabilities end at 1; got {starts}")
+        if self.interval is not None and self.objective != "regression":
+            raise ValueError(
+                f"use case {self.name}: an interval is of amounts, and its scores are those of a "
+                f"{self.objective} objective; leave it out"
+            )
+        exposure = self.model.exposure
+        for field in ("label_cap", "exposure"):
+            if getattr(self.model, field) is not None and self.objective != "regression":
+                raise ValueError(
+                    f"use case {self.name}: {field} is for amounts; a {self.objective} objective "
+                    "has none"
+                )
+        if exposure is not None and exposure.feature not in names:
+            raise ValueError(f"use case {self.name}: exposure: no feature {exposure.feature!r}")
+        audits = [audit_name(audit) for audit in self.audits]
+        if len(set(audits)) != len(audits):
+            raise ValueError(f"use case {self.name}: the same audit twice: {audits}")
+        bands = [band.name for band in self.bands]
+        for audit in self.audits:
+            if isinstance(audit, BandShare) and audit.band not in bands:
+                raise ValueError(
+                    f"use case {self.name}: audit {audit_name(audit)}: {audit.band!r} is none of "
+                    f"the bands {bands}"
+                )
         return self
 
     @model_validator(mode="after")
@@ -1132,6 +1372,22 @@ class UseCase(_Declaration):
                 )
             if rule.reads == "working_point" and self.working_point is None:
                 raise ValueError(f"{where}: {gate.metric} asks for a working_point, declare one")
+            if rule.reads == "interval" and (
+                self.interval is None or not isinstance(gate, AtLeast | AtMost)
+            ):
+                raise ValueError(
+                    f"{where}: {gate.metric} is of the model's own interval: declare one, and use "
+                    "AtLeast or AtMost"
+                )
+            if (
+                isinstance(gate, BeatsBaseline)
+                and rule.reads == "scale"
+                and gate.baseline in self.order_only
+            ):
+                raise ValueError(
+                    f"{where}: {gate.baseline!r} tells an order only, so that it has no "
+                    f"{gate.metric}; give the heuristic its scale, or take another baseline"
+                )
             wrong = {
                 AtLeast: "lower", SliceAtLeast: "lower", BeatsBaseline: None, BeatsChampion: None
             }  # fmt: skip
@@ -1216,6 +1472,29 @@ class UseCase(_Declaration):
         return tuple(dict.fromkeys(found)) or (default[self.objective],)
 
     @property
+    def interval_columns(self) -> tuple[str, ...]:
+        """The published columns of the interval: low and high, or none."""
+        if self.interval is None:
+            return ()
+        return (f"{self.score_column}_low", f"{self.score_column}_high")
+
+    @property
+    def order_only(self) -> frozenset[str]:
+        """The baselines whose scores are no probabilities or amounts, and tell an order only."""
+        return frozenset(each.name for each in self.heuristics if each.scale is None)
+
+    @property
+    def reason_unit(self) -> str:
+        """What the contributions to a score are measured in."""
+        if self.objective != "regression":
+            return "log-odds" if self.objective == "binary" else "points of rank"
+        exposure = self.model.exposure
+        what = "amount" if exposure is None else f"multiple of {exposure.feature}"
+        if self.loss == "tweedie":
+            return f"the logarithm of the {what}"
+        return f"the {what}" + (f" in {self.unit}" if self.unit and exposure is None else "")
+
+    @property
     def loss(self) -> Loss:
         """What its model minimises."""
         return self.model.loss or LOSSES[self.objective][0]
@@ -1241,6 +1520,12 @@ class UseCase(_Declaration):
     def sources(self) -> tuple[Source, ...]:
         """Every mart that the use case reads."""
         return tuple({source.name: source for source, _ in self.streams}.values())
+
+    @property
+    def landings(self) -> tuple[str, ...]:
+        """The sources of the landing zone without which it cannot be scored."""
+        read = {name for each in self.sources for name in each.landed_from or (each.name,)}
+        return tuple(sorted(read))
 
     @property
     def outcome(self) -> FeatureGroup | None:

@@ -12,7 +12,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "jobs" / "nightshift"
 STAGES = (
     *("ingest", "quality", "transform", "features"),
-    *("training", "gates", "scoring", "publishing", "monitoring", "alerts", "erasure"),
+    *("training", "gates", "scoring", "publishing", "receipt", "monitoring", "alerts", "erasure"),
+    "backfill",
 )
 IMPURE = {"psycopg2", "adbc_driver_postgresql", "mlflow", "subprocess", "nightshift.io.warehouse"}
 LINT_IMPORTS = Path(sys.executable).parent / "lint-imports"
@@ -38,10 +39,11 @@ def test_a_stage_that_imports_another_breaks_the_contract(tmp_path: Path) -> Non
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
     layers = "\n    ".join(contracts["contracts"][0]["layers"])
     package = tmp_path / "nightshift"
-    for stage in ("cli", "demo", "doctor",
-        "pipeline",
-        "orchestration", "io", "spec", "use_cases", "feature_groups", "services",
-                  "demo_data", *STAGES):  # fmt: skip
+    for stage in (
+        *("cli", "demo", "doctor", "pipeline", "orchestration", "task_outcomes", "task_notes"),
+        *("io", "spec", "use_cases", "feature_groups", "services", "demo_data", "scaffold"),
+        *STAGES,
+    ):
         (package / stage).mkdir(parents=True)
         (package / stage / "__init__.py").write_text("")
     (package / "__init__.py").write_text("")
@@ -65,7 +67,7 @@ def test_a_stage_that_imports_another_breaks_the_contract(tmp_path: Path) -> Non
 def test_a_stage_is_impure_in_its_run_alone(stage: str) -> None:
     assert (PACKAGE / stage / "run.py").is_file()
     for file in (PACKAGE / stage).glob("*.py"):
-        if file.name not in ("run.py", "extract_run.py"):
+        if not file.name.endswith("run.py"):
             assert not imported(file.read_text()) & IMPURE, file.relative_to(ROOT)
 
 
@@ -82,3 +84,30 @@ def test_what_a_dag_file_loads_imports_only_the_standard_library_and_pydantic(pa
     for file in path.rglob("*.py") if path.is_dir() else [path]:
         roots = {name.split(".")[0] for name in imported(file.read_text())}
         assert roots <= allowed, file.relative_to(ROOT)
+
+
+def loaded_by(*modules: str) -> set[str]:
+    told = subprocess.run(
+        [sys.executable, "-c", f"import sys, {', '.join(modules)}; print(*sys.modules)"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return set(told.stdout.split())
+
+
+def test_a_night_starts_without_what_only_training_needs() -> None:
+    heavy = {"sklearn", "scipy.stats", "mlflow", "optuna", "matplotlib"}
+    assert loaded_by("nightshift.pipeline") & heavy == set()
+    assert loaded_by("nightshift.training.run") >= heavy - {"mlflow"}
+    scoring = loaded_by("nightshift.scoring.run", "nightshift.publishing.run")
+    assert scoring & {"pandas", "scipy.special", "pyspark", *heavy} == set()
+
+
+@pytest.mark.parametrize("first", ["nightshift.scoring.run", "sklearn"])
+def test_training_on_spark_has_xgboosts_wrappers_whatever_was_imported_before(first: str) -> None:
+    told = f"import {first}, nightshift.training.distributed as d; from sklearn import base;" + (
+        " from xgboost import Booster, core; from nightshift.xgboost_core import xgb;"
+        " from xgboost.sklearn import XGBModel;"
+        " assert issubclass(XGBModel, base.BaseEstimator); assert xgb.Booster is core.Booster;"
+        " d.SparkXGBClassifier(num_workers=2).getOrDefault('num_workers')"
+    )
+    subprocess.run([sys.executable, "-c", told], check=True)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from nightshift.settings import PROJECT_ROOT
+from nightshift.sources import SOURCES
 from nightshift.use_cases import USE_CASES
 
 DAGS = PROJECT_ROOT / "dags"
@@ -22,8 +23,8 @@ from airflow.dag_processing.dagbag import DagBag
 bag = DagBag(dag_folder=sys.argv[1], load_op_links=False)
 dags = {
     dag.dag_id: {
-        "schedule": dag.timetable.expression,
-        "timezone": str(dag.timetable.timezone),
+        "schedule": getattr(dag.timetable, "expression", None),
+        "timezone": str(getattr(dag.timetable, "timezone", None)),
         "start_date": dag.start_date and dag.start_date.isoformat(),
         "catchup": dag.catchup,
         "max_active_runs": dag.max_active_runs,
@@ -33,16 +34,24 @@ dags = {
         "on_failure": dag.on_failure_callback and dag.on_failure_callback.__name__,
         "on_success": dag.on_success_callback and dag.on_success_callback.__name__,
         "params": {
-            name: {"value": dag.params.get_param(name).value, **dag.params.get_param(name).schema}
+            name: {"value": param.value, "description": param.description, **param.schema}
             for name in dag.params
+            for param in [dag.params.get_param(name)]
         },
         "tasks": {
             task.task_id: {
                 "upstream": sorted(task.upstream_task_ids),
                 "owner": task.owner,
                 "retries": task.retries,
+                "retry_policy": type(task.retry_policy).__name__,
+                "timeout_hours": task.execution_timeout
+                and task.execution_timeout.total_seconds() / 3600,
                 "pool": task.pool,
                 "on_failure": [call.__name__ for call in task.on_failure_callback],
+                "on_retry": [call.__name__ for call in task.on_retry_callback],
+                "on_success": [call.__name__ for call in task.on_success_callback],
+                "inlets": [asset.name for asset in task.inlets],
+                "outlets": [asset.name for asset in task.outlets],
                 "links": {link.name: link.xcom_key for link in task.operator_extra_links},
                 "trigger_rule": str(getattr(task.trigger_rule, "value", task.trigger_rule)),
             }
@@ -53,7 +62,7 @@ dags = {
 }
 print(json.dumps({
     "errors": bag.import_errors, "dags": dags, "modules": sorted(sys.modules)
-}), file=sys.__stdout__)
+}, default=lambda value: None), file=sys.__stdout__)
 """
 
 
@@ -85,7 +94,9 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def test_every_dag_file_loads(loaded: dict[str, Any]) -> None:
     assert loaded["errors"] == {}
-    assert sorted(loaded["dags"]) == sorted(["nightly", *(f"train__{u.name}" for u in USE_CASES)])
+    assert sorted(loaded["dags"]) == sorted(
+        ["nightly", "backfill", *(f"train__{u.name}" for u in USE_CASES)]
+    )
 
 
 def test_a_broken_dag_file_is_seen(tmp_path: Path) -> None:
@@ -102,8 +113,8 @@ HEAVY = {
     "pyspark", "sklearn", "xgboost",
 }  # fmt: skip
 STAGES = {
-    "alerts", "features", "gates", "ingest", "monitoring", "publishing", "quality", "scoring",
-    "training", "transform",
+    "alerts", "backfill", "features", "gates", "ingest", "monitoring", "publishing", "quality",
+    "scoring", "training", "transform",
 }  # fmt: skip
 
 
@@ -140,7 +151,7 @@ def test_an_import_at_parse_time_is_seen(tmp_path: Path, without_dags: dict[str,
 
 def test_the_night_goes_through_its_stages_in_order(loaded: dict[str, Any]) -> None:
     tasks = loaded["dags"]["nightly"]["tasks"]
-    scores = [f"score.score_{use_case.name}" for use_case in USE_CASES]
+    scores = [f"{use_case.name}.score" for use_case in USE_CASES]
     upstream = {name: task["upstream"] for name, task in tasks.items()}
     assert upstream == {
         "ingest.wait_for_landings": [],
@@ -148,11 +159,42 @@ def test_the_night_goes_through_its_stages_in_order(loaded: dict[str, Any]) -> N
         "quality.check_landed": ["ingest.load_raw"],
         "transform.build_marts": ["quality.check_landed"],
         "transform.check_marts": ["transform.build_marts"],
+        **{
+            f"sources.{source}": ["transform.check_marts"]
+            for source in SOURCES
+            if any(source not in use_case.landings for use_case in USE_CASES)
+        },
         "features.extract_events": ["transform.check_marts"],
         "features.compute_features": ["features.extract_events"],
         **{key: ["features.compute_features"] for key in scores},
         "publish.publish_predictions": sorted(scores),
+        "publish.prune_publications": ["publish.publish_predictions"],
+        **{f"{u.name}.challenge": [f"{u.name}.score"] for u in USE_CASES},
     }
+
+
+def test_a_use_case_that_fails_holds_none_of_the_others(loaded: dict[str, Any]) -> None:
+    rules = {
+        name: task["trigger_rule"]
+        for dag in loaded["dags"].values()
+        for name, task in dag["tasks"].items()
+        if task["trigger_rule"] != "all_success"
+    }
+    # and no other rule: it could turn a night green that has not published
+    assert rules == {"publish.publish_predictions": "all_done_min_one_success"}
+
+
+def test_assets_lead_from_landing_to_predictions(loaded: dict[str, Any]) -> None:
+    steps = [
+        (set(task["inlets"]), set(task["outlets"]))
+        for task in loaded["dags"]["nightly"]["tasks"].values()
+        if task["outlets"]
+    ]
+    reached = {"landing/order_lines"}
+    for _ in steps:
+        for inlets, outlets in steps:
+            reached |= outlets if inlets & reached else set()
+    assert {f"predictions/{use_case.name}" for use_case in USE_CASES} <= reached
 
 
 @pytest.mark.parametrize("use_case", USE_CASES, ids=lambda use_case: use_case.name)
@@ -169,6 +211,41 @@ def test_a_training_goes_through_its_stages_in_order(loaded: dict[str, Any], use
         "judge_gates": ["train_model"],
         "refused_champion_kept": ["judge_gates"],
     }
+
+
+def test_a_backfill_goes_through_its_stages_in_order(loaded: dict[str, Any]) -> None:
+    dag = loaded["dags"]["backfill"]
+    assert {name: task["upstream"] for name, task in dag["tasks"].items()} == {
+        "plan": [],
+        "prepare.load_raw": ["plan"],
+        "prepare.check_landed": ["prepare.load_raw"],
+        "prepare.build_marts": ["prepare.check_landed"],
+        "prepare.check_marts": ["prepare.build_marts"],
+        "prepare.extract_events": ["prepare.check_marts"],
+        "features": ["prepare.extract_events"],
+        "score": ["features"],
+        "publish": ["score"],
+        "prune_publications": ["publish"],
+    }
+    assert dag["schedule"] is None  # by hand only
+    assert (dag["catchup"], dag["start_date"]) == (False, None)
+    assert (dag["max_active_runs"], dag["timeout_hours"]) == (1, 24)
+
+
+def test_the_form_of_a_backfill_explains_itself(loaded: dict[str, Any]) -> None:
+    params = loaded["dags"]["backfill"]["params"]
+    assert {name: param["value"] for name, param in params.items()} == {
+        "from": None,
+        "to": None,
+        "use_cases": [use_case.name for use_case in USE_CASES],
+        "model": "as-now",
+        "skip_without_champion": False,
+        "plan_only": False,
+    }
+    assert all(param["description"] and param["title"] for param in params.values())
+    for name in ("from", "to"):
+        assert (params[name]["type"], params[name]["format"]) == ("string", "date"), name
+    assert params["model"]["enum"] == ["as-now", "as-then"]
 
 
 def test_manual_approval_waits_for_a_person_until_the_next_training(tmp_path: Path) -> None:
@@ -199,6 +276,8 @@ def test_manual_approval_waits_for_a_person_until_the_next_training(tmp_path: Pa
 def test_schedules(loaded: dict[str, Any]) -> None:
     assert loaded["dags"]["nightly"]["schedule"] == "0 0 * * *"
     for name, dag in loaded["dags"].items():
+        if name == "backfill":
+            continue
         if name.startswith("train__"):
             assert dag["schedule"] == "0 0 * * 0", name
         assert dag["timezone"] == "Europe/London", name
@@ -211,37 +290,55 @@ def test_schedules(loaded: dict[str, Any]) -> None:
 def test_every_dag_states_its_owner_tags_and_param(loaded: dict[str, Any]) -> None:
     for name, dag in loaded["dags"].items():
         assert "nightshift" in dag["tags"], name
-        as_of = dag["params"]["as_of"]
-        assert (as_of["value"], as_of["type"], as_of["format"]) == (
-            None, ["null", "string"], "date",
-        ), name  # fmt: skip
-        is_training = name.startswith("train__")
-        assert set(dag["params"]) == (
-            {"as_of", "promote", "trials"} if is_training else {"as_of"}
-        ), name
+        if name != "backfill":
+            as_of = dag["params"]["as_of"]
+            assert (as_of["value"], as_of["type"], as_of["format"]) == (
+                None, ["null", "string"], "date",
+            ), name  # fmt: skip
+            is_training = name.startswith("train__")
+            assert set(dag["params"]) == (
+                {"as_of", "minutes", "promote", "trials"} if is_training else {"as_of"}
+            ), name
         for task_id, task in dag["tasks"].items():
             assert task["owner"] == "data-team", (name, task_id)
             # a refusal stays one: it is told at once
-            assert task["retries"] == (task_id != "refused_champion_kept"), (name, task_id)
-            # another rule could turn a night green that has not published
-            assert task["trigger_rule"] == "all_success", (name, task_id)
+            assert task["retries"] == 2 * (task_id != "refused_champion_kept"), (name, task_id)
+            assert task["retry_policy"] == "RetryWhatMayPass", (name, task_id)
 
 
-def test_every_task_and_every_run_alerts(loaded: dict[str, Any]) -> None:
+def test_what_hangs_is_ended(loaded: dict[str, Any]) -> None:
+    hours = {
+        name: {task["timeout_hours"] for task in dag["tasks"].values()}
+        for name, dag in loaded["dags"].items()
+    }
+    # the wait for landings has its own deadline, a training the timeout of its run
+    assert hours == {
+        "nightly": {None, 4},
+        "backfill": {12},
+        **{f"train__{use_case.name}": {None} for use_case in USE_CASES},
+    }
+    waits = loaded["dags"]["nightly"]["tasks"]["ingest.wait_for_landings"]
+    assert waits["timeout_hours"] is None
+
+
+def test_every_task_is_noted_and_every_failure_alerts(loaded: dict[str, Any]) -> None:
     for name, dag in loaded["dags"].items():
         assert dag["on_failure"] == "alert_failed_run", name
         assert dag["on_success"] == "alert_succeeded_run", name
         for task_id, task in dag["tasks"].items():
-            assert task["on_failure"] == ["alert_failed_task"], (name, task_id)
+            assert task["on_failure"] == ["note_failure", "alert_failed_task"], (name, task_id)
+            assert task["on_retry"] == ["note_retry"], (name, task_id)
+            assert task["on_success"] == ["note_success"], (name, task_id)
 
 
-def test_the_tasks_that_check_link_to_their_results(loaded: dict[str, Any]) -> None:
+def test_tasks_link_to_results_and_models(loaded: dict[str, Any]) -> None:
     links = {"Quality results": "_link_results", "Data Docs": "_link_data-docs"}
-    card = {"Model card": "_link_model_card"}
+    card = {"Model card": "_link_model_card", "MLflow": "_link_mlflow"}
+    of_model = {"train_model", "judge_gates", *(f"{use_case.name}.score" for use_case in USE_CASES)}
     for name, dag in loaded["dags"].items():
         for task_id, task in dag["tasks"].items():
             is_check = task_id.split(".")[-1] in ("check_landed", "check_marts")
-            expected = card if task_id in ("train_model", "judge_gates") else {}
+            expected = card if task_id in of_model else {}
             assert task["links"] == (links if is_check else expected), (name, task_id)
 
 
@@ -254,6 +351,7 @@ def test_spark_jobs_share_the_one_slot_pool(loaded: dict[str, Any]) -> None:
     }
     assert in_pool == {
         "nightly/features.compute_features",
+        "backfill/features",
         *(f"train__{use_case.name}/build_training_set" for use_case in USE_CASES),
     }
 

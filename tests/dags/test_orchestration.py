@@ -1,6 +1,7 @@
 """What the tasks share: the date of a run, the wait for landings, refusals as failures."""
 
 import asyncio
+from copy import deepcopy
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,21 +12,30 @@ from airflow.sdk.definitions.param import ParamsDict
 from airflow.sdk.exceptions import AirflowFailException, ParamValidationError
 
 from nightshift import orchestration
+from nightshift.backfill.run import Request
 from nightshift.errors import QualityError, RefusedAsOf
 from nightshift.orchestration import (
     AS_OF_PARAM,
+    MINUTES_PARAM,
     CardLink,
     LandingsTrigger,
+    MlflowLink,
     QualityLink,
     WaitForLandings,
     as_of_of,
+    minutes,
     missing_landings,
     run_as_of,
     run_stage,
 )
+from nightshift.scoring.run import ScoreResult
+from nightshift.settings import load_settings
+from nightshift.task_outcomes import keep
+from nightshift.use_cases.churn import CHURN
 
 MIDNIGHT = datetime(2025, 12, 28, 0, 0, tzinfo=UTC)
 LATER = datetime(2026, 4, 1, 9, 30, tzinfo=UTC)
+SCORED = ScoreResult("churn", date(2025, 12, 28), "7", "ab12", 1234, True)
 
 
 def test_the_param_wins() -> None:
@@ -91,6 +101,45 @@ def test_the_form_takes_a_date_or_nothing() -> None:
     assert params["as_of"] == "2025-12-28"
 
 
+@pytest.mark.parametrize("value", [0, -1, "ten", 10_001])
+def test_the_form_takes_nothing_but_minutes_that_are_some(value: object) -> None:
+    with pytest.raises(ParamValidationError):
+        ParamsDict({"minutes": MINUTES_PARAM})["minutes"] = value
+
+
+@pytest.mark.parametrize("value", [None, 0.5, 90])
+def test_a_budget_of_minutes_reaches_the_task(
+    value: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = ParamsDict({"minutes": deepcopy(MINUTES_PARAM)})
+    assert params["minutes"] is None
+    params["minutes"] = value
+    monkeypatch.setattr(orchestration, "get_current_context", lambda: {"params": params})
+    assert minutes() == value
+
+
+def test_the_form_of_a_backfill_reaches_its_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    params = {
+        "from": "2025-12-01", "to": "2025-12-03", "use_cases": ["churn"], "model": "as-then",
+        "skip_without_champion": True, "plan_only": True,
+    }  # fmt: skip
+    context = {
+        "params": params,
+        "logical_date": None,
+        "dag_run": SimpleNamespace(run_after=LATER, run_type="manual"),
+    }
+    monkeypatch.setattr(orchestration, "get_current_context", lambda: context)
+
+    asked = Request(date(2025, 12, 1), date(2025, 12, 3), (CHURN,), "as-then", True)
+    assert orchestration.run_backfill(lambda request: request, str) == asked
+    assert asked.dates == (date(2025, 12, 1), date(2025, 12, 2), date(2025, 12, 3))
+    assert orchestration.run_stage(lambda as_of: as_of, str) == date(2025, 12, 3)
+    plan: Any = SimpleNamespace(text="the plan")
+    assert not orchestration.is_to_be_done(plan)
+    params["plan_only"] = False
+    assert orchestration.is_to_be_done(plan)
+
+
 def test_a_refusal_fails_the_task_without_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     context = {
         "params": {},
@@ -103,15 +152,15 @@ def test_a_refusal_fails_the_task_without_retries(monkeypatch: pytest.MonkeyPatc
         raise QualityError(f"nothing landed before {as_of}", "look at the landing zone")
 
     with pytest.raises(AirflowFailException, match="nothing landed before 2025-12-28") as failure:
-        run_stage(refuse)
+        run_stage(refuse, str)
     assert "look at the landing zone" in str(failure.value)
 
     def crash(as_of: date) -> None:
         raise ConnectionError("gone")
 
     with pytest.raises(ConnectionError):  # Airflow tries again
-        run_stage(crash)
-    assert run_stage(lambda as_of: as_of.isoformat()) == "2025-12-28"
+        run_stage(crash, str)
+    assert run_stage(lambda as_of: as_of.isoformat(), str) == "2025-12-28"
 
 
 def test_the_first_task_refuses_a_param_in_a_backfill_without_retries() -> None:
@@ -142,6 +191,32 @@ def test_a_link_names_the_check_and_its_as_of(monkeypatch: pytest.MonkeyPatch) -
         None, ti_key=SimpleNamespace(get_template_context=lambda: context)
     )
     assert card == "https://airflow.example/model-cards/train__churn?as_of=2025-12-28"
+
+
+def test_the_links_of_a_score_lead_to_the_version_that_gave_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AIRFLOW__API__BASE_URL", "https://airflow.example/")
+    context: dict[str, Any] = {}
+    ti = SimpleNamespace(get_template_context=lambda: context)
+    mlflow = MlflowLink("churn")
+    assert mlflow.get_link(None, ti_key=ti) == "https://airflow.example/mlflow/#/models/churn"
+
+    keep(context, "scored", SCORED)
+
+    assert mlflow.get_link(None, ti_key=ti) == (
+        "https://airflow.example/mlflow/#/models/churn/versions/7"
+    )
+    assert CardLink("churn").get_link(None, ti_key=ti) == (
+        "https://airflow.example/model-cards/train__churn?version=7"
+    )
+
+    monkeypatch.setattr(
+        orchestration,
+        "settings",
+        lambda: load_settings(_env_file=None, mlflow_tracking_uri="https://mlflow.example/"),
+    )
+    assert mlflow.get_link(None, ti_key=ti) == "https://mlflow.example/#/models/churn/versions/7"
 
 
 def land(landing: Path, source: str, day: str) -> None:

@@ -1,184 +1,104 @@
-"""Nights through a real Airflow: triggered and backfilled over REST, and a scripted bad day."""
+"""Nights and trainings through a real Airflow: over REST, a scripted bad day, a person's answer."""
 
-import csv
-import gzip
-import io
 import json
 import os
+import shutil
 import signal
 import time
-import urllib.error
-import urllib.request
+from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
-from datetime import date
-from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psycopg2
 import pytest
-import xgboost as xgb
+from typer.testing import CliRunner
 
 from nightshift import doctor
-from nightshift.demo_data.run import write_landing
+from nightshift.cli import app
 from nightshift.io import model_store
-from nightshift.services import airflow
-from nightshift.services import run as services
-from nightshift.settings import Settings
-from nightshift.use_cases.churn import CHURN
+from nightshift.use_cases import USE_CASES
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 NIGHT = "2025-12-31"
-BACKFILLED = ["2025-12-18", "2025-12-19", "2025-12-20"]
+KILLED = "2025-12-18"
+ROLLED_BACK = "2025-12-29"
 BAD_DAY, NIGHT_AFTER_BAD_DAY = "2026-01-08", "2026-01-09"
 RUN_SECONDS = 600
 
 
-@dataclass(frozen=True)
-class Stack:
-    """A running stack with a landing zone and a champion; ``call`` is one REST call.
-
-    ``right_file`` is what should have landed on the bad day.
-    """
-
-    settings: Settings
-    url: str
-    token: str
-    right_file: bytes
-
-    def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
-        status, answer = airflow.request(self.url, method, f"/api/v2{path}", body, self.token)
-        return status, answer
-
-    def page(self, url: str, token: str) -> tuple[int, str]:
-        """A page of a plugin."""
-        request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
-        try:
-            with urllib.request.urlopen(request, timeout=30) as response:
-                return response.status, response.read().decode()
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code, ""
-
-    def published(self) -> dict[str, int]:
-        """Rows a date, as the reader's role sees them; {} before the first publication."""
-        with (
-            closing(psycopg2.connect(self.settings.reader_url)) as connection,
-            connection.cursor() as cursor,
-        ):
-            cursor.execute("select to_regclass('predictions.churn')")
-            if cursor.fetchone() == (None,):
-                return {}
-            cursor.execute("select as_of::text, count(*) from predictions.churn group by 1")
-            return dict(cursor.fetchall())
-
-    def tasks(self, run_id: str) -> dict[str, str]:
-        _, answer = self.call("GET", f"/dags/nightly/dagRuns/{run_id}/taskInstances")
-        return {task["task_id"]: task["state"] for task in answer["task_instances"]}
-
-    def wait(self, run_id: str) -> str:
-        """The state in which the run ended."""
-        deadline = time.monotonic() + RUN_SECONDS
-        while time.monotonic() < deadline:
-            _, answer = self.call("GET", f"/dags/nightly/dagRuns/{run_id}")
-            if answer["state"] in ("success", "failed"):
-                return str(answer["state"])
-            time.sleep(0.5)
-        raise AssertionError(f"{run_id} has not ended: {self.tasks(run_id)}")
+def outcome(stack: Any) -> list[Any]:
+    """What the night left: what readers see, its publications and every move of their pointers."""
+    seen = "select md5(string_agg(c::text, ',' order by customer_id)), count(*) from"
+    return [
+        stack.query(f"{seen} predictions.churn c where as_of = %s", NIGHT),
+        stack.query("select publication_id, rows from ops.publications where as_of = %s", NIGHT),
+        stack.query("select count(*) from ops.pointer_moves where as_of = %s", NIGHT),
+    ]
 
 
-def register_champion(settings: Settings, root: Path) -> None:
-    """Register and promote a small model: the longer ago the last purchase, the likelier churn."""
-    names = list(CHURN.feature_names)
-    generator = np.random.default_rng(1)
-    matrix = generator.uniform(0, 200, (500, len(names))).astype(np.float32)
-    labels = (matrix[:, names.index("customer_purchase_days_since_last_all")] > 90).astype(int)
-    booster = xgb.train(
-        {"objective": "binary:logistic", "max_depth": 2, "nthread": 1, "seed": 1},
-        xgb.DMatrix(matrix, labels, feature_names=names),
-        num_boost_round=20,
-    )
-    model_store.write_model(root, bytes(booster.save_raw("ubj")), {"features": names})
-    mlflow = model_store.client(settings)
-    run = mlflow.create_run(model_store.experiment_id(settings, "churn"))
-    mlflow.log_artifacts(run.info.run_id, str(root), model_store.MODEL)
-    version = model_store.register(settings, "churn", run.info.run_id, NIGHT)
-    model_store.set_alias(settings, "churn", model_store.CHAMPION, version.version)
+@pytest.fixture
+def bad_cards(stack: Any) -> Iterator[None]:
+    """A file of payments, which no use case reads, that is refused."""
+    folder = stack.settings.landing_folder / "card_transactions"
+    path = folder / "ds=2025-12-30" / "card_transactions.csv"
+    path.parent.mkdir(parents=True)
+    path.write_text("transaction_id,amount\n1,2.5\n")
+    yield
+    shutil.rmtree(folder)
 
 
-def spoil(folder: Path) -> bytes:
-    """Land prices 100 times too high; the answer is the file as it should have been."""
-    path = folder / "order_lines.csv.gz"
-    right = path.read_bytes()
-    rows = list(csv.DictReader(io.StringIO(gzip.decompress(right).decode())))
-    assert len(rows) >= 50  # fewer, and chance alone moves the median
-    out = io.StringIO()
-    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({**row, "Price": times_100(row["Price"])} for row in rows)
-    path.write_bytes(gzip.compress(out.getvalue().encode()))
-    return right
-
-
-def times_100(price: str) -> str:
-    try:
-        return str(Decimal(price) * 100)
-    except InvalidOperation:
-        return price  # one of the lines that are broken on purpose
-
-
-@pytest.fixture(scope="module")
-def stack(airflow_stack: Settings, tmp_path_factory: pytest.TempPathFactory) -> Stack:
-    write_landing(
-        airflow_stack.landing,
-        customers=400,
-        start=date(2025, 6, 1),
-        end=date(2026, 3, 31),
-        lines=18_000,
-    )
-    right = spoil(airflow_stack.landing_folder / "order_lines" / f"ds={BAD_DAY}")
-    register_champion(airflow_stack, tmp_path_factory.mktemp("model"))
-    url, username, password = services.airflow_login(airflow_stack)
-    assert password is not None
-    token = airflow.log_in(url, username, password)
-    assert token is not None
-    found = Stack(airflow_stack, url, token, right)
-    deadline = time.monotonic() + 120
-    while found.call("GET", "/dags/nightly")[0] != 200:
-        assert time.monotonic() < deadline, "the DAG processor has not loaded nightly"
-        time.sleep(0.5)
-    return found
-
-
-def trigger(stack: Stack, run_id: str, **body: Any) -> tuple[int, Any]:
-    status, answer = stack.call(
-        "POST", "/dags/nightly/dagRuns", {"dag_run_id": run_id, "logical_date": None, **body}
-    )
-    return status, answer
-
-
-def test_a_night_by_rest_ends_in_rows_that_the_reader_sees(stack: Stack) -> None:
-    status, answer = trigger(stack, "by-rest", logical_date=f"{NIGHT}T00:00:00Z")
+def test_a_use_case_or_source_that_fails_holds_none_of_the_others_and_clearing_changes_nothing(
+    stack: Any, running_sinks: Any, bad_cards: None
+) -> None:
+    running_sinks.mails.clear()
+    running_sinks.posts.clear()
+    status, answer = stack.trigger("two", "nightly_of_two", logical_date=f"{NIGHT}T00:00:00Z")
     assert status == 200, answer
 
-    assert stack.wait("by-rest") == "success", stack.tasks("by-rest")
+    assert stack.wait("two", "nightly_of_two") == "failed"
 
-    assert set(stack.tasks("by-rest").values()) == {"success"}
+    failed = {
+        "sources.card_transactions": "failed",
+        "untrained.score": "failed",
+        "untrained.challenge": "upstream_failed",
+    }
+    tasks = stack.tasks("two", "nightly_of_two")
+    assert {name: state for name, state in tasks.items() if state != "success"} == failed
     assert stack.published()[NIGHT] > 100
-    with (
-        closing(psycopg2.connect(stack.settings.reader_url)) as connection,
-        connection.cursor() as cursor,
-    ):
-        cursor.execute(
-            "select count(distinct customer_id) = count(*),"
-            " bool_and(churn_probability between 0 and 1), count(distinct model_version)"
-            " from predictions.churn where as_of = %s",
-            (NIGHT,),
-        )
-        assert cursor.fetchone() == (True, True, 1)
+    notes = stack.notes("two", "nightly_of_two")
+    rows = f"**{stack.published()[NIGHT]:,} rows**"
+    assert rows in notes["churn.score"]
+    assert notes["publish.publish_predictions"].startswith(f"churn: {rows} of version ")
+    assert "no champion yet for untrained" in notes["untrained.score"]
+    assert "**What to do:**" in notes["untrained.score"]
+    assert (
+        "card_transactions/ds=2025-12-30/card_transactions.csv"
+        in (notes["sources.card_transactions"])
+    )
+    assert "card_transactions is held" in notes["ingest.load_raw"]
+    subjects = sorted(mail["Subject"] for mail in wait_for(running_sinks.mails, 2))
+    assert [subject.split(":")[0].rsplit(" ", 1)[1] for subject in subjects] == [
+        "sources.card_transactions", "untrained.score",
+    ]  # fmt: skip
+
+    before = outcome(stack)
+    body = {
+        "dry_run": False, "dag_run_id": "two", "task_ids": ["features.extract_events"],
+        "include_downstream": True, "only_failed": False,
+    }  # fmt: skip
+    status, answer = stack.call("POST", "/dags/nightly_of_two/clearTaskInstances", body)
+    assert status == 200, answer
+    assert stack.wait("two", "nightly_of_two") == "failed"
+
+    assert stack.tasks("two", "nightly_of_two") == tasks
+    _, task = stack.call(
+        "GET", "/dags/nightly_of_two/dagRuns/two/taskInstances/publish.publish_predictions"
+    )
+    assert task["try_number"] == 2
+    assert outcome(stack) == before
+    assert "there already" in stack.notes("two", "nightly_of_two")["publish.publish_predictions"]
 
 
 def wait_for(arrived: list[Any], number: int) -> list[Any]:
@@ -188,15 +108,13 @@ def wait_for(arrived: list[Any], number: int) -> list[Any]:
     return arrived
 
 
-def test_a_bad_day_stops_the_night_alerts_once_and_recovers(
-    stack: Stack, running_sinks: Any
-) -> None:
+def test_a_bad_day_stops_the_night_alerts_once_and_recovers(stack: Any, running_sinks: Any) -> None:
     running_sinks.mails.clear()
     running_sinks.posts.clear()
     before = stack.published()
     stays = f"stays at {max(before)}" if before else "stays empty"
     # by the param, as in the form, where the logical date is prefilled with now
-    status, answer = trigger(stack, "bad-day", conf={"as_of": NIGHT_AFTER_BAD_DAY})
+    status, answer = stack.trigger("bad-day", conf={"as_of": NIGHT_AFTER_BAD_DAY})
     assert status == 200, answer
 
     assert stack.wait("bad-day") == "failed"
@@ -207,10 +125,14 @@ def test_a_bad_day_stops_the_night_alerts_once_and_recovers(
         "quality.check_landed": "failed",
         "transform.build_marts": "upstream_failed",
         "transform.check_marts": "upstream_failed",
+        "sources.card_transactions": "upstream_failed",
+        "sources.chargebacks": "upstream_failed",
         "features.extract_events": "upstream_failed",
         "features.compute_features": "upstream_failed",
-        "score.score_churn": "upstream_failed",
+        **{f"{each.name}.score": "upstream_failed" for each in USE_CASES},
+        **{f"{each.name}.challenge": "upstream_failed" for each in USE_CASES},
         "publish.publish_predictions": "upstream_failed",
+        "publish.prune_publications": "upstream_failed",
     }
     assert stack.published() == before
     _, log = stack.call(
@@ -235,7 +157,7 @@ def test_a_bad_day_stops_the_night_alerts_once_and_recovers(
     assert f"nightly {NIGHT_AFTER_BAD_DAY} stopped at quality.check_landed" in mail["Subject"]
 
     folder = stack.settings.landing_folder / "order_lines" / f"ds={BAD_DAY}"
-    (folder / "order_lines.csv.gz").write_bytes(stack.right_file)
+    (folder / "order_lines.csv.gz").write_bytes(stack.right_files[BAD_DAY])
     status, answer = stack.call(
         "POST", "/dags/nightly/dagRuns/bad-day/clear", {"dry_run": False, "only_failed": False}
     )
@@ -248,19 +170,20 @@ def test_a_bad_day_stops_the_night_alerts_once_and_recovers(
     first, recovery = wait_for(running_sinks.mails, 2)
     assert first is mail
     assert recovery["Subject"].startswith("[nightshift] recovered: nightly, quality.check_landed")
-    assert recovery["Subject"].endswith(f"predictions.churn at {NIGHT_AFTER_BAD_DAY}")
+    for use_case in USE_CASES:
+        assert f"{use_case.table} at {NIGHT_AFTER_BAD_DAY}" in recovery["Subject"]
     assert len(wait_for(running_sinks.posts, 2)) == 2
 
 
-def test_a_task_that_is_killed_is_reported_by_its_run(stack: Stack, running_sinks: Any) -> None:
+def test_a_task_that_is_killed_is_reported_by_its_run(stack: Any, running_sinks: Any) -> None:
     running_sinks.mails.clear()
     running_sinks.posts.clear()
-    status, answer = trigger(stack, "killed", conf={"as_of": BACKFILLED[0]})
+    status, answer = stack.trigger("killed", conf={"as_of": KILLED})
     assert status == 200, answer
     path = "/dags/nightly/dagRuns/killed/taskInstances/ingest.load_raw"
     killed: set[int] = set()
     deadline = time.monotonic() + RUN_SECONDS
-    while len(killed) < 2 and time.monotonic() < deadline:  # the retry as well
+    while len(killed) < 3 and time.monotonic() < deadline:  # the retries as well
         _, task = stack.call("GET", path)
         if task["state"] == "running" and task["pid"] and task["pid"] not in killed:
             os.kill(task["pid"], signal.SIGKILL)
@@ -271,6 +194,7 @@ def test_a_task_that_is_killed_is_reported_by_its_run(stack: Stack, running_sink
 
     (mail,) = wait_for(running_sinks.mails, 1)
     assert "ingest.load_raw: ended without an error" in mail["Subject"]
+    assert "the process was killed" in stack.notes("killed")["ingest.load_raw"]
     assert "task-failed.md" in mail.get_body(("html",)).get_content()
     assert len(wait_for(running_sinks.posts, 1)) == 1
     with (
@@ -283,75 +207,154 @@ def test_a_task_that_is_killed_is_reported_by_its_run(stack: Stack, running_sink
         assert cursor.rowcount == 1
 
 
-def test_a_refused_model_is_told_in_plain_words(stack: Stack, running_sinks: Any) -> None:
+PREPARATION = (
+    "load_raw", "check_landed", "build_marts", "check_marts", "extract_events",
+    "build_training_set",
+)  # fmt: skip
+
+
+def trigger_training(stack: Any, run_id: str) -> str:
+    """Start a training with a search, of at least one trial; the run's path below /api/v2."""
+    conf = {"as_of": NIGHT, "minutes": 0.01}
+    body = {"dag_run_id": run_id, "logical_date": None, "conf": conf}
+    status, answer = stack.call("POST", "/dags/train__asked/dagRuns", body)
+    assert status == 200, answer
+    return f"/dags/train__asked/dagRuns/{run_id}"
+
+
+def state_of(stack: Any, run: str, task_id: str, awaited: str) -> str:
+    """The state of a task once it is what is awaited, or has ended."""
+    deadline = time.monotonic() + RUN_SECONDS
+    while time.monotonic() < deadline:
+        _, task = stack.call("GET", f"{run}/taskInstances/{task_id}")
+        if task["state"] in (awaited, "failed", "upstream_failed", "skipped"):
+            break
+        time.sleep(0.5)
+    return str(task["state"])
+
+
+def test_a_person_approves_a_model_and_the_gates_refuse_the_next(
+    stack: Any, running_sinks: Any
+) -> None:
     running_sinks.mails.clear()
     running_sinks.posts.clear()
-    gates = "insert into ops.gate_results (mlflow_run_id, model_version, use_case, as_of, gate,"
-    gates += " passed, detail) values ('r', '7', 'churn', %s, 'at_least_auc', false, 'auc 0.5')"
-    with (
-        closing(psycopg2.connect(stack.settings.warehouse_url)) as connection,
-        connection,
-        connection.cursor() as cursor,
-    ):
-        cursor.execute(gates, (NIGHT,))
-    body = {"dag_run_id": "refused", "logical_date": None, "conf": {"as_of": NIGHT}}
-    status, answer = stack.call("POST", "/dags/train__churn/dagRuns", body)
+    run = trigger_training(stack, "to-approve")
+    # not before the task waits: an answer to a question that is still being asked is lost
+    assert state_of(stack, run, "approve_promotion", "awaiting_input") == "awaiting_input"
+    assert model_store.aliases(stack.settings, "asked") == {model_store.CHALLENGER: "1"}
+    (question,) = wait_for(running_sinks.mails, 1)
+    assert "shall version 1 score?" in question["Subject"]
+
+    status, answer = stack.call(
+        "PATCH",
+        f"{run}/taskInstances/approve_promotion/-1/hitlDetails",
+        {"chosen_options": ["Promote"], "params_input": {}},
+    )
     assert status == 200, answer
-    run = "/dags/train__churn/dagRuns/refused"
-    for task in (
-        "load_raw", "check_landed", "build_marts", "check_marts", "extract_events",
-        "build_training_set", "train_model", "judge_gates",
-    ):  # fmt: skip
+    assert stack.wait("to-approve", "train__asked") == "success"
+
+    moves = "select action, actor, person, from_version, to_version, reason from ops.promotions"
+    moves += " where use_case = 'asked'"
+    by_a_person = (
+        "promotion", "approval", stack.settings.airflow_username, None, "1",
+        "'Promote' in Airflow, run to-approve",
+    )  # fmt: skip
+    assert stack.query(moves) == [by_a_person]
+    assert model_store.aliases(stack.settings, "asked") == {model_store.CHAMPION: "1"}
+    params = model_store.client(stack.settings).get_run(
+        model_store.registered(stack.settings, "asked")["1"].run_id
+    ).data.params  # fmt: skip
+    assert int(params["search/trials"]) >= 1, "the param minutes has reached the training"
+
+    running_sinks.mails.clear()
+    running_sinks.posts.clear()
+    run = trigger_training(stack, "to-refuse")
+    for task in PREPARATION:  # has run for this date; the same model follows, no better than itself
         status, answer = stack.call(
             "PATCH", f"{run}/taskInstances/{task}", {"new_state": "success"}
         )
         assert status == 200, answer
+    assert stack.wait("to-refuse", "train__asked") == "failed"
 
+    tasks = stack.tasks("to-refuse", "train__asked")
+    assert (tasks["judge_gates"], tasks["refused_champion_kept"]) == ("success", "failed")
+    assert (tasks["approve_promotion"], tasks["record_answer"]) == ("skipped", "skipped")
+    assert stack.query(
+        "select gate, passed from ops.gate_results where use_case = 'asked' and model_version = '2'"
+        " order by gate_result_id"
+    ) == [("at_least_auc", True), ("beats_champion_auc", False), ("loads_and_scores", True)]
+    assert stack.query(moves) == [by_a_person]
+    assert model_store.aliases(stack.settings, "asked") == {
+        model_store.CHAMPION: "1", model_store.CHALLENGER: "2",
+    }  # fmt: skip
     (mail,) = wait_for(running_sinks.mails, 1)
-
-    subject = f"train__churn {NIGHT} stopped at refused_champion_kept: at_least_auc"
+    subject = f"train__asked {NIGHT} stopped at refused_champion_kept: beats_champion_auc"
     assert subject in mail["Subject"]
     assert "gate-failed.md" in mail.get_body(("html",)).get_content()
     _, log = stack.call("GET", f"{run}/taskInstances/refused_champion_kept/logs/1")
-    assert "refused, champion kept: version 7 is refused" in str(log)
+    assert "refused, champion kept: version 2 is refused" in str(log)
     assert "error_detail" not in str(log)  # where Airflow puts a stack trace
     assert len(wait_for(running_sinks.posts, 1)) == 1
     card = f"{stack.url}/model-cards/train__churn?as_of={NIGHT}"
     assert [stack.page(card, token)[0] for token in (stack.token, "")] == [404, 401]
 
 
-def test_a_backfill_publishes_each_of_its_dates(stack: Stack) -> None:
-    status, answer = stack.call(
-        "POST",
-        "/backfills",
-        {
-            "dag_id": "nightly",
-            "from_date": f"{BACKFILLED[0]}T00:00:00Z",
-            "to_date": f"{BACKFILLED[-1]}T00:00:00Z",
-            "max_active_runs": 1,
-        },
-    )
+@pytest.mark.usefixtures("logging_as_before")
+def test_the_night_after_a_rollback_is_scored_by_the_champion_before(
+    stack: Any, tmp_path: Path
+) -> None:
+    def nightshift(*arguments: str) -> str:
+        variables = {
+            "COLUMNS": "200",
+            "NIGHTSHIFT_STATE_DIR": str(stack.settings.state_dir),
+            "NIGHTSHIFT_LANDING": str(stack.settings.landing),
+        }
+        done = CliRunner().invoke(app, arguments, env=variables)
+        assert done.exit_code == 0, done.output
+        return " ".join(done.stdout.split())
+
+    before = model_store.aliases(stack.settings, "churn")[model_store.CHAMPION]
+    version = stack.register(tmp_path)
+    said = ("--by", "Ann", "--reason")
+    nightshift("promote", "churn", "--version", version, "--despite-gates", *said, "campaign")
+    assert model_store.aliases(stack.settings, "churn")[model_store.CHAMPION] == version
+    nightshift("rollback", "churn", *said, "complaints")
+    status, answer = stack.trigger("rolled-back", conf={"as_of": ROLLED_BACK})
     assert status == 200, answer
 
-    for as_of in BACKFILLED:
-        run_id = f"backfill__{as_of}T00:00:00+00:00"
-        assert stack.wait(run_id) == "success", stack.tasks(run_id)
+    assert stack.wait("rolled-back") == "success", stack.tasks("rolled-back")
 
-    published = stack.published()
-    assert all(published[as_of] > 100 for as_of in BACKFILLED)
-    neighbours = {"2025-12-17", "2025-12-21"}
-    assert not neighbours & published.keys()
+    published = "select distinct model_version from predictions.churn where as_of = %s"
+    assert stack.query(published, ROLLED_BACK) == [(before,)]
+    shown = nightshift("history", "churn")
+    for words in (f"{before} → {version}", f"{version} → {before}", "campaign", "complaints"):
+        assert words in shown
+
+
+def test_the_plan_of_a_backfill_is_the_note_of_its_task(stack: Any) -> None:
+    conf = {"from": "2025-11-01", "to": "2025-11-03", "plan_only": True}
+    status, answer = stack.trigger("plan", "backfill", conf=conf)
+    assert status == 200, answer
+
+    assert stack.wait("plan", "backfill") == "success"
+
+    tasks = stack.tasks("plan", "backfill")
+    assert tasks.pop("plan") == "success"
+    assert set(tasks.values()) == {"skipped"}
+    note = stack.notes("plan", "backfill")["plan"]
+    assert note.startswith("**churn: 3 dates from 2025-11-01 to 2025-11-03, ")
+    assert "- 3 dates are published for the first time" in note
 
 
 @pytest.mark.parametrize("value", ["2025-02-30", "31.12.2025", "tomorrow"])
-def test_a_param_that_is_no_date_is_refused(stack: Stack, value: str) -> None:
-    status, answer = trigger(stack, f"no-date-{value}", conf={"as_of": value})
+def test_a_param_that_is_no_date_is_refused(stack: Any, value: str) -> None:
+    status, answer = stack.trigger(f"no-date-{value}", conf={"as_of": value})
     assert status == 400
     assert f"Invalid input for param as_of: '{value}'" in answer["detail"]
 
 
 def test_the_doctor_misses_a_connection_that_alerts_need(
-    stack: Stack, running_sinks: Any, monkeypatch: pytest.MonkeyPatch
+    stack: Any, running_sinks: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def alerts() -> doctor.Check:
         return next(c for c in doctor.check(stack.settings) if c.name == "alerts")

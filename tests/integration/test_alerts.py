@@ -28,6 +28,7 @@ from nightshift.errors import Cause, QualityError
 from nightshift.io.warehouse import connect
 from nightshift.services.postgres import free_port
 from nightshift.settings import PROJECT_ROOT, Settings
+from nightshift.use_cases import CHURN
 
 pytestmark = pytest.mark.integration
 
@@ -58,8 +59,9 @@ def failed(*causes: Cause, as_of: date = NIGHT, **more: Any) -> Failure:
 
 
 @pytest.fixture
-def settings(warehouse: Settings) -> Settings:
-    """Both channels switched on; churn was published once."""
+def settings(warehouse: Settings, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Both channels switched on; there is churn only, and it was published once."""
+    monkeypatch.setattr(run, "USE_CASES", (CHURN,))
     with connect(warehouse) as connection, connection.cursor() as cursor:
         cursor.execute(
             "insert into ops.publications (publication_id, use_case, as_of, model_version,"

@@ -16,6 +16,7 @@ HEADER = "Invoice,StockCode,Description,Quantity,InvoiceDate,Price,Customer ID,C
 COMMANDS = (
     "up", "down", "status", "reset", "doctor", "demo-data", "ingest", "nightly", "train", "score",
     "publish", "evaluate", "demo", "promote", "rollback", "history",
+    "backfill", "receipt", "new-source", "new-use-case",
 )  # fmt: skip
 
 
@@ -230,3 +231,17 @@ def test_ingest_says_what_it_did(warehouse: Settings) -> None:
     assert (first.exit_code, again.exit_code) == (0, 0)
     assert "1 files loaded (1 seen): 20 rows in = 20 loaded + 0 quarantined" in first.stdout
     assert "0 files loaded (1 seen): 0 rows in = 0 loaded + 0 quarantined" in again.stdout
+
+
+def test_publications_are_listed_compared_and_rolled_back(warehouse: Settings) -> None:
+    variables = variables_of(warehouse)
+
+    listed = nightshift("publications", "list", **variables)
+    unknown = nightshift("publications", "diff", "0123", "4567", **variables)
+    nothing = nightshift("rollback", "churn", "--as-of", "2010-12-03", **variables)
+    no_date = nightshift("rollback", "churn", "--to", "0123", **variables)
+
+    assert listed.exit_code == 0
+    assert_refused(unknown, "no publications have an id that begins with '0123'")
+    assert_refused(nothing, "nothing of churn is published for 2010-12-03", "publications list")
+    assert_refused(no_date, "--to 0123 names a publication, and no date")

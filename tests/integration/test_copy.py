@@ -5,6 +5,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from psycopg2 import DataError
 
 from nightshift.io.copy import MESSAGE_ROWS, copy_batches
 from nightshift.io.warehouse import connect
@@ -82,3 +83,23 @@ def test_an_error_of_the_server_is_raised_and_the_batches_are_let_go(warehouse: 
         connect(warehouse) as connection,
     ):
         copy_batches(connection, "ops.copied", SCHEMA, batches(300_000))
+
+
+def test_text_becomes_jsonb_and_what_is_none_is_refused(warehouse: Settings) -> None:
+    schema = pa.schema({"told": pa.string()})
+
+    def copy(*texts: str | None) -> None:
+        with connect(warehouse) as connection:
+            connection.cursor().execute("create table ops.told (told jsonb)")
+            rows = iter([pa.RecordBatch.from_pydict({"told": texts}, schema)])
+            copy_batches(connection, "ops.told", schema, rows, jsonb=["told"])
+
+    copy('[{"a": 1.50}]', None)
+    assert query(warehouse, "select told::text from ops.told order by 1") == [
+        ('[{"a": 1.50}]',),
+        (None,),
+    ]
+    with connect(warehouse) as connection:
+        connection.cursor().execute("drop table ops.told")
+    with pytest.raises(DataError, match="invalid input syntax for type json"):
+        copy('["not json')

@@ -215,7 +215,7 @@ def test_a_canary_is_erased_from_everywhere_and_nobody_else_is_harmed(
     landed = land(settings)
     ((pseudonym,),) = fetched(settings, "select predictions.pseudonym(%s)", CANARY)
     register_champion(settings, tmp_path, pseudonym)
-    pipeline.nightly(settings, USE_CASES, AS_OF)
+    pipeline.nightly(settings, [CHURN], AS_OF)
     plant_what_a_night_does_not_make(settings, pseudonym)
 
     require_lookup_by_index(settings)
@@ -260,7 +260,7 @@ def test_a_canary_is_erased_from_everywhere_and_nobody_else_is_harmed(
     manifest = lake.read_manifest(scores)
     assert manifest is not None
     assert manifest["rows"] == len(others[next(q for q in others if "predictions" in q)])
-    assert manifest["sha256"] == lake.file_sha256(scores / "part-00000.parquet")
+    assert manifest["sha256"] == lake.parts_sha256(lake.parts(scores))
     assert done.models_to_retrain == ("churn version 1",)
     assert done.removed["predictions"] == done.removed["lake scores"] == 1
     # four order lines and a payment were loaded; the killed run may have replaced some of the files
@@ -269,6 +269,10 @@ def test_a_canary_is_erased_from_everywhere_and_nobody_else_is_harmed(
     assert fetched(
         settings, "select erasure_id, completed_at is null from ops.erasures order by 1"
     ) == [(1, True), (2, False)]
+
+    receipt = pipeline.receipt(settings, CHURN, CANARY, AS_OF)
+    assert (receipt.told["row"], receipt.features.vector) == (None, {})
+    assert "or erased since: 2 erasures" in receipt.missing[0]
 
     again = pipeline.erase(settings, USE_CASES, CANARY)
 
@@ -299,6 +303,9 @@ def plant_what_a_night_does_not_make(settings: Settings, pseudonym: str) -> None
     left = training.with_name(f".{training.name}.0123")
     left.mkdir()
     pq.write_table(pa.table({"customer_id": [pseudonym]}), left / "part-00000.parquet")
+    challenge = settings.lake_dir / lake.CHALLENGES / "of-killed"
+    challenge.mkdir(parents=True)
+    pq.write_table(pa.table({"customer_id": [pseudonym]}), challenge / "part-00000.parquet")
     (settings.state_dir / "logs").mkdir(exist_ok=True)
     (settings.state_dir / "logs" / "task.log").write_text(f"the score of '{pseudonym}' is nan\n")
     with connect(settings) as connection, connection.cursor() as cursor:

@@ -2,23 +2,30 @@
 
 import json
 from collections.abc import Iterator
-from datetime import date
+from datetime import date, timedelta
+from typing import Any
 
+import numpy as np
+import payment_cases as payments
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import xgboost as xgb
+from psycopg2.extras import execute_values
 from typer.testing import CliRunner, Result
 
-from nightshift import pipeline
+from nightshift import pipeline, use_cases
 from nightshift.cli import app
 from nightshift.errors import NightshiftError
 from nightshift.features.extract_run import extract
-from nightshift.features.run import build_features, build_training_set
+from nightshift.features.run import DatasetResult, build_features, build_training_set, replay
 from nightshift.gates.run import promote
 from nightshift.io import model_store
-from nightshift.io.warehouse import connect
+from nightshift.io.warehouse import connect, pseudonym
 from nightshift.publishing.run import publish
 from nightshift.scoring.run import score
 from nightshift.settings import Settings
-from nightshift.spec import Studies
+from nightshift.spec import Studies, UseCase
 from nightshift.training.run import train
 from nightshift.use_cases import CHURN
 
@@ -156,3 +163,98 @@ def test_a_score_is_taken_apart_and_is_the_published_one(
     assert "OTHER bits" in read.stdout
     absent = command(trained, "explain", "churn", "c3", "--as-of", "2011-06-20")
     assert (absent.exit_code, "not in the population" in absent.stdout) == (1, True)
+
+
+PAYMENT_CASES = (payments.FRAUD, payments.PAIRS)
+PAYMENT_MARTS = """
+create table marts.payments (payment_id text primary key, customer_id text, terminal_id text,
+    amount numeric(18, 4), paid_at timestamp, landed_date date, is_fraud boolean, reported_on date);
+create table marts.customers_history (customer_id text, valid_from timestamp, landed_date date,
+    is_member boolean, plan text, version_id bigint generated always as identity)
+"""
+
+
+@pytest.fixture
+def paid(tracked_warehouse: Settings, empty_mart: Settings) -> Settings:
+    """Payments and customers of which some rows lack a key, in marts and lake, with a model."""
+    settings = tracked_warehouse
+    with connect(settings) as connection, connection.cursor() as cursor:
+        cursor.execute(PAYMENT_MARTS)
+        for source in (payments.PAYMENTS, payments.CUSTOMERS):
+            rows = payments.TABLES[source.name].to_pylist()
+            named = f"insert into {source.relation} ({', '.join(source.columns)}) values %s"
+            execute_values(cursor, named, [tuple(row.values()) for row in rows])
+            key = "set customer_id = predictions.pseudonym(customer_id)"
+            cursor.execute(f"update {source.relation} {key} where customer_id is not null")
+    extract(settings, PAYMENT_CASES, payments.AS_OF)
+    for use_case in PAYMENT_CASES:
+        register(settings, use_case)
+    return settings
+
+
+def register(settings: Settings, use_case: UseCase) -> None:
+    """A small model as a new version."""
+    names = list(use_case.feature_names)
+    matrix = np.random.default_rng(1).uniform(0, 9, (200, len(names))).astype(np.float32)
+    booster = xgb.train(
+        {"objective": "binary:logistic", "max_depth": 2, "nthread": 1},
+        xgb.DMatrix(matrix, matrix[:, 0] + matrix[:, -1] > 9, feature_names=names),
+        num_boost_round=5,
+    )
+    client = model_store.client(settings)
+    run_id = client.create_run(model_store.experiment_id(settings, use_case.name)).info.run_id
+    folder = settings.state_dir / "made" / run_id
+    model_store.write_model(folder, bytes(booster.save_raw("ubj")), {"features": names})
+    client.log_artifacts(run_id, str(folder), model_store.MODEL)
+    model_store.register(settings, use_case.name, run_id, payments.AS_OF.isoformat())
+
+
+def in_order(rows: list[dict[str, Any]], use_case: UseCase) -> list[dict[str, Any]]:
+    return sorted(rows, key=lambda row: [row[name] for name in use_case.vector_key])
+
+
+def rows_of(night: DatasetResult) -> list[dict[str, Any]]:
+    parts = [pq.read_table(part, partitioning=None) for part in night.folder.glob("part-*.parquet")]
+    return pa.concat_tables(parts).to_pylist()
+
+
+def test_events_and_candidates_are_replayed_to_the_bit_and_taken_apart(
+    paid: Settings, logging_as_before: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(use_cases, "USE_CASES", PAYMENT_CASES)
+    nights = build_features(paid, PAYMENT_CASES, payments.AS_OF)
+    customers = [pseudonym(paid, f"c{number}") for number in range(20)]
+    for use_case in PAYMENT_CASES:
+        replayed = [
+            row
+            for customer in customers
+            for row in replay(paid, use_case, customer, payments.AS_OF, 1).vectors.to_pylist()
+        ]
+        assert in_order(replayed, use_case) == in_order(rows_of(nights[use_case.name]), use_case)
+
+        case = pipeline.explain(paid, use_case, "c3", payments.AS_OF, version="1", newest=2)
+        assert case.entity == customers[3]
+        own = [row for row in in_order(replayed, use_case) if row["customer_id"] == case.entity]
+        names = [{name: row[name] for name in use_case.vector_key} for row in own]
+        assert len(names) > 2
+        assert in_order([found.names for found in case.explained], use_case) == names
+        scores = [found.score for found in case.explained]
+        assert scores == sorted(scores, reverse=True)
+        for found in case.explained:
+            odds = found.bias + sum(each.contribution for each in found.contributions)
+            assert found.score == pytest.approx(1 / (1 + np.exp(-odds)), abs=1e-6)
+            assert (found.published, len(found.contributions)) == (
+                None, len(use_case.feature_names),
+            )  # fmt: skip
+        assert {name: rows.num_rows for name, rows in case.replayed.rows.items()} == {
+            "payments": 2, "customers": 2,
+        }  # fmt: skip
+
+    asked = ("explain", "fraud", "c3", "--version", "1", "--as-of")
+    shown = command(paid, *asked, str(payments.AS_OF))
+    assert shown.exit_code == 0, shown.output
+    assert names[0]["customer_id"] in shown.stdout
+    assert "terminal_fraud_rate" in shown.stdout
+    quiet = command(paid, *asked, str(payments.AS_OF - timedelta(days=10)))
+    assert quiet.exit_code == 1
+    assert "scored is each event of payments of the day before" in " ".join(quiet.stdout.split())

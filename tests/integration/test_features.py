@@ -28,11 +28,13 @@ from nightshift.features.parity import Moved
 from nightshift.features.run import (
     DatasetResult,
     build_features,
+    build_features_of_nights,
     build_labels,
     build_training_set,
     parity,
     prove,
 )
+from nightshift.io import lake
 from nightshift.settings import Settings
 from nightshift.spec import Aggregate, FeatureGroup, Measure, Through
 from nightshift.use_cases import CHURN
@@ -254,6 +256,42 @@ def test_the_vector_scored_tonight_is_the_vector_trained_on_later(mart: Settings
     assert {row["customer_id"]: row["label"] for row in matured} == {"gone": 1, "weekly": 0}
 
 
+def test_nights_that_are_built_together_are_those_that_are_built_alone(mart: Settings) -> None:
+    dates = [AS_OF + timedelta(days=days) for days in (-40, 0, 1)]
+    insert(mart, [line(400, "weekly", "2011-05-30", landed="2011-06-01")])
+    extract(mart, [CHURN], AS_OF)
+    alone = mart.model_copy(update={"lake": mart.lake_dir.with_name("alone")})
+    extract(alone, [CHURN], AS_OF)
+    kept = build_features(mart, [CHURN], AS_OF)["churn"]
+    before = (kept.folder / "manifest.json").stat().st_mtime_ns
+
+    together = build_features_of_nights(mart, dict.fromkeys(dates, (CHURN,)))
+
+    assert list(together) == dates
+    assert [results["churn"].is_reused for results in together.values()] == [False, True, False]
+    assert (kept.folder / "manifest.json").stat().st_mtime_ns == before
+    for as_of in (dates[0], dates[2]):
+        night = build_features(alone, [CHURN], as_of)["churn"]
+        files = sorted(file.name for file in night.folder.glob("part-*"))
+        found = together[as_of]["churn"].folder
+        assert sorted(file.name for file in found.iterdir()) == ["manifest.json", *files]
+        assert [(found / f).read_bytes() for f in files] == [
+            (night.folder / f).read_bytes() for f in files
+        ]
+        manifests = [json.loads((f / "manifest.json").read_text()) for f in (found, night.folder)]
+        for manifest in manifests:  # what it took is another matter
+            del manifest["cpu_seconds"], manifest["months_read"]
+        assert manifests[0] == manifests[1]
+    # the row that landed on the day before is known from then on
+    counts = [
+        row["customer_purchase_count_30d"]
+        for results in together.values()
+        for row in rows_of(results["churn"])
+        if row["customer_id"] == "weekly"
+    ]
+    assert counts == [4.0, 5.0, 6.0]
+
+
 def test_features_of_other_entities_are_built_with_the_others(mart: Settings) -> None:
     sold = FeatureGroup(
         name="products",
@@ -371,6 +409,25 @@ def test_a_night_without_population_is_refused_and_leaves_no_dataset(mart: Setti
     with pytest.raises(RefusedAsOf, match="nobody had an event in the 365 days"):
         build_features(mart, [CHURN], date(2010, 6, 1))
     assert list((mart.lake_dir / "features" / "churn").iterdir()) == []
+
+
+def test_a_use_case_without_population_holds_none_of_the_others(mart: Settings) -> None:
+    huge = CHURN.population.model_copy(update={"where": "quantity > 1000000"})
+    nobody = CHURN.model_copy(update={"name": "nobody", "population": huge})
+    extract(mart, [CHURN, nobody], AS_OF)
+    left = lake.dataset_dir(mart.lake_dir, "features", "nobody", AS_OF)
+    left.mkdir(parents=True)
+    (left / "manifest.json").write_text('{"key": "of another night", "rows": 5}')
+
+    built = build_features(mart, [nobody, CHURN], AS_OF)
+
+    assert (list(built), built["churn"].rows > 0) == (["churn"], True)
+    assert not left.exists()  # nobody is scored by what is no longer so
+    refused = "select result -> 'refused' ->> 0 from ops.runs where stage = 'features'"
+    with closing(psycopg2.connect(mart.warehouse_url)) as connection:
+        cursor = connection.cursor()
+        cursor.execute(refused)
+        assert cursor.fetchone()[0].startswith("nobody: nobody had an event in the 365 days")
 
 
 def test_features_without_an_extract_are_refused(mart: Settings) -> None:

@@ -93,5 +93,6 @@ def test_a_reader_can_ask_for_a_pseudonym_but_not_for_the_key(warehouse: Setting
         reader.close()
     assert fetched(
         warehouse,
-        "select proacl::text from pg_proc where oid = 'predictions.pseudonym(text)'::regprocedure",
-    ) == [("{nightshift_writer=X/nightshift_writer,nightshift_reader=X/nightshift_writer}",)]
+        "select unnest(proacl)::text from pg_proc"
+        " where oid = 'predictions.pseudonym(text)'::regprocedure order by 1",
+    ) == [(f"nightshift_{role}=X/nightshift_writer",) for role in ("auditor", "reader", "writer")]

@@ -1,8 +1,8 @@
 """Publishing on a real Postgres: what readers see before, during and after, and after a kill."""
 
-import hashlib
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +19,20 @@ import psycopg2
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from jsonschema import Draft202012Validator
 from psycopg2.errors import InsufficientPrivilege
 
 from nightshift.errors import AuditError, NightshiftError
 from nightshift.io import lake
 from nightshift.io.warehouse import connect
 from nightshift.publication import ScoresManifest, publication_id
+from nightshift.publishing import history_run, sql
 from nightshift.publishing import run as publishing
-from nightshift.publishing import sql
-from nightshift.publishing.run import publish, top_rows
-from nightshift.settings import Settings
-from nightshift.spec import UseCase
+from nightshift.publishing.history_run import diff, prune, publications, roll_back
+from nightshift.publishing.run import publish, publish_nights, top_rows
+from nightshift.publishing.schema import json_schema
+from nightshift.settings import PROJECT_ROOT, Settings
+from nightshift.spec import Retention, UseCase
 from nightshift.use_cases.churn import CHURN
 
 pytestmark = pytest.mark.integration
@@ -66,14 +69,16 @@ def write_scores(
     as_of: date = AS_OF,
     use_case: UseCase = CHURN,
     manifest: dict[str, Any] | None = None,
+    parts: int = 1,
 ) -> str:
     """Put scores where scoring leaves them; return their publication's id."""
     table = score_table() if table is None else table
     identity = publication_id(use_case.name, as_of, version, "features")
     folder = lake.dataset_dir(settings.lake_dir, "scores", use_case.name, as_of)
     with lake.replacing(folder) as target:
-        part = target / "part-00000.parquet"
-        pq.write_table(table, part)
+        written = [target / f"part-{number:05}.parquet" for number in range(parts)]
+        for number, part in enumerate(written):
+            pq.write_table(table.take(list(range(number, len(table), parts))), part)
         made = ScoresManifest(
             use_case=use_case.name,
             as_of=as_of,
@@ -84,7 +89,7 @@ def write_scores(
             population_rows=table.num_rows,
             features_sha256="features",
             scored_at=datetime(2011, 6, 12, 3, 0, tzinfo=UTC),
-            sha256=hashlib.sha256(part.read_bytes()).hexdigest(),
+            sha256=lake.parts_sha256(written),
         )
         lake.write_manifest(target, made.model_dump(mode="json") | (manifest or {}))
     return identity
@@ -247,11 +252,17 @@ def test_attaching_scans_nothing(warehouse: Settings) -> None:
         sha256="s",
     )
     with connect(warehouse) as connection, connection.cursor() as cursor:
-        cursor.execute(sql.create_data_table(CHURN))
+        cursor.execute(sql.create_tables(CHURN))
         cursor.execute(sql.create_staging(CHURN, manifest))
         cursor.execute("set client_min_messages = debug1")
-        cursor.execute(sql.attach(CHURN, manifest.publication_id))
-    assert any("is implied by existing constraints" in notice for notice in connection.notices)
+        for statement in (
+            sql.attach(CHURN, manifest.publication_id),
+            sql.detach(CHURN, manifest.publication_id, sql.data_table(CHURN)),
+            sql.attach_to_archive(CHURN, manifest.publication_id, AS_OF),
+        ):
+            cursor.execute(statement)
+    implied = [n for n in connection.notices if "is implied by existing constraints" in n]
+    assert len(implied) == 2
 
 
 def test_columns_are_described(warehouse: Settings) -> None:
@@ -261,7 +272,8 @@ def test_columns_are_described(warehouse: Settings) -> None:
     undescribed = ask(
         warehouse,
         "select c.relname, a.attname from pg_attribute a join pg_class c on c.oid = a.attrelid"
-        " where c.relname in ('churn', 'churn_latest') and a.attnum > 0"
+        " where c.relnamespace = 'predictions'::regnamespace and a.attnum > 0"
+        " and c.relname in ('churn', 'churn_latest', 'publications')"
         " and col_description(c.oid, a.attnum) is null",
     )
     assert undescribed == []
@@ -311,6 +323,22 @@ def test_a_broken_rule_keeps_the_scores_from_readers(
     assert staging_tables(warehouse) == kept
 
 
+def test_sparks_workers_copy_a_part_each(warehouse: Settings) -> None:
+    on_spark = warehouse.model_copy(update={"scoring": "spark", "spark_master": "local[2]"})
+    write_scores(warehouse, score_table(10), parts=3)
+    publish(on_spark, [CHURN], AS_OF)
+    query = "select customer_id, churn_probability, band, reasons from predictions.churn order by 1"
+    first = ask(warehouse, query)
+    assert [row[0] for row in first] == [f"c{i:07d}" for i in range(10)]
+
+    bad = with_column(score_table(), "reasons", [REASONS, "[not json", REASONS])
+    write_scores(warehouse, bad, version="2", parts=3)
+    with pytest.raises(AuditError, match="rule readable: invalid input syntax for type json"):
+        publish(on_spark, [CHURN], AS_OF)
+    assert ask(warehouse, query) == first
+    assert staging_tables(warehouse) == []
+
+
 @pytest.mark.parametrize(
     ("manifest", "rule"),
     [
@@ -331,6 +359,102 @@ def test_scores_that_are_not_their_manifests_are_refused(
     assert ask(warehouse, "select * from predictions.pointers", as_writer=True) == []
 
 
+def write_features(settings: Settings, keys: list[str], sha256: str = "features") -> None:
+    """Features of ``AS_OF``, as far as publishing reads them."""
+    folder = lake.dataset_dir(settings.lake_dir, "features", CHURN.name, AS_OF)
+    with lake.replacing(folder) as target:
+        for number, part in enumerate((keys[:1], keys[1:])):
+            pq.write_table(pa.table({"customer_id": part}), target / f"part-{number:05d}.parquet")
+        lake.write_manifest(target, {"sha256": sha256, "rows": len(keys)})
+
+
+OUTCOMES = (
+    "select rule, outcome, round(observed::numeric, 3)::text, detail from ops.audit_results"
+    " where publication_id = '{}' and rule ~ '{}' order by audit_result_id"
+)
+
+
+def test_keys_are_those_of_the_features_that_were_scored(warehouse: Settings) -> None:
+    keys = ["c0000000", "c0000001", "c0000002"]
+    write_features(warehouse, [*keys[:2], "somebody else"])
+    identity = write_scores(warehouse)
+    with pytest.raises(AuditError, match="key_known: observed 1 rows that break it"):
+        publish(warehouse, [CHURN], AS_OF)
+
+    write_features(warehouse, keys[::-1])
+    publish(warehouse, [CHURN], AS_OF)
+    write_features(warehouse, keys[::-1], sha256="built anew since")
+    again = write_scores(warehouse, version="2")
+    publish(warehouse, [CHURN], AS_OF)
+
+    found = ask(warehouse, OUTCOMES.format(identity, "key_known"), as_writer=True)
+    assert [row[:3] for row in found] == [
+        ("key_known", "failed", "1.000"),
+        ("key_known", "passed", "0.000"),
+    ]
+    found = ask(warehouse, OUTCOMES.format(again, "key_known"), as_writer=True)
+    assert [row[1:] for row in found] == [
+        ("not_applied", None, "the features that were scored are no longer in the lake")
+    ]
+
+
+def moved(rows: int) -> pa.Table:
+    """The rows of ``score_table``, of which only those in the upper half keep their score."""
+    table = score_table(rows)
+    scores = np.maximum(table["churn_probability"].to_numpy(), 0.5)
+    table = with_column(table, "churn_probability", scores.tolist())
+    return with_column(table, "band", np.where(scores >= 0.7, "high", "medium").tolist())
+
+
+def test_scores_that_moved_since_the_night_before_keep_the_pointers(warehouse: Settings) -> None:
+    night_after = date(2011, 6, 13)
+    first = write_scores(warehouse, score_table(1000))
+    publish(warehouse, [CHURN], AS_OF)
+    refused = write_scores(warehouse, moved(1000), as_of=night_after)
+
+    with pytest.raises(AuditError, match=r"stable_since_previous: observed PSI \d\.\d+") as caught:
+        publish(warehouse, [CHURN], night_after)
+
+    assert [cause.rule for cause in caught.value.causes] == ["churn: stable_since_previous"]
+    assert f"against publication {first} of 2011-06-12" in caught.value.causes[0].observed
+    assert ask(warehouse, "select distinct as_of from predictions.churn") == [(AS_OF,)]
+    assert staging_tables(warehouse) == [f"churn_p_{refused}"]
+    ((_, outcome, observed, _),) = ask(
+        warehouse, OUTCOMES.format(refused, "stable_since_previous"), as_writer=True
+    )
+    assert (outcome, float(observed) > 0.25) == ("failed", True)
+    with connect(warehouse) as connection, pytest.raises(InsufficientPrivilege):
+        connection.cursor().execute("update ops.audit_results set outcome = 'passed'")
+
+
+def test_nights_that_are_published_together_are_compared_with_each_other(
+    warehouse: Settings,
+) -> None:
+    nights = [date(2011, 6, day) for day in (12, 13, 14)]
+    for night, table in zip(nights, (score_table(1000), moved(1000), moved(1000)), strict=True):
+        write_scores(warehouse, table, as_of=night)
+
+    with pytest.raises(AuditError, match="churn at 2011-06-13 is not published; stable_since_prev"):
+        publish_nights(warehouse, {night: [CHURN] for night in nights})
+
+    write_scores(warehouse, score_table(1000), as_of=nights[1])
+    with pytest.raises(AuditError, match="churn at 2011-06-14 is not published; stable_since_prev"):
+        publish_nights(warehouse, {night: [CHURN] for night in nights})
+
+
+def test_scores_unlike_those_of_the_training_are_refused(warehouse: Settings) -> None:
+    training = {"edges": [0.1, 0.2, 0.3], "counts": [400, 300, 200, 100]}
+    identity = write_scores(warehouse, score_table(1000), manifest={"training_scores": training})
+
+    with pytest.raises(AuditError, match=r"stable_since_training: observed PSI 1\.872"):
+        publish(warehouse, [CHURN], AS_OF)
+
+    write_scores(warehouse, score_table(1000))
+    publish(warehouse, [CHURN], AS_OF)
+    found = ask(warehouse, OUTCOMES.format(identity, "stable_since_training"), as_writer=True)
+    assert [outcome for _, outcome, *_ in found] == ["failed", "not_applied"]
+
+
 def test_refused_rows_are_cleared_by_the_next_run(warehouse: Settings) -> None:
     write_scores(warehouse, manifest={"rows": 4})
     with pytest.raises(AuditError):
@@ -344,7 +468,30 @@ def test_refused_rows_are_cleared_by_the_next_run(warehouse: Settings) -> None:
     assert ask(warehouse, "select count(*) from predictions.churn") == [(3,)]
 
 
-def test_use_cases_of_a_night_move_together_or_not_at_all(warehouse: Settings) -> None:
+def test_a_use_case_that_is_refused_holds_none_of_the_others(warehouse: Settings) -> None:
+    write_scores(warehouse)
+    write_scores(warehouse, use_case=LAPSE, manifest={"rows": 4})
+    never_scored = CHURN.model_copy(update={"name": "never_scored"})
+
+    with pytest.raises(AuditError) as caught:
+        publish(warehouse, [CHURN, LAPSE, never_scored], AS_OF)
+
+    assert "lapse at 2011-06-12 is not published; rows_as_in_manifest" in caught.value.what
+    assert "never_scored has no scores for 2011-06-12" in caught.value.what
+    assert [cause.rule for cause in caught.value.causes] == [
+        "NightshiftError",
+        "lapse: rows_as_in_manifest",
+    ]
+    assert "nightshift score never_scored" in caught.value.remedy
+    assert ask(warehouse, "select count(*) from predictions.churn") == [(3,)]
+    assert ask(warehouse, "select count(*) from predictions.lapse") == [(0,)]
+    moved = "select use_case, as_of::text from predictions.pointers"
+    assert ask(warehouse, moved, as_writer=True) == [("churn", "2011-06-12")]
+    ran = "select status, jsonb_array_length(result -> 'publications') from ops.runs"
+    assert ask(warehouse, ran, as_writer=True) == [("failed", 1)]
+
+
+def test_the_use_cases_of_a_night_move_together(warehouse: Settings) -> None:
     both = (
         "select (select min(model_version) from predictions.churn_latest),"
         " (select min(model_version) from predictions.lapse_latest)"
@@ -353,12 +500,6 @@ def test_use_cases_of_a_night_move_together_or_not_at_all(warehouse: Settings) -
         write_scores(warehouse, version="1", use_case=use_case)
     publish(warehouse, [CHURN, LAPSE], AS_OF)
     write_scores(warehouse, version="2")
-    write_scores(warehouse, version="2", use_case=LAPSE, manifest={"rows": 4})
-
-    with pytest.raises(AuditError, match="lapse"):
-        publish(warehouse, [CHURN, LAPSE], AS_OF)
-    assert ask(warehouse, both) == [("1", "1")]
-
     write_scores(warehouse, version="2", use_case=LAPSE)
     stop = threading.Event()
     seen: set[tuple[Any, ...]] = set()
@@ -377,6 +518,63 @@ def test_use_cases_of_a_night_move_together_or_not_at_all(warehouse: Settings) -
     stop.set()
     thread.join()
     assert seen == {("1", "1"), ("2", "2")}
+
+
+def test_dates_move_together_or_not_at_all(warehouse: Settings) -> None:
+    dates = [AS_OF + timedelta(days=days) for days in range(3)]
+    nights = {dates[0]: [CHURN, LAPSE], dates[1]: [CHURN], dates[2]: [LAPSE, CHURN]}
+    seen_by_readers = (
+        "select string_agg(distinct model_version, ',') from ("
+        "select as_of, model_version from predictions.churn union all"
+        " select as_of, model_version from predictions.lapse) as rows"
+    )
+    for version in ("1", "2"):
+        for as_of, use_cases in nights.items():
+            for use_case in use_cases:
+                is_refused = (version, as_of, use_case) == ("2", dates[2], LAPSE)
+                manifest = {"rows": 4} if is_refused else None
+                write_scores(
+                    warehouse, version=version, as_of=as_of, use_case=use_case, manifest=manifest
+                )
+        if version == "1":
+            publish_nights(warehouse, nights)
+
+    with pytest.raises(AuditError, match="lapse at 2011-06-14"):
+        publish_nights(warehouse, nights)
+    assert ask(warehouse, seen_by_readers) == [("1",)]
+
+    attached = (
+        "select inhrelid from pg_inherits where inhparent::regclass::text"
+        " ~ '^predictions.churn_publications_(data|archive)$' and inhrelid in"
+        " (select oid from pg_class where relispartition and relkind = 'r') order by 1"
+    )
+    before = ask(warehouse, attached, as_writer=True)
+    assert len(before) == 6  # the three new ones of churn had passed
+    write_scores(warehouse, version="2", as_of=dates[2], use_case=LAPSE)
+    stop = threading.Event()
+    seen: set[tuple[Any, ...]] = set()
+
+    def read() -> None:
+        with reader(warehouse) as connection, connection.cursor() as cursor:
+            while not stop.is_set():
+                cursor.execute(seen_by_readers)
+                seen.add(cursor.fetchone())
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    until(lambda: bool(seen), "the reader's first answer")
+    results = publish_nights(warehouse, nights)
+    until(lambda: ("2",) in seen, "the reader to see the new rows")
+    stop.set()
+    thread.join()
+
+    assert seen == {("1",), ("2",)}
+    assert [(r.as_of, [p.use_case for p in r.publications]) for r in results] == [
+        (dates[0], ["churn", "lapse"]),
+        (dates[1], ["churn"]),
+        (dates[2], ["churn", "lapse"]),
+    ]
+    assert ask(warehouse, attached, as_writer=True) == before  # what had passed was kept
 
 
 def test_readers_see_whole_publications_only(warehouse: Settings) -> None:
@@ -540,3 +738,329 @@ def test_two_publishers_of_the_same_night_take_turns(warehouse: Settings) -> Non
 
     assert sorted(results) == [False, False, True]
     assert ask(warehouse, "select count(*) from predictions.churn") == [(20_000,)]
+
+
+def test_a_rollback_shows_the_publication_before_and_a_rerun_leaves_it(
+    warehouse: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = write_scores(warehouse, version="1")
+    publish(warehouse, [CHURN], AS_OF)
+    with pytest.raises(NightshiftError, match=f"{first} is the first publication"):
+        roll_back(warehouse, CHURN, AS_OF, "Ada", "wrong")
+    second = write_scores(warehouse, version="2")
+    publish(warehouse, [CHURN], AS_OF)
+    seen = "select distinct publication_id from predictions.churn_latest"
+
+    assert roll_back(warehouse, CHURN, AS_OF, "Ada", "too many high").publication_id == first
+    assert ask(warehouse, seen) == [(first,)]
+
+    again = publish(warehouse, [CHURN], AS_OF)
+    assert again.publications == (publishing.Publication("churn", first, "1", 3, False),)
+    assert "Ada has rolled back from" in caplog.text
+    assert ask(warehouse, seen) == [(first,)]
+
+    assert roll_back(warehouse, CHURN, AS_OF, "Ada", "back").publication_id == second
+    assert roll_back(warehouse, CHURN, AS_OF, "Bo", "by id", first[:6]).publication_id == first
+    third = write_scores(warehouse, version="3")
+    publish(warehouse, [CHURN], AS_OF)
+    assert ask(warehouse, seen) == [(third,)]
+
+    moves = "select from_publication_id, to_publication_id, person, reason from ops.pointer_moves"
+    assert ask(warehouse, f"{moves} order by pointer_move_id", as_writer=True) == [
+        (None, first, None, None),
+        (first, second, None, None),
+        (second, first, "Ada", "too many high"),
+        (first, second, "Ada", "back"),
+        (second, first, "Bo", "by id"),
+        (first, third, None, None),
+    ]
+    with connect(warehouse) as connection, pytest.raises(InsufficientPrivilege):
+        connection.cursor().execute("delete from ops.pointer_moves")
+
+
+def test_a_rollback_to_what_readers_never_saw_is_refused(warehouse: Settings) -> None:
+    with pytest.raises(NightshiftError, match="nothing of churn is published for 2011-06-12"):
+        roll_back(warehouse, CHURN, AS_OF, "Ada", "none")
+    identity = write_scores(warehouse, version="1")
+    write_scores(warehouse, use_case=LAPSE, manifest={"rows": 4})
+    with pytest.raises(AuditError, match="lapse"):
+        publish_nights(warehouse, {AS_OF: [CHURN, LAPSE]})
+    other = write_scores(warehouse, version="2")
+    publish(warehouse, [CHURN], AS_OF)
+
+    for to, why in ((identity, "have never seen"), ("", "is the first"), (other, "see .* already")):
+        with pytest.raises(NightshiftError, match=why):
+            roll_back(warehouse, CHURN, AS_OF, "Ada", "wrong", to or None)
+    assert ask(warehouse, "select distinct model_version from predictions.churn") == [("2",)]
+
+
+def test_a_diff_tells_which_rows_changed_and_by_how_much(warehouse: Settings) -> None:
+    before = write_scores(warehouse, score_table(10), version="1")
+    publish(warehouse, [CHURN], AS_OF)
+    table = with_column(
+        score_table(10), "churn_probability", [0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 0.5]
+    )
+    table = with_column(table, "band", ["low"] * 4 + ["medium"] * 3 + ["high"] * 2 + ["medium"])
+    table = with_column(table, "customer_id", ["new", *(f"c{i:07d}" for i in range(1, 10))])
+    after = write_scores(warehouse, table, version="2")
+    publish(warehouse, [CHURN], AS_OF)
+
+    found = diff(warehouse, [CHURN], before[:8], after, largest=1)
+
+    assert (found.before.is_seen, found.after.is_seen) == (False, True)
+    assert (found.rows_in_both, found.rows_new, found.rows_gone, found.rows_changed) == (9, 1, 1, 2)
+    assert found.bands == {("high", "medium"): 1}
+    assert found.quantiles[0.0] == pytest.approx(-0.4)
+    assert (found.quantiles[0.5], found.quantiles[1.0]) == (0.0, pytest.approx(0.05))
+    assert [(row.key, row.band_before, row.band_after) for row in found.largest] == [
+        ("c0000009", "high", "medium")
+    ]
+    same = diff(warehouse, [CHURN], after, after)
+    assert (same.rows_in_both, same.rows_changed, same.bands, same.largest) == (10, 0, {}, [])
+    with pytest.raises(NightshiftError, match="no publications have an id that begins with 'zz'"):
+        diff(warehouse, [CHURN], "zz", after)
+
+
+def test_publications_of_two_use_cases_are_not_compared(warehouse: Settings) -> None:
+    one = write_scores(warehouse)
+    other = write_scores(warehouse, use_case=LAPSE)
+    publish(warehouse, [CHURN, LAPSE], AS_OF)
+
+    with pytest.raises(NightshiftError, match=r"is of churn, .* of lapse"):
+        diff(warehouse, [CHURN, LAPSE], one, other)
+    assert {kept.publication_id for kept in publications(warehouse)} == {one, other}
+    assert [(kept.publication_id, kept.passed) for kept in publications(warehouse, LAPSE)] == [
+        (other, len(LAPSE.audits) + 8 - 3)
+    ]
+
+
+def test_listeners_hear_of_new_predictions_once_they_are_there(warehouse: Settings) -> None:
+    with reader(warehouse) as connection, connection.cursor() as cursor:
+        cursor.execute("listen nightshift_publications")
+        identity = write_scores(warehouse, version="7")
+        publish(warehouse, [CHURN], AS_OF)
+        publish(warehouse, [CHURN], AS_OF)
+        connection.poll()
+        (told,) = connection.notifies
+        assert json.loads(told.payload) == {
+            "use_case": "churn", "as_of": "2011-06-12", "publication_id": identity
+        }  # fmt: skip
+        cursor.execute(
+            "select use_case, as_of, publication_id, rows, model_version, published_at <= now()"
+            " from predictions.publications"
+        )
+        assert cursor.fetchall() == [("churn", AS_OF, identity, 3, "7", True)]
+
+
+def publish_dates(settings: Settings, days: int, rows: int = 3) -> list[date]:
+    """Publish a night each day from ``AS_OF`` on, one after the other."""
+    dates = [AS_OF + timedelta(days=day) for day in range(days)]
+    for as_of in dates:
+        write_scores(settings, score_table(rows), as_of=as_of)
+        publish(settings, [CHURN], as_of)
+    return dates
+
+
+def partitions_of(settings: Settings, parent: str) -> int:
+    found = ask(
+        settings,
+        f"select count(*) from pg_inherits where inhparent = 'predictions.{parent}'::regclass",
+        as_writer=True,
+    )
+    return int(found[0][0])
+
+
+def plan_of(settings: Settings, query: str) -> list[str]:
+    """The lines of EXPLAIN ANALYZE that read a publication's table, in the reader's role."""
+    lines = [line for (line,) in ask(settings, f"explain (analyze, costs off) {query}")]
+    return [line.strip() for line in lines if "churn_p_" in line]
+
+
+def test_a_lookup_opens_one_partition_and_plans_over_few(warehouse: Settings) -> None:
+    dates = publish_dates(warehouse, history_run.NEWEST + 4, rows=2000)
+    everything = "select * from predictions.churn order by as_of, customer_id"
+    before = ask(warehouse, everything)
+    one, band = "customer_id = 'c0000007'", "band = 'high' order by churn_probability desc limit 5"
+    assert len(plan_of(warehouse, f"select * from predictions.churn_latest where {one}")) > 8
+
+    pruned = prune(warehouse, [CHURN], dates[-1])
+
+    assert len(pruned.archived["churn"]) == 4
+    assert (pruned.dropped, pruned.waiting) == ({}, {})
+    assert partitions_of(warehouse, "churn_publications_data") == history_run.NEWEST
+    assert ask(warehouse, everything) == before
+    for view, where, planned in (
+        ("churn_latest", one, history_run.NEWEST),
+        ("churn_latest", band, history_run.NEWEST),
+        ("churn", f"as_of = '{dates[1]}' and {one}", 1),
+        ("churn", f"as_of = '{dates[-1]}' and {one}", 1),
+    ):
+        reads = plan_of(warehouse, f"select * from predictions.{view} where {where}")
+        assert len(reads) == planned, reads
+        assert all("Index Scan" in line for line in reads), reads
+        assert sum("never executed" not in line for line in reads) == 1, reads
+
+
+def test_old_dates_go_straight_to_the_archive(warehouse: Settings) -> None:
+    newest = date(2011, 6, 20)
+    write_scores(warehouse, as_of=newest)
+    publish(warehouse, [CHURN], newest)
+    publish_dates(warehouse, 3)
+
+    assert partitions_of(warehouse, "churn_publications_archive") == 3
+    assert ask(warehouse, "select distinct as_of from predictions.churn_latest") == [(newest,)]
+    assert ask(warehouse, "select count(*) from predictions.churn") == [(12,)]
+
+
+KEEP_ONE = CHURN.model_copy(update={"retention": Retention(versions=1, days=0)})
+
+
+def test_what_is_no_longer_kept_is_dropped_and_never_what_readers_see(warehouse: Settings) -> None:
+    identities = []
+    for version in ("1", "2", "3"):
+        identities.append(write_scores(warehouse, version=version))
+        publish(warehouse, [CHURN], AS_OF)
+    assert prune(warehouse, [CHURN], AS_OF) == history_run.Pruned({}, {}, {})
+    roll_back(warehouse, CHURN, AS_OF, "Ada", "wrong")
+
+    pruned = prune(warehouse, [KEEP_ONE], AS_OF)
+
+    assert pruned.dropped == {"churn": [identities[0]]}, "3 is the newest, and readers see 2"
+    kept = {each.publication_id: each.is_there for each in publications(warehouse)}
+    assert kept == {identities[0]: False, identities[1]: True, identities[2]: True}
+    with pytest.raises(NightshiftError, match="no longer kept"):
+        roll_back(warehouse, CHURN, AS_OF, "Ada", "back", identities[0])
+    assert ask(warehouse, ROWS_NOW) == [(3, "2", "2")]
+
+    write_scores(warehouse, version="1")
+    publish(warehouse, [CHURN], AS_OF)
+    assert ask(warehouse, ROWS_NOW) == [(3, "1", "1")], "it is loaded again"
+    assert all(each.is_there for each in publications(warehouse))
+
+
+def test_receipts_tell_of_publications_that_are_superseded_pruned_or_of_old(
+    warehouse: Settings,
+) -> None:
+    first, second, third = (publish_version(warehouse, version) for version in ("1", "2", "3"))
+
+    def receipt(*arguments: str) -> dict[str, Any]:
+        (found,) = ask(warehouse, f"select predictions.receipt('churn', {', '.join(arguments)})",
+                       as_writer=True)[0]  # fmt: skip
+        assert isinstance(found, dict)
+        return found
+
+    seen = receipt("'c0000001'")
+    assert seen["publication"]["publication_id"] == third
+    assert (seen["as_of"], seen["row"]["model_version"]) == (str(AS_OF), "3")
+    assert seen["decision"] is None
+    assert any("no decision made version 3 champion" in each for each in seen["missing"])
+    assert any("from before code, features" in each for each in seen["missing"])
+    assert [each["outcome"] for each in seen["audit"]].count("failed") == 0
+    assert (seen["sources"], seen["quality"], seen["gates"]) == ([], [], [])
+
+    # the newest date on which readers see a row of it, though a newer one is published
+    write_scores(warehouse, score_table(1), as_of=AS_OF + timedelta(days=1))
+    publish(warehouse, [CHURN], AS_OF + timedelta(days=1))
+    assert receipt("'c0000001'")["as_of"] == str(AS_OF)
+    assert receipt("'c0000000'")["as_of"] == str(AS_OF + timedelta(days=1))
+
+    superseded = receipt("'c0000001'", "null", f"'{second}'")
+    assert (superseded["publication"]["is_seen"], superseded["row"]["model_version"]) == (
+        False, "2",
+    )  # fmt: skip
+    roll_back(warehouse, CHURN, AS_OF, "Ada", "wrong prices")
+    (back,) = [each for each in receipt("'c0000001'")["moves"] if each["person"]]
+    assert (back["person"], back["reason"], back["to_publication_id"]) == (
+        "Ada", "wrong prices", second,
+    )  # fmt: skip
+    prune(warehouse, [KEEP_ONE], AS_OF)
+    pruned = receipt("'c0000001'", "null", f"'{first}'")
+    assert pruned["row"] is None
+    assert f"the rows of publication {first} are no longer kept, since 2" in pruned["missing"][0]
+    assert pruned["publication"]["model_version"] == "1"
+    assert receipt("'c0000001'", f"'{AS_OF}'::date + 9", f"'{second}'")["publication"] is None
+    assert receipt("null")["row"] is None
+
+
+def publish_version(settings: Settings, version: str) -> str:
+    identity = write_scores(settings, version=version)
+    publish(settings, [CHURN], AS_OF)
+    return identity
+
+
+def test_dropping_waits_for_a_long_reader_and_nobody_waits_for_it(
+    warehouse: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    identities = []
+    for version in ("1", "2"):
+        identities.append(write_scores(warehouse, version=version))
+        publish(warehouse, [CHURN], AS_OF)
+    with closing(psycopg2.connect(warehouse.reader_url)) as long, long.cursor() as cursor:
+        cursor.execute(ROWS_NOW)
+        monkeypatch.setattr(history_run, "DETACH_SECONDS", 1)
+        assert prune(warehouse, [KEEP_ONE], AS_OF).waiting == {"churn": [identities[0]]}
+        with reader(warehouse) as other, other.cursor() as quick:
+            quick.execute("set lock_timeout = '100ms'")
+            quick.execute(ROWS_NOW)
+            assert quick.fetchall() == [(3, "2", "2")]
+        monkeypatch.setattr(history_run, "DETACH_SECONDS", 60)
+        done: list[history_run.Pruned] = []
+        thread = threading.Thread(target=lambda: done.append(prune(warehouse, [KEEP_ONE], AS_OF)))
+        thread.start()
+        long.commit()
+        thread.join()
+    assert done[0].dropped == {"churn": [identities[0]]}, "the detachment is taken up again"
+    assert staging_tables(warehouse) == []
+    assert partitions_of(warehouse, "churn_publications_data") == 1
+
+
+def test_a_move_to_the_archive_gives_way_to_a_long_reader(
+    warehouse: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dates = publish_dates(warehouse, 2)
+    monkeypatch.setattr(history_run, "NEWEST", 1)
+    monkeypatch.setattr(history_run, "MOVE_SECONDS", 0.3)
+    with closing(psycopg2.connect(warehouse.reader_url)) as long, long.cursor() as cursor:
+        cursor.execute("select count(*) from predictions.churn")
+        with reader(warehouse) as other, other.cursor() as quick:
+            quick.execute("set lock_timeout = '1s'")
+            thread = threading.Thread(target=prune, args=(warehouse, [CHURN], dates[-1]))
+            thread.start()
+            while thread.is_alive():
+                quick.execute("select count(*) from predictions.churn")
+                assert quick.fetchall() == [(6,)]
+            thread.join()
+        assert partitions_of(warehouse, "churn_publications_data") == 2
+        long.commit()
+    assert len(prune(warehouse, [CHURN], dates[-1]).archived["churn"]) == 1
+    assert ask(warehouse, "select count(*) from predictions.churn") == [(6,)]
+
+
+def test_a_published_row_is_as_its_json_schema_says(warehouse: Settings) -> None:
+    name = CHURN.feature_names[0]
+    table = score_table()
+    told = json.dumps([reason | {"feature": name} for reason in json.loads(REASONS)])
+    write_scores(warehouse, with_column(table, "reasons", [told] * 3))
+    publish(warehouse, [CHURN], AS_OF)
+    validator = Draft202012Validator(json_schema(CHURN))
+
+    rows = ask(warehouse, "select row_to_json(c) from predictions.churn_latest as c")
+    for (row,) in rows:
+        validator.validate(row)
+        for broken in (row | {"band": "hgih"}, row | {"churn_probability": 1.5}, row | {"x": 1}):
+            assert not validator.is_valid(broken)
+
+
+def test_the_sample_consumer_follows_what_is_published(warehouse: Settings) -> None:
+    source = PROJECT_ROOT / "docs" / "examples" / "follow_predictions.py"
+    follow = runpy.run_path(str(source))["follow"]
+    first = write_scores(warehouse, score_table(10), version="1")
+    publish(warehouse, [CHURN], AS_OF)
+    following = follow(warehouse.reader_url)
+
+    assert [row[0] for row in next(following)] == [first] * 3
+    second = write_scores(warehouse, score_table(100), version="2")
+    publish(warehouse, [CHURN], AS_OF)
+    rows = next(following)
+    assert ([row[0] for row in rows], rows[0][2]) == ([second] * 10, 0.99)
+    following.close()

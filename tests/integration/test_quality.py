@@ -25,9 +25,11 @@ from starlette.routing import Mount
 from nightshift.contracts import SOURCES, load_contract
 from nightshift.errors import QualityError, RefusedAsOf
 from nightshift.ingest.run import ingest
+from nightshift.io.held_sources import free, require_all_free, require_source
 from nightshift.io.warehouse import connect
 from nightshift.quality.run import REPORTS_KEPT, check_landed, check_marts, newest_report
 from nightshift.settings import PROJECT_ROOT, Settings
+from nightshift.use_cases import CHURN
 
 pytestmark = pytest.mark.integration
 
@@ -283,7 +285,7 @@ def test_a_first_night_of_three_rows_passes_and_the_oldest_report_goes(
     assert len(list(reports.iterdir())) == REPORTS_KEPT
 
 
-def test_a_missing_day_and_a_source_that_no_use_case_reads_are_warnings(
+def test_a_missing_day_warns_and_a_broken_source_that_no_use_case_reads_is_held_alone(
     warehouse: Settings,
 ) -> None:
     day = LAST - timedelta(days=1)
@@ -296,18 +298,44 @@ def test_a_missing_day_and_a_source_that_no_use_case_reads_are_warnings(
     result = check_landed(warehouse, AS_OF)
 
     assert [
-        (o.landed_date, o.rule, o.examples) for o in result.warnings if o.source != "order_lines"
+        (o.severity, o.landed_date, o.rule, o.examples)
+        for o in result.outcomes
+        if not o.success and o.source != "order_lines"
     ] == [
-        (day, "key_is_unique", tuple(f"card_transactions/ds={day}/a.csv:{n}" for n in (101, 8))),
-        (day, "payment_is_known", tuple(f"chargebacks/ds={day}/a.csv:{n}" for n in (3, 4, 5, 6))),
         (
-            day,
-            "payment_is_mostly_known",
+            "error", day, "key_is_unique",
+            tuple(f"card_transactions/ds={day}/a.csv:{n}" for n in (101, 8)),
+        ),
+        (
+            "warning", day, "payment_is_known",
             tuple(f"chargebacks/ds={day}/a.csv:{n}" for n in (3, 4, 5, 6)),
         ),
-        (LAST, "arrives_when_expected", ()),
-        (LAST, "arrives_when_expected", ()),
-    ]
+        (
+            "error", day, "payment_is_mostly_known",
+            tuple(f"chargebacks/ds={day}/a.csv:{n}" for n in (3, 4, 5, 6)),
+        ),
+        ("warning", LAST, "arrives_when_expected", ()),
+        ("warning", LAST, "arrives_when_expected", ()),
+    ]  # fmt: skip
+    require_source(warehouse, "order_lines", AS_OF)
+    with pytest.raises(QualityError, match="key_is_unique") as refusal:
+        require_source(warehouse, "card_transactions", AS_OF)
+    (cause,) = refusal.value.causes
+    assert (cause.source, cause.landed_date) == ("card_transactions", day)
+    assert cause.examples == tuple(f"card_transactions/ds={day}/a.csv:{n}" for n in (101, 8))
+    assert free(warehouse, [CHURN], AS_OF) == [CHURN]
+    of_cards = CHURN.model_copy(update={"population": _of(CHURN.population, "card_transactions")})
+    assert free(warehouse, [of_cards, CHURN], AS_OF) == [CHURN]
+    with pytest.raises(QualityError, match="key_is_unique"):
+        free(warehouse, [of_cards], AS_OF)
+    with pytest.raises(QualityError, match="key_is_unique"):
+        require_all_free(warehouse, [of_cards, CHURN], AS_OF)
+
+
+def _of(population: Any, source: str) -> Any:
+    """The same population, of a mart that is made of another source."""
+    mart = population.source.model_copy(update={"name": "other", "landed_from": (source,)})
+    return population.model_copy(update={"source": mart})
 
 
 def test_each_planted_bad_day_of_payments_and_reports_is_named(warehouse: Settings) -> None:
@@ -342,8 +370,8 @@ def test_each_planted_bad_day_of_payments_and_reports_is_named(warehouse: Settin
 
     found = {
         (o.source, o.landed_date, o.rule)
-        for o in check_landed(warehouse, AS_OF).warnings
-        if o.source != "order_lines"
+        for o in check_landed(warehouse, AS_OF).outcomes
+        if not o.success and o.source != "order_lines"
     }
 
     assert found == {

@@ -23,7 +23,7 @@ from nightshift.io import lake, model_store, registry
 from nightshift.io.model_store import CHALLENGER, CHAMPION, PREVIOUS
 from nightshift.io.registry import GATES
 from nightshift.io.warehouse import connect
-from nightshift.scoring.run import score
+from nightshift.scoring.run import challenge, score
 from nightshift.services.postgres import free_port
 from nightshift.settings import Settings
 from nightshift.spec import UseCase, gate_name
@@ -223,7 +223,7 @@ def write_features(settings: Settings) -> None:
         lake.write_manifest(part, {"use_case": "churn", "as_of": AS_OF, "rows": 1, "sha256": "f"})
 
 
-def test_a_kill_between_the_row_and_the_aliases_is_repaired_by_the_night(
+def test_a_kill_between_the_row_and_the_aliases_is_repaired_by_who_comes_next(
     tracked_warehouse: Settings,
 ) -> None:
     settings = tracked_warehouse
@@ -238,7 +238,8 @@ def test_a_kill_between_the_row_and_the_aliases_is_repaired_by_the_night(
     assert moves(settings)[-1] == ("rollback", "person", "Ann", "2", "1")
     assert aliases(settings) == ("2", "1", None)
     assert score(settings, CHURN, AS_OF).model_version == "1"
-    assert aliases(settings) == ("1", "2", None)
+    with registry.opened(settings, "churn"):
+        assert aliases(settings) == ("1", "2", None)
     assert len(moves(settings)) == 3
 
 
@@ -250,7 +251,9 @@ def test_an_alias_that_another_hand_moved_is_put_back(tracked_warehouse: Setting
     found = registry.champion(settings, "churn")
     assert found is not None
     assert found.version == "1"
-    assert aliases(settings) == ("1", None, None)
+    assert aliases(settings) == (other, None, None)
+    with registry.opened(settings, "churn"):
+        assert aliases(settings) == ("1", None, None)
 
 
 def test_a_person_promotes_rolls_back_and_reads_the_history(tracked_warehouse: Settings) -> None:
@@ -389,6 +392,19 @@ def test_a_champion_that_the_store_has_lost(tracked_warehouse: Settings) -> None
     assert aliases(settings) == (None, None, None)
     gates.promote(settings, CHURN, version, "Ann", "the store was replaced", despite_gates=True)
     assert score(settings, CHURN, AS_OF).model_version == version
+
+
+def test_a_night_is_scored_while_the_store_is_down(tracked_warehouse: Settings) -> None:
+    settings = tracked_warehouse
+    judged(settings, register(settings))
+    write_features(settings)
+    down = f"postgresql+psycopg2://u:secret@127.0.0.1:{free_port(19_400)}/x"
+    without = settings.model_copy(update={"mlflow_tracking_uri": down})
+    assert score(without, CHURN, AS_OF).model_version == "1"
+    assert challenge(without, CHURN, AS_OF) is None
+    judged(settings, register(settings), failed="calibration_within")
+    with pytest.raises(SettingError, match="does not answer"):
+        challenge(without, CHURN, AS_OF)
 
 
 def test_a_store_that_is_down(warehouse: Settings) -> None:

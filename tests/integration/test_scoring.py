@@ -17,7 +17,8 @@ import xgboost as xgb
 from nightshift.errors import NightshiftError, RefusedAsOf
 from nightshift.io import lake, model_store
 from nightshift.publishing.run import publish
-from nightshift.scoring.run import score
+from nightshift.scoring import run as scoring
+from nightshift.scoring.run import challenge, score
 from nightshift.settings import Settings
 from nightshift.use_cases.churn import CHURN
 
@@ -87,7 +88,7 @@ def test_no_champion_is_a_refusal_with_the_command_that_makes_one(
     assert not scores_dir(tracked_warehouse).exists()
 
 
-def test_the_population_is_scored_sorted_banded_and_explained(
+def test_the_population_is_scored_banded_and_explained(
     tracked_warehouse: Settings, tmp_path: Path
 ) -> None:
     version = register_champion(tracked_warehouse, tmp_path)
@@ -96,7 +97,9 @@ def test_the_population_is_scored_sorted_banded_and_explained(
     result = score(tracked_warehouse, CHURN, AS_OF)
 
     assert (result.rows, result.model_version, result.is_new) == (100, version, True)
-    table = pq.read_table(scores_dir(tracked_warehouse) / "part-00000.parquet")
+    parts = lake.parts(scores_dir(tracked_warehouse))
+    assert [pq.read_metadata(part).num_rows for part in parts] == [50, 50]
+    table = pa.concat_tables([pq.read_table(part) for part in parts]).sort_by("customer_id")
     assert table.column_names == ["customer_id", "churn_probability", "band", "reasons"]
     rows = table.to_pylist()
     assert [row["customer_id"] for row in rows] == [f"c{i:04d}" for i in range(100)]
@@ -112,21 +115,57 @@ def test_the_population_is_scored_sorted_banded_and_explained(
     assert strengths == sorted(strengths, reverse=True)
 
 
-def test_the_same_inputs_give_the_same_bytes_whatever_the_parts(
+def test_threads_and_sparks_workers_write_the_same_bytes(
     tracked_warehouse: Settings, tmp_path: Path
 ) -> None:
     register_champion(tracked_warehouse, tmp_path)
-    part = scores_dir(tracked_warehouse) / "part-00000.parquet"
-    write_features(tracked_warehouse, feature_rows(100), parts=2)
+    write_features(tracked_warehouse, feature_rows(100))
     first = score(tracked_warehouse, CHURN, AS_OF)
-    before = part.read_bytes()
-    part.unlink()
-    write_features(tracked_warehouse, feature_rows(100), parts=3)
+    before = [part.read_bytes() for part in lake.parts(scores_dir(tracked_warehouse))]
+    lake.parts(scores_dir(tracked_warehouse))[1].unlink()
+    on_spark = tracked_warehouse.model_copy(update={"scoring": "spark", "spark_master": "local[2]"})
 
-    second = score(tracked_warehouse, CHURN, AS_OF)
+    second = score(on_spark, CHURN, AS_OF)
 
     assert (second.publication_id, second.is_new) == (first.publication_id, True)
-    assert part.read_bytes() == before
+    assert [part.read_bytes() for part in lake.parts(scores_dir(on_spark))] == before
+
+    table = feature_rows(10).set_column(1, RECENCY, pa.array([math.inf] * 10))
+    write_features(on_spark, table.select(feature_rows(1).column_names))
+    with pytest.raises(NightshiftError, match=f"feature {RECENCY} of customer_id 'c0009' in part"):
+        score(on_spark, CHURN, AS_OF)
+
+
+def test_bands_are_explained_as_they_ask(tracked_warehouse: Settings, tmp_path: Path) -> None:
+    register_champion(tracked_warehouse, tmp_path)
+    write_features(tracked_warehouse, feature_rows(100))
+    methods = ("none", "approximate", "exact")
+    bands = tuple(
+        band.model_copy(update={"reasons": method})
+        for band, method in zip(CHURN.bands, methods, strict=True)
+    )
+    score(tracked_warehouse, CHURN, AS_OF)
+    exact = explained(tracked_warehouse)
+    lake.parts(scores_dir(tracked_warehouse))[0].unlink()
+
+    asked = CHURN.model_copy(update={"bands": bands})
+    score(tracked_warehouse, asked, AS_OF)
+    found = explained(tracked_warehouse)
+
+    assert {band for band, _ in exact.values()} >= {"low", "high"}
+    for key, (band, reasons) in found.items():
+        assert (reasons == []) == (band == "low")
+        assert (reasons == exact[key][1]) == (band == "high")
+    publish(tracked_warehouse, [asked], AS_OF)
+
+
+def explained(settings: Settings) -> dict[str, tuple[str, list[Any]]]:
+    """Key → band and reasons."""
+    tables = [pq.read_table(part) for part in lake.parts(scores_dir(settings))]
+    return {
+        row["customer_id"]: (row["band"], json.loads(row["reasons"]))
+        for row in pa.concat_tables(tables).to_pylist()
+    }
 
 
 def test_scores_that_are_there_are_not_computed_again(
@@ -145,7 +184,7 @@ def test_scores_that_are_there_are_not_computed_again(
 
 def test_a_new_champion_is_a_new_publication(tracked_warehouse: Settings, tmp_path: Path) -> None:
     published = "select distinct model_version, count(*) over () from predictions.churn_latest"
-    write_features(tracked_warehouse, feature_rows(20))
+    write_features(tracked_warehouse, feature_rows(100))
     for flip in (False, True):
         version = register_champion(tracked_warehouse, tmp_path, flip=flip)
         scored = score(tracked_warehouse, CHURN, AS_OF)
@@ -153,7 +192,7 @@ def test_a_new_champion_is_a_new_publication(tracked_warehouse: Settings, tmp_pa
         with psycopg2.connect(tracked_warehouse.reader_url) as connection:
             cursor = connection.cursor()
             cursor.execute(published)
-            assert cursor.fetchall() == [(version, 20)]
+            assert cursor.fetchall() == [(version, 100)]
         connection.close()
         assert scored.is_new
 
@@ -227,3 +266,61 @@ def test_infinite_features_and_equal_scores_are_refused(
     # Few rows may well be of one leaf.
     write_features(tracked_warehouse, table.slice(0, 20))
     assert score(tracked_warehouse, CHURN, AS_OF).rows == 20
+
+
+def test_a_challenger_scores_beside_the_champion_and_readers_see_nothing_of_it(
+    tracked_warehouse: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    champion = register_champion(tracked_warehouse, tmp_path)
+    write_features(tracked_warehouse, feature_rows(100))
+    assert challenge(tracked_warehouse, CHURN, AS_OF) is None
+
+    version = register_champion(tracked_warehouse, tmp_path, flip=True)
+    model_store.set_alias(tracked_warehouse, "churn", model_store.CHAMPION, champion)
+    judged(tracked_warehouse, version)
+    with pytest.raises(NightshiftError, match="churn has no scores of these features") as refused:
+        challenge(tracked_warehouse, CHURN, AS_OF)
+    assert "nightshift score churn" in refused.value.remedy
+    score(tracked_warehouse, CHURN, AS_OF)
+    publish(tracked_warehouse, [CHURN], AS_OF)
+
+    monkeypatch.setattr(scoring, "BATCH_ROWS", 7)
+    for _ in range(2):
+        found = challenge(tracked_warehouse, CHURN, AS_OF)
+        assert found is not None
+        assert (found.champion_version, found.challenger_version) == (champion, version)
+        assert found.comparison.rows == 100
+        assert found.comparison.agreement < 0.2
+        assert (found.comparison.rank_correlation or 0) < -0.8
+    with psycopg2.connect(tracked_warehouse.warehouse_url) as connection:
+        cursor = connection.cursor()
+        cursor.execute(
+            "select count(*), avg((c.champion_score = p.churn_probability)::int),"
+            " avg((c.champion_band = p.band)::int), avg((c.challenger_band = p.band)::int)"
+            " from monitoring.churn_challenger c"
+            " join predictions.churn p using (customer_id, as_of)"
+        )
+        assert cursor.fetchone() == (100, 1, 1, pytest.approx(found.comparison.agreement))
+        cursor.execute("select rows, agreement, rank_correlation from monitoring.challenges")
+        assert cursor.fetchall() == [
+            (100, found.comparison.agreement, found.comparison.rank_correlation)
+        ]
+        cursor.execute("select count(*) from predictions.churn where model_version <> %s", "1")
+        assert cursor.fetchone() == (0,)
+        cursor.execute(
+            "select has_table_privilege('nightshift_reader', 'monitoring.churn_challenger',"
+            " 'select')"
+        )
+        assert cursor.fetchone() == (False,)
+    connection.close()
+
+
+def judged(settings: Settings, version: str) -> None:
+    """The version was judged last, and is not champion: the registry calls it the challenger."""
+    with psycopg2.connect(settings.warehouse_url) as connection:
+        connection.cursor().execute(
+            "insert into ops.gate_results (mlflow_run_id, model_version, use_case, as_of, gate,"
+            " passed, detail) values ('r', %s, 'churn', %s, 'auc', true, '')",
+            (version, AS_OF),
+        )
+    connection.close()

@@ -1,5 +1,6 @@
 """Searches that go on where a kill stopped them, in a real Postgres."""
 
+import json
 import os
 import signal
 import subprocess
@@ -69,6 +70,30 @@ def forget(settings: Settings) -> None:
     connection.close()
 
 
+def started(settings: Settings, trials: int) -> subprocess.Popen[str]:
+    """A process that searches, and prints what it found."""
+    return subprocess.Popen(
+        [sys.executable, __file__, str(settings.state_dir), str(trials)],
+        env={**os.environ, "NIGHTSHIFT_DATABASE_URL": settings.warehouse_url},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def waiting(settings: Settings) -> int:
+    """How many sessions wait for an advisory lock of this warehouse."""
+    connection = psycopg2.connect(settings.warehouse_url)
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "select count(*) from pg_locks join pg_database on pg_database.oid = database"
+                " where locktype = 'advisory' and not granted and datname = current_database()"
+            )
+            return int(cursor.fetchone()[0])
+    finally:
+        connection.close()
+
+
 def test_a_killed_study_goes_on_and_ends_as_one_that_was_not(warehouse: Settings) -> None:
     budget = Search(trials=5)
     whole = searched(warehouse, budget)
@@ -79,16 +104,14 @@ def test_a_killed_study_goes_on_and_ends_as_one_that_was_not(warehouse: Settings
     assert best >= (whole.trials[0].value or 0.0)
 
     forget(warehouse)
-    killed = subprocess.Popen([sys.executable, __file__, str(warehouse.state_dir)], env={
-        **os.environ,
-        "NIGHTSHIFT_DATABASE_URL": warehouse.warehouse_url,
-    })  # fmt: skip
+    killed = started(warehouse, 5)
     while killed.poll() is None and states(warehouse).count("COMPLETE") < 2:
         time.sleep(0.02)
     while killed.poll() is None and "RUNNING" not in states(warehouse):
         time.sleep(0.002)
     killed.send_signal(signal.SIGKILL)
-    assert killed.wait() == -signal.SIGKILL
+    killed.communicate()
+    assert killed.returncode == -signal.SIGKILL
     before = states(warehouse)
     assert before[-1] == "RUNNING"
     assert before.count("COMPLETE") < 5
@@ -107,6 +130,24 @@ def test_a_killed_study_goes_on_and_ends_as_one_that_was_not(warehouse: Settings
     more = searched(warehouse, Search(trials=6))
     assert more.trials[:5] == resumed.trials
     assert len(more.trials) == 6
+
+
+def test_of_two_searches_at_once_one_waits_and_both_find_the_same(warehouse: Settings) -> None:
+    defaults = recipe(CHURN, 3)
+    name = study_name(CHURN, rows(), SPLITS, defaults)
+    with studies.opened(warehouse, name, direction(defaults)):
+        both = [started(warehouse, 3) for _ in range(2)]
+        while waiting(warehouse) < 2 and all(each.poll() is None for each in both):
+            time.sleep(0.02)
+        assert states(warehouse) == [], "nobody asks for a trial of a study that another holds"
+    found = [each.communicate()[0] for each in both]
+
+    assert [each.returncode for each in both] == [0, 0]
+    assert found[0] == found[1]
+    assert len(json.loads(found[0])["trials"]) == 3
+    # whoever opens a study fails the trials that run, so one of the other's would be seen here
+    assert len(states(warehouse)) == 3
+    assert set(states(warehouse)) <= {"COMPLETE", "PRUNED"}
 
 
 def test_minutes_are_those_of_the_trials_and_another_seed_is_another_study(
@@ -129,5 +170,10 @@ def test_a_trial_that_is_worse_than_most_is_given_up(warehouse: Settings) -> Non
 
 if __name__ == "__main__":
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    state = Path(sys.argv[1])
-    searched(load_settings(_env_file=None, state_dir=state), Search(trials=5))
+    state, budget = Path(sys.argv[1]), Search(trials=int(sys.argv[2]))
+    found = searched(load_settings(_env_file=None, state_dir=state), budget)
+    sys.stdout.write(
+        json.dumps(
+            {"chosen": found.chosen, "trials": [(t.parameters, t.value) for t in found.trials]}
+        )
+    )

@@ -112,6 +112,19 @@ def test_the_embedded_roles_are_no_superusers(airflow_stack: Settings) -> None:
         with closing(psycopg2.connect(url)) as connection, connection.cursor() as cursor:
             cursor.execute("select rolsuper, rolcreaterole from pg_roles where rolname = user")
             assert cursor.fetchone() == (False, False)
+            # each its own database, and what Postgres brings along is nobody's
+            cursor.execute(
+                "select rolname, datname from pg_roles, pg_database where not rolsuper"
+                " and datallowconn and rolname !~ '^pg_'"
+                " and has_database_privilege(rolname, datname, 'connect')"
+                " order by 1"
+            )
+            assert cursor.fetchall() == [
+                ("airflow", "airflow"),
+                ("mlflow", "mlflow"),
+                ("nightshift_reader", "warehouse"),
+                ("nightshift_writer", "warehouse"),
+            ]
 
 
 def test_a_component_that_is_down_is_named_and_up_restarts_it(airflow_stack: Settings) -> None:

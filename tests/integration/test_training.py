@@ -22,6 +22,7 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from nightshift.booster import predict
+from nightshift.distribution import Distribution
 from nightshift.errors import NightshiftError
 from nightshift.gates.run import judge
 from nightshift.io import model_store, registry
@@ -33,12 +34,15 @@ from nightshift.spec import (
     BeatsBaseline,
     CalibrationWithin,
     GainShareAtMost,
+    LoadsAndScores,
+    Model,
     ParityWithin,
     Reproducible,
     Slice,
     SliceAtLeast,
     Studies,
 )
+from nightshift.training import dataset
 from nightshift.training.run import train
 from nightshift.use_cases.churn import CHURN
 
@@ -232,6 +236,10 @@ def test_a_damaged_model_is_refused_by_the_gate_and_by_loading(
     assert version is not None
     booster, signature = model_store.load_model(settings, version)
     assert signature["features"] == list(CHURN.feature_names)
+    kept = Distribution.model_validate(signature["training_scores"])
+    assert kept.rows == 600, "the newest two snapshots of 300 customers each"
+    assert len(kept.edges) > 5
+    assert "training_scores" not in model_store.load_evaluation(settings, run_id)[1]
     assert predict(booster, np.zeros((2, len(CHURN.feature_names)), np.float32)).shape == (2,)
 
     file = artifact(settings, run_id, "model/model.ubj")
@@ -469,6 +477,8 @@ def test_the_model_card_tells_all_that_a_person_needs(tracked_warehouse: Setting
     logged = model_store.client(settings).get_run(run_id).data.metrics
     assert logged["slice/value/band 1/auc_low"] < logged["slice/value/band 1/auc"]
     assert {"origin/2011-01-31/auc", "staleness/4 weeks/log_loss"} <= set(logged)
+    assert logged["learning_curve/0.125/rows"] < logged["learning_curve/1/rows"]
+    assert logged["ablation/customer_orders/ratios and trends/auc_worth"] < 0.1
     figures = json.loads(artifact(settings, run_id, "evaluation/metrics.json").read_text())
     assert figures["test"]["slices"]["value"]["band 4"]["estimates"]["recall"]["value"] >= 0
     assert len(figures["origins"]) == 2
@@ -476,15 +486,67 @@ def test_the_model_card_tells_all_that_a_person_needs(tracked_warehouse: Setting
     assert [r["gate"] for r in gates["results"]][-1] == "loads_and_scores"
 
 
-def test_two_trainings_at_once_in_files_make_the_model_of_one_in_memory(
-    tracked_warehouse: Settings,
+def test_a_search_is_kept_with_the_run_trial_by_trial(tracked_warehouse: Settings) -> None:
+    settings = tracked_warehouse
+    write_training_set(settings)
+    run_id = train(settings, ONE_ORIGIN, AS_OF, trials=3).mlflow_run_id
+    searched = json.loads(artifact(settings, run_id, "search.json").read_text())
+    client = model_store.client(settings)
+    values = [(m.step, m.value) for m in client.get_metric_history(run_id, "search/value")]
+    depths = [m.value for m in client.get_metric_history(run_id, "search/max_depth")]
+    params = client.get_run(run_id).data.params
+
+    tried = searched["trials"]
+    assert len(tried) == 3
+    assert sorted(values) == [
+        (step, trial["value"])
+        for step, trial in enumerate(tried, start=1)
+        if trial["value"] is not None
+    ]
+    assert sorted(depths) == sorted(trial["parameters"]["max_depth"] for trial in tried)
+    chosen = tried[int(params["search/chosen_trial"]) - 1]
+    assert chosen["value"] == max(value for _, value in values)
+    assert params["max_depth"] == str(chosen["parameters"]["max_depth"])
+    assert (params["search/metric"], params["search/trials"]) == ("auc", "3")
+    assert params["search/study"] == searched["study"]
+
+
+def test_a_training_on_spark_is_as_good_and_passes_its_gates(
+    tracked_warehouse: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = tracked_warehouse.model_copy(update={"spark_master": "local[2]"})
+    # the fresh process of the gate reads its settings from here
+    monkeypatch.setenv("NIGHTSHIFT_SPARK_MASTER", settings.spark_master)
+    monkeypatch.setenv("NIGHTSHIFT_STATE_DIR", str(settings.state_dir))
+    write_training_set(settings)
+    few_trees = Model(parameters={"eta": 0.4, "max_depth": 2})
+    gates = (Reproducible(), LoadsAndScores())
+    use_case = ONE_ORIGIN.model_copy(update={"model": few_trees, "gates": gates})
+    in_memory = train(settings, use_case, AS_OF)
+    on_spark = settings.model_copy(update={"training_memory": "spark"})
+    found = train(on_spark, use_case, AS_OF)
+
+    assert (found.version, found.rows) == ("2", in_memory.rows)
+    auc, low = in_memory.metrics["test_auc"], in_memory.metrics["test_auc_low"]
+    assert found.metrics["test_auc"] == pytest.approx(auc, abs=(auc - low) / 2)
+    signature = artifact(settings, found.mlflow_run_id, "model/signature.json").read_text()
+    assert json.loads(signature)["fit"]["memory"] == "spark"
+    verdict = judge(on_spark, use_case, AS_OF)
+    assert [(r.gate, r.passed) for r in verdict.results] == [
+        ("reproducible", True), ("loads_and_scores", True),
+    ], verdict.results  # fmt: skip
+    assert verdict.promoted_version == "2"
+
+
+def test_two_trainings_of_many_rows_are_in_files_and_make_the_model_of_one_in_memory(
+    tracked_warehouse: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = tracked_warehouse
     write_training_set(settings)
     in_memory = train(settings, ONE_ORIGIN, AS_OF)
-    in_files = settings.model_copy(update={"training_memory": "external"})
+    monkeypatch.setattr(dataset, "MOST_IN_MEMORY", 2**16)
     with ThreadPoolExecutor() as pool:
-        both = list(pool.map(lambda _: train(in_files, ONE_ORIGIN, AS_OF), range(2)))
+        both = list(pool.map(lambda _: train(settings, ONE_ORIGIN, AS_OF), range(2)))
     assert {found.model_sha256 for found in both} == {in_memory.model_sha256}
     assert both[0].metrics == both[1].metrics == in_memory.metrics
     assert {found.version for found in both} == {"2", "3"}

@@ -30,11 +30,13 @@ EVERYTHING = {
         "fct_order_lines",
     )
 }
+LANDED = ("card_transactions", "chargebacks", "order_lines")
+"""The sources of which rows are made here."""
 ROWS_OF_DAYS = {
     source: f"select landed_date, build_id, array_agg(fact::text order by fact::text)"
     f" from marts.fct_{source} as fact inner join marts.fct_landed_days as days"
     f" using (landed_date) where source = '{source}' group by 1, 2"
-    for source in SOURCES
+    for source in LANDED
 }
 KNOWN_BEFORE_THE_CUT = {
     mart: f"select mart::text from marts.{mart} as mart where landed_date < '{CUT}' order by 1"
@@ -56,13 +58,13 @@ class Landed:
 
     def __init__(self, settings: Settings, random: Random) -> None:
         self._settings, self._random = settings, random
-        self._files: dict[str, list[int]] = {source: [] for source in SOURCES}
+        self._files: dict[str, list[int]] = {source: [] for source in LANDED}
         self._last_file = 0
 
     def change(self, times: int) -> None:
         """Load, replace or erase files of any day, each in one transaction with its note."""
         for _ in range(times):
-            source, action = self._random.choice(SOURCES), self._random.random()
+            source, action = self._random.choice(LANDED), self._random.random()
             files = self._files[source]
             with connect(self._settings) as connection, connection.cursor() as cursor:
                 if action < 0.5 and files:
@@ -179,7 +181,7 @@ def test_nights_leave_the_marts_of_a_full_refresh(warehouse: Settings) -> None:
 
     # and no row of what was known before the cut depends on what landed from then on
     with connect(warehouse) as connection, connection.cursor() as cursor:
-        for source in SOURCES:
+        for source in LANDED:
             cursor.execute(
                 f"with gone as (delete from raw.{source} where _landed_date >= %s"
                 " returning _landed_date) insert into ops.changed_days"

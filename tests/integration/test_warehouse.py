@@ -9,7 +9,9 @@ import psycopg2
 import pytest
 
 from nightshift.errors import NightshiftError
+from nightshift.identifiers import RESERVED
 from nightshift.io.warehouse import connect, holding, migrate, recorded_run
+from nightshift.services.postgres import EmbeddedPostgres
 from nightshift.settings import Settings
 
 AS_OF = date(2011, 6, 12)
@@ -73,8 +75,40 @@ def test_a_migration_that_is_done_waits_for_nobody(warehouse: Settings) -> None:
 
 def test_another_schema_is_applied(warehouse: Settings) -> None:
     with connect(warehouse) as connection, connection.cursor() as cursor:
-        cursor.execute("drop table ops.changed_days; comment on schema ops is 'schema.sql of old'")
+        cursor.execute(
+            "drop table ops.changed_days; alter table ops.publications drop column made_from;"
+            " comment on schema ops is 'schema.sql of old'"
+        )
     migrate(warehouse)
     with connect(warehouse) as connection, connection.cursor() as cursor:
         cursor.execute("select count(*) from ops.changed_days")
         assert cursor.fetchone() == (0,)
+        cursor.execute("select count(made_from) from ops.publications")
+        assert cursor.fetchone() == (0,)
+
+
+def test_a_role_that_comes_later_gets_its_rights(
+    warehouse: Settings, postgres_server: EmbeddedPostgres
+) -> None:
+    may = "select has_function_privilege('nightshift_auditor',"
+    may += " 'predictions.receipt(text, text, date, text)', 'execute')"
+    with postgres_server.superuser(warehouse.warehouse_url.rsplit("/", 1)[1]) as connection:
+        cursor = connection.cursor()
+        cursor.execute("drop owned by nightshift_auditor")
+        # as where the role was missing when the schema was applied
+        cursor.execute(
+            "select replace(obj_description('ops'::regnamespace), 'nightshift_auditor, ', '')"
+        )
+        cursor.execute("comment on schema ops is %s", cursor.fetchone())
+        cursor.execute(may)
+        assert cursor.fetchone() == (False,)
+        migrate(warehouse)
+        cursor.execute(may)
+        assert cursor.fetchone() == (True,)
+
+
+def test_the_reserved_words_are_those_of_the_server(warehouse: Settings) -> None:
+    with connect(warehouse) as connection, connection.cursor() as cursor:
+        # R: reserved; T: may only name types and functions
+        cursor.execute("select word from pg_get_keywords() where catcode in ('R', 'T')")
+        assert {word for (word,) in cursor.fetchall()} == RESERVED

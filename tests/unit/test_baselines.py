@@ -7,7 +7,6 @@ from nightshift.baselines import (
     heuristic_scores,
     linear_rows,
     linear_scores,
-    signed_log,
 )
 from nightshift.spec import Heuristic
 
@@ -22,14 +21,15 @@ def test_a_heuristic_ranks_by_its_feature_and_nulls_take_the_median() -> None:
     assert heuristic_scores(falling, column).tolist() == [-3.0, -3.0, -1.0, -10.0]
 
 
+def test_a_scaled_heuristic_foretells_an_amount() -> None:
+    past_year = Heuristic(name="past_year", feature="x", scale=90 / 365)
+    column = np.array([365, 0, -73], dtype=np.float32)
+    assert heuristic_scores(past_year, column).tolist() == pytest.approx([90, 0, -18])
+
+
 def test_a_heuristic_without_any_value_ties_everyone() -> None:
     column = np.array([NAN, NAN], dtype=np.float32)
     assert heuristic_scores(Heuristic(name="h", feature="x"), column).tolist() == [0.0, 0.0]
-
-
-def test_signed_log() -> None:
-    e = float(np.e)
-    assert np.allclose(signed_log(np.array([0, e - 1, 1 - e])), [0.0, 1.0, -1.0])
 
 
 def test_the_linear_baseline_reads_values_and_missingness() -> None:

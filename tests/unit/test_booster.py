@@ -1,9 +1,11 @@
+import json
+
 import numpy as np
 import pyarrow as pa
 import pytest
 import xgboost as xgb
 
-from nightshift.booster import contributions, predict, to_matrix
+from nightshift.booster import contributions, double, predict, to_matrix
 from nightshift.errors import NightshiftError
 
 
@@ -53,3 +55,34 @@ def test_a_row_scores_the_same_alone_and_among_others(booster: xgb.Booster) -> N
 def test_a_matrix_of_another_width_is_refused(booster: xgb.Booster) -> None:
     with pytest.raises(NightshiftError, match="the model reads 2 features, the matrix has 3"):
         predict(booster, np.zeros((1, 3), dtype=np.float32))
+
+
+@pytest.mark.parametrize("objective", ["binary:logistic", "reg:tweedie"])
+def test_a_doubled_booster_gives_the_same_bits(objective: str) -> None:
+    random = np.random.default_rng(2)
+    matrix = random.normal(size=(4000, 6)).astype(np.float32)
+    labels = (np.nan_to_num(matrix[:, 0]) + random.normal(size=4000) > 0).astype(np.float64)
+    matrix[random.random(matrix.shape) < 0.3] = np.nan
+    data = xgb.DMatrix(matrix, labels)
+    booster = xgb.train({"objective": objective, "max_depth": 5, "nthread": 1}, data, 20)
+    doubled = double(booster)
+    assert doubled is not None
+    directions = np.concatenate([tree["default_left"] for tree in _trees(booster)], dtype=np.int64)
+    assert 0 < directions.mean() < 1, "missing values go both ways"
+    np.testing.assert_array_equal(predict(booster, matrix), predict(booster, matrix, doubled))
+    whole = np.nan_to_num(matrix)
+    np.testing.assert_array_equal(predict(booster, whole), predict(booster, whole, doubled))
+
+
+def test_trees_that_split_on_categories_are_not_doubled() -> None:
+    codes = np.arange(400).reshape(-1, 1).astype(np.float32) % 5
+    data = xgb.DMatrix(
+        codes, np.isin(codes[:, 0], (1, 4)), feature_types=["c"], enable_categorical=True
+    )
+    booster = xgb.train({"objective": "binary:logistic", "max_cat_to_onehot": 1}, data, 2)
+    assert double(booster) is None
+
+
+def _trees(booster: xgb.Booster) -> list[dict[str, list[int]]]:
+    model = json.loads(booster.save_raw("json"))
+    return list(model["learner"]["gradient_booster"]["model"]["trees"])

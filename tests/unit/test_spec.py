@@ -16,9 +16,12 @@ from nightshift.spec import (
     BeatsChampion,
     CalibrationWithin,
     Count,
+    Exposure,
     FeatureGroup,
     Heuristic,
+    Interval,
     Measure,
+    Model,
     NoEvent,
     Population,
     Ratio,
@@ -36,6 +39,9 @@ from nightshift.spec import (
     season_last_year,
 )
 from nightshift.use_cases import CHURN, USE_CASES, find_use_case
+from nightshift.use_cases.spend import SPEND
+
+NET_AMOUNT = "customer_net_amount_sum_365d"
 
 
 def group(**changes: Any) -> FeatureGroup:
@@ -359,6 +365,16 @@ def test_a_window_must_have_a_length(window: int) -> None:
         ({"slices": (Slice(name="age", feature="age", bands=2),)}, "slice 'age': no feature 'age'"),
         ({"slices": CHURN.slices[:1] * 2}, "two slices of one name"),
         ({"bands": (Band(name="high", from_score=0.5),)}, "bands must start at 0"),
+        (
+            {"bands": (Band(name="low", from_score=0), Band(name="high", from_score=100))},
+            "bands of probabilities end at 1",
+        ),
+        ({"interval": Interval()}, "an interval is of amounts"),
+        ({"model": Model(label_cap=0.99)}, "label_cap is for amounts"),
+        (
+            {"model": Model(exposure=Exposure(feature=NET_AMOUNT, scale=1, floor=1))},
+            "exposure is for amounts",
+        ),
         ({"key": "country"}, "the population is of .'customer_id',., the key 'country'"),
     ],
 )
@@ -398,9 +414,40 @@ def test_what_is_foretold_makes_the_objective() -> None:
     assert (CHURN.objective, forecast.objective) == ("binary", "regression")
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"interval": None},
+            "interval_coverage is of the model's own interval: declare one, and use AtLeast",
+        ),
+        (
+            {"gates": (BeatsBaseline(metric="interval_width", baseline="linear", by=0),)},
+            "interval_width is of the model's own interval",
+        ),
+        (
+            {"model": Model(exposure=Exposure(feature="age", scale=1, floor=1))},
+            "exposure: no feature 'age'",
+        ),
+        (
+            {"heuristics": (Heuristic(name="past_year", feature=NET_AMOUNT),)},
+            "'past_year' tells an order only, so that it has no mae; give the heuristic its scale",
+        ),
+    ],
+)
+def test_nonsense_about_amounts_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        UseCase(**{name: getattr(SPEND, name) for name in UseCase.model_fields} | changes)
+
+
+def test_an_amount_does_not_fall_with_what_foretells_it() -> None:
+    with pytest.raises(ValidationError, match="leave out descending, or scale"):
+        Heuristic(name="past_year", feature=NET_AMOUNT, descending=True, scale=0.25)
+
+
 def test_an_unknown_use_case_is_refused_with_those_that_exist() -> None:
-    with pytest.raises(Exception, match="there are: churn"):
-        find_use_case("spend")
+    with pytest.raises(Exception, match="there are: churn, spend"):
+        find_use_case("chrun")
 
 
 def test_names_are_unique() -> None:

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from zoneinfo import ZoneInfo
 
-from nightshift.alerts.failure import Failure, masked
+from nightshift.alerts.failure import Diagnosis, Failure, masked
 from nightshift.errors import Cause
 
 MAX_SUBJECT = 200
 MAX_CAUSES = 10
+MAX_NOTED_CAUSES, MAX_NOTED_LINE = 2, 300
+"""A note in Airflow has a thousand characters, which are to reach as far as what to do."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,23 @@ def of_failure(
         ),
         tuple(sections),
     )
+
+
+def as_note(outcome: str, causes: Sequence[Cause], diagnosis: Diagnosis, runbooks: str) -> str:
+    """What failed and what to do, as Markdown, for the task's note in Airflow.
+
+    Args:
+        outcome: in a few words.
+        causes: of the diagnosis, as far as a person may be told.
+    """
+    first, *others = [_cut(_cause_line(cause, None)) for cause in causes[:MAX_NOTED_CAUSES]]
+    if len(causes) > MAX_NOTED_CAUSES:
+        others.append(f"and {len(causes) - MAX_NOTED_CAUSES} more: see the log")
+    todo = [" ".join(diagnosis.remedy.split())] if diagnosis.remedy else []
+    todo.append(f"runbook: {runbooks.rstrip('/')}/{diagnosis.runbook}.md")
+    # the first line is what Airflow shows before the note is opened
+    lines = [f"**{outcome}:** {first}", "", *(f"- {line}" for line in others)]
+    return "\n".join([*lines, *([""] if others else []), f"**What to do:** {'; '.join(todo)}"])
 
 
 def of_recovery(
@@ -252,6 +271,10 @@ def _subject(what: str, consequence: str) -> str:
     room = max(MAX_SUBJECT - len(tail), MAX_SUBJECT // 2)
     line = line if len(line) <= room else line[: room - 1] + "…"
     return (line + tail)[:MAX_SUBJECT]
+
+
+def _cut(line: str) -> str:
+    return line if len(line) <= MAX_NOTED_LINE else line[: MAX_NOTED_LINE - 1] + "…"
 
 
 def _escaped(text: str) -> str:

@@ -8,12 +8,14 @@ Nothing here raises: an alert must not hide the error that it tells of.
 
 import hashlib
 import logging
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psycopg2
 from psycopg2.extensions import connection as Connection
@@ -34,7 +36,7 @@ WEBHOOK_SECONDS = 10
 
 def report_failure(settings: Settings, failure: Failure) -> None:
     """Record what failed, and tell of it unless the same is open and was told already."""
-    failure = replace(failure, causes=_tellable(failure.causes))
+    failure = replace(failure, causes=tellable(failure.causes))
     try:
         _record_failure(settings, failure)
         shutil.rmtree(_told_without_warehouse(settings), ignore_errors=True)
@@ -45,10 +47,13 @@ def report_failure(settings: Settings, failure: Failure) -> None:
     send_unsent(settings)
 
 
-def report_failed_run(settings: Settings, failure: Failure) -> None:
+def report_failed_run(settings: Settings, failure: Failure) -> bool:
     """The same for a DAG run that failed, unless the task that failed it has reported itself.
 
     A task that was killed, or never ran, cannot.
+
+    Returns:
+        Whether the task has reported itself.
     """
     try:
         _ensure_tables(settings)
@@ -65,6 +70,7 @@ def report_failed_run(settings: Settings, failure: Failure) -> None:
         send_unsent(settings)
     else:
         report_failure(settings, failure)
+    return is_reported
 
 
 def report_success(settings: Settings, dag_id: str, as_of: date | None) -> None:
@@ -93,6 +99,15 @@ def report_question(
         logger.error("nobody is told of the question: %s", error)
         return
     send_unsent(settings)
+
+
+def tellable(causes: tuple[Cause, ...]) -> tuple[Cause, ...]:
+    """The causes without personal data; without any example where no contract says what is."""
+    try:
+        personal = {(s, column) for s in SOURCES for column in load_contract(s).pii}
+    except NightshiftError:  # it may be what failed
+        return tuple(replace(cause, examples=()) for cause in causes)
+    return without_personal_data(causes, personal)
 
 
 def send_unsent(settings: Settings) -> None:
@@ -143,15 +158,6 @@ def _send_one(settings: Settings, message_id: int, channel: str) -> bool:
                 (incident_ids,),
             )
     return error is None
-
-
-def _tellable(causes: tuple[Cause, ...]) -> tuple[Cause, ...]:
-    """The causes without personal data; without any example where no contract says what is."""
-    try:
-        personal = {(s, column) for s in SOURCES for column in load_contract(s).pii}
-    except NightshiftError:  # it may be what failed
-        return tuple(replace(cause, examples=()) for cause in causes)
-    return without_personal_data(causes, personal)
 
 
 def _ensure_tables(settings: Settings) -> None:
@@ -290,8 +296,19 @@ def _body(message: Message, channel: str) -> str:
     return message.as_html() if channel == "email" else message.as_mrkdwn()
 
 
+def _require_url(webhook: str) -> None:
+    """Refuse what would be quoted, secret and all, by the error of who reads it as a URL."""
+    try:
+        is_url = urlsplit(webhook).port != 0 and re.search(r"[\s\x00-\x1f\x7f]", webhook) is None
+    except ValueError:
+        is_url = False
+    if not is_url:
+        raise ValueError("the connection's password is no URL: look for a space in it")
+
+
 def _notify(settings: Settings, channel: str, subject: str, body: str) -> str | None:
     """Send through Airflow's notifier of the channel: None, or what went wrong."""
+    from airflow.sdk.bases.hook import BaseHook
     from airflow.sdk.bases.notifier import BaseNotifier
 
     notifier: BaseNotifier
@@ -308,9 +325,14 @@ def _notify(settings: Settings, channel: str, subject: str, body: str) -> str | 
         from airflow.providers.slack.notifications.slack_webhook import SlackWebhookNotifier
 
         notifier = SlackWebhookNotifier(
-            text=body, slack_webhook_conn_id=_CONNECTIONS[channel], timeout=WEBHOOK_SECONDS
+            text=body,
+            slack_webhook_conn_id=_CONNECTIONS[channel],
+            timeout=WEBHOOK_SECONDS,
+            retry_handlers=[],  # they log the URL, which is the secret
         )
     try:
+        if channel == "webhook":
+            _require_url(BaseHook.get_connection(_CONNECTIONS[channel]).password or "")
         # not notifier(context): that renders the text as a template, and parts of it are data
         notifier.notify({})
     except Exception as error:  # of any library behind the notifier

@@ -23,20 +23,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nightshift.contracts.quality import QualityContract, parse_quality
 from nightshift.errors import ContractError
-
-_SUFFIX = ".odcs.yaml"
-SOURCES: tuple[str, ...] = tuple(
-    sorted(
-        file.name.removesuffix(_SUFFIX)
-        for file in files("nightshift.contracts").iterdir()
-        if file.name.endswith(_SUFFIX)
-    )
-)
-"""Every source that has a contract, by name."""
+from nightshift.identifiers import identifier
+from nightshift.sources import CONTRACT_SUFFIX
+from nightshift.sources import SOURCES as SOURCES
 
 Kind = Literal["string", "integer", "number", "timestamp"]
 TIMESTAMP_FORMAT = "YYYY-MM-DD HH:MM:SS"
-_NAME = re.compile(r"^[a-z][a-z0-9_]*$")
 _SQL_TYPES: dict[str, re.Pattern[str]] = {
     "string": re.compile(r"^text$"),
     "integer": re.compile(r"^(integer|bigint)$"),
@@ -218,6 +210,10 @@ def parse_contract(source: str, text: str) -> SourceContract:
     """
     where = f"contract {source}.odcs.yaml"
     try:
+        identifier(source)
+    except ValueError as error:
+        raise ContractError(f"{where}: {error}", "rename the file and its schema object") from error
+    try:
         document = OpenDataContractStandard.from_string(text)
     except (yaml.YAMLError, ValidationError, TypeError) as error:
         raise ContractError(f"{where}: {error}", "correct the contract") from error
@@ -330,7 +326,7 @@ def load_contract(source: str) -> SourceContract:
     Raises:
         ContractError: when there is none, or it is malformed.
     """
-    file = files("nightshift.contracts").joinpath(f"{source}{_SUFFIX}")
+    file = files("nightshift.contracts").joinpath(f"{source}{CONTRACT_SUFFIX}")
     if not file.is_file():
         raise ContractError(
             f"there is no contract for source {source!r}; known: {', '.join(SOURCES)}",
@@ -341,8 +337,10 @@ def load_contract(source: str) -> SourceContract:
 
 def _column(where: str, declared: SchemaProperty) -> Column:
     where = f"{where}, column {declared.name!r}"
-    if not declared.name or not _NAME.match(declared.name):
-        raise ContractError(f"{where}: a name is lower-case snake_case", "rename the column")
+    try:
+        identifier(declared.name or "")
+    except ValueError as error:
+        raise ContractError(f"{where}: {error}", "rename the column") from error
     kind = declared.logicalType
     if kind not in _SQL_TYPES:
         raise ContractError(

@@ -27,7 +27,7 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from open_data_contract_standard.model import (
@@ -36,14 +36,14 @@ from open_data_contract_standard.model import (
     SchemaObject,
     SchemaProperty,
 )
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from nightshift.errors import ContractError
+from nightshift.identifiers import IDENTIFIER, identifier
 
 Severity = Literal["error", "warning"]
 
 _MARTS = "nightshift.contracts.marts"
-_NAME = re.compile(r"^[a-z][a-z0-9_]*$")
 _WORD = re.compile(r"[A-Za-z_]\w*")
 _FUNCTIONS = frozenset({"round", "trunc", "abs"})
 _OF_A_DAY = frozenset({"landed_rows", "rows_within_budget", "usual_rows"})
@@ -64,7 +64,7 @@ class Rule(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    name: str = Field(pattern=_NAME.pattern)
+    name: Annotated[str, AfterValidator(identifier)]
     description: str
     dimension: str
     severity: Severity
@@ -167,7 +167,8 @@ def parse_quality(
     properties = declared.properties or []
     batch_columns = batch_columns or {}
     if not isinstance(batch_columns, dict) or not all(
-        isinstance(sql, str) and _NAME.match(str(column)) for column, sql in batch_columns.items()
+        isinstance(sql, str) and IDENTIFIER.fullmatch(str(column))
+        for column, sql in batch_columns.items()
     ):
         raise ContractError(
             f"{where}: customProperties batchColumns is {batch_columns!r}",
@@ -256,12 +257,21 @@ def _reference(where: str, declared: SchemaProperty) -> Reference:
             "write one, to raw.<source>.<column> or marts.<model>.<column>",
         )
     schema, table, column = parts
+    _require_identifiers(f"{where}, column {declared.name!r}", table, column)
     return Reference(
         column=str(declared.name),
         to_table=f"{schema}.{table}",
         to_column=column,
         to_day="_landed_date" if schema == "raw" else None,
     )
+
+
+def _require_identifiers(where: str, *names: str) -> None:
+    try:
+        for name in names:
+            identifier(name)
+    except ValueError as error:
+        raise ContractError(f"{where}: {error}", "correct the contract") from error
 
 
 def _require_columns(
@@ -322,6 +332,7 @@ def parse_mart(mart: str, text: str) -> QualityContract:
             f"{where}: schema object {mart} or customProperties are missing or unknown",
             f"name the object {mart}; customProperties are {', '.join(sorted(_MART_CUSTOM))}",
         )
+    _require_identifiers(where, mart, str(custom["landedDate"]), str(custom["rowId"]))
     return parse_quality(
         where,
         declared,

@@ -1,1 +1,1 @@
-"""A shop that does not exist, as a landing zone in the format of the real one."""
+"""A shop and cards that do not exist, as a landing zone in the formats of the real ones."""

@@ -1,4 +1,4 @@
-"""Write the demo shop's landing zone: one folder a day, the same bytes for the same seed."""
+"""Write the demo's landing zone, a shop's and its cards': the same bytes for the same seed."""
 
 import gzip
 import json
@@ -16,16 +16,25 @@ from typing import Any
 
 import numpy as np
 
+from nightshift.demo_data.payments import (
+    REPORTING_DELAY_DAYS,
+    make_holders,
+    payments_csv,
+    payments_of,
+    reports_csv,
+)
 from nightshift.demo_data.shop import Orders, day_csv, open_days, simulate_orders
 from nightshift.errors import NightshiftError
 
 _log = logging.getLogger(__name__)
 
-SOURCE = "order_lines"
+ORDER_LINES, PAYMENTS, REPORTS = "order_lines", "card_transactions", "chargebacks"
 DEMO_START = date(2024, 1, 1)
 DEMO_END = date(2026, 3, 31)
 LABEL_DAYS = 90
 """Days of data after the demo's as_of, so that its labels are mature."""
+PAYMENT_DAYS = 120
+"""Days of payments before the demo's as_of: for a month of features, training, and reports."""
 MARKER = ".nightshift-demo.json"
 _POOL_FROM_LINES = 1_000_000
 _DAYS_A_TASK = 14
@@ -33,7 +42,7 @@ _DAYS_A_TASK = 14
 
 @dataclass(frozen=True)
 class DemoData:
-    """What was written; ``as_of`` is the date to run on, its labels are known."""
+    """What was written, of all sources; ``as_of`` is the date to run on, its labels are known."""
 
     landing: Path
     as_of: date
@@ -82,10 +91,14 @@ def write_landing(
     start: date = DEMO_START,
     end: date = DEMO_END,
     lines: int = 225_000,
+    card_holders: int = 0,
     seed: int = 20111209,
     processes: int | None = None,
 ) -> DemoData:
     """Write ``<landing>/order_lines/ds=YYYY-MM-DD/order_lines.csv.gz`` for each open day.
+
+    With holders of cards also ``card_transactions``, for each day from 120 days before the demo's
+    ``as_of``, and ``chargebacks``: the day's frauds, in the folder of the day seven days later.
 
     Args:
         landing: a folder that is missing, empty, or was written by this function.
@@ -93,18 +106,20 @@ def write_landing(
         start: first day.
         end: last day, included; at least 90 days after the demo's ``as_of``.
         lines: how many order lines there are in all, about.
+        card_holders: who make two payments a day, on average; 0 for no card data.
         seed: the same arguments and seed give the same bytes.
         processes: how many write in parallel; by default as many as there are cores.
 
     Raises:
         NightshiftError: when an argument is out of range, or ``landing`` holds other files.
     """
-    as_of = _require_sizes(customers, start, end, lines)
+    as_of = _require_sizes(customers, start, end, lines, card_holders)
     asked = {
         "customers": customers,
         "start": start.isoformat(),
         "end": end.isoformat(),
         "lines": lines,
+        "card_holders": card_holders,
         "seed": seed,
         "as_of": as_of.isoformat(),
     }
@@ -115,8 +130,8 @@ def write_landing(
         return DemoData(landing, as_of, written["folders"], written["rows"], written["bytes"])
     landing.mkdir(parents=True, exist_ok=True)
     _write_marker(marker, asked)
-    shutil.rmtree(landing / SOURCE, ignore_errors=True)
-    (landing / SOURCE).mkdir()
+    for source in (ORDER_LINES, PAYMENTS, REPORTS):
+        shutil.rmtree(landing / source, ignore_errors=True)
 
     _log.info("simulating %s customers from %s to %s", f"{customers:,}", start, end)
     orders = simulate_orders(customers=customers, start=start, end=end, lines=lines, seed=seed)
@@ -131,16 +146,20 @@ def write_landing(
         if time.monotonic() - shown > 2:
             shown = time.monotonic()
             _log.info("wrote %d/%d days, %s lines", folders, days, f"{rows:,}")
+    paid_from = max(start, as_of - timedelta(days=PAYMENT_DAYS))
+    for day_rows, day_bytes in _write_payments(landing, card_holders, paid_from, end, seed):
+        folders, rows, size = folders + 1, rows + day_rows, size + day_bytes
     _write_marker(marker, asked | {"folders": folders, "rows": rows, "bytes": size})
-    _log.info("%s: %d days, %s lines, run it as of %s", landing, folders, f"{rows:,}", as_of)
+    _log.info("%s: %d folders, %s rows, run it as of %s", landing, folders, f"{rows:,}", as_of)
     return DemoData(landing, as_of, folders, rows, size)
 
 
-def _require_sizes(customers: int, start: date, end: date, lines: int) -> date:
+def _require_sizes(customers: int, start: date, end: date, lines: int, card_holders: int) -> date:
     as_of = end - timedelta(days=LABEL_DAYS)
-    for name, value in (("customers", customers), ("lines", lines)):
-        if value < 1:
-            raise NightshiftError(f"{name} is {value}", f"choose {name} of 1 or more")
+    least = {"customers": (customers, 1), "lines": (lines, 1), "card_holders": (card_holders, 0)}
+    for name, (value, lowest) in least.items():
+        if value < lowest:
+            raise NightshiftError(f"{name} is {value}", f"choose {name} of {lowest} or more")
     if as_of <= start:
         raise NightshiftError(
             f"from {start} to {end} is {(end - start).days} days; the last {LABEL_DAYS} are kept"
@@ -214,14 +233,36 @@ def _day_writer(task: _Days) -> Callable[[tuple[int, Orders, Orders]], tuple[int
     def write(day: tuple[int, Orders, Orders]) -> tuple[int, int]:
         number, sold, cancelled = day
         landed_date = task.start + timedelta(days=number)
-        text = day_csv(sold, cancelled, landed_date, task.seed)
-        packed = gzip.compress(text, compresslevel=1, mtime=0)
-        folder = task.landing / SOURCE / f"ds={landed_date.isoformat()}"
-        # Ingest passes over names that begin with a dot.
-        temporary = folder.with_name(f".{folder.name}.tmp")
-        temporary.mkdir()
-        (temporary / f"{SOURCE}.csv.gz").write_bytes(packed)
-        temporary.rename(folder)
-        return text.count(b"\n") - 1, len(packed)
+        return _land(
+            task.landing, ORDER_LINES, landed_date, day_csv(sold, cancelled, landed_date, task.seed)
+        )
 
     return write
+
+
+def _write_payments(
+    landing: Path, card_holders: int, first: date, last: date, seed: int
+) -> Iterator[tuple[int, int]]:
+    """Rows and bytes of each folder of payments and of reports, as they are written."""
+    if not card_holders:
+        return
+    holders = make_holders(card_holders, seed)
+    for number in range((last - first).days + 1):
+        day = first + timedelta(days=number)
+        payments = payments_of(holders, day)
+        yield _land(landing, PAYMENTS, day, payments_csv(payments, day))
+        reported = day + timedelta(days=REPORTING_DELAY_DAYS)
+        if reported <= last and payments.scenario.any():
+            yield _land(landing, REPORTS, reported, reports_csv(payments, day))
+
+
+def _land(landing: Path, source: str, landed_date: date, text: bytes) -> tuple[int, int]:
+    """Write a day's file; its rows and bytes."""
+    packed = gzip.compress(text, compresslevel=1, mtime=0)
+    folder = landing / source / f"ds={landed_date.isoformat()}"
+    # Ingest passes over names that begin with a dot.
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    temporary.mkdir(parents=True)
+    (temporary / f"{source}.csv.gz").write_bytes(packed)
+    temporary.rename(folder)
+    return text.count(b"\n") - 1, len(packed)

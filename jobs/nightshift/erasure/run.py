@@ -284,6 +284,8 @@ def _erase_lake(settings: Settings, keys: Sequence[str], erasure: Erasure) -> No
     # them is erased after
     # tiles that the feature job makes anew
     shutil.rmtree(settings.lake_dir / "state", ignore_errors=True)
+    with lake.workspace(settings.lake_dir / lake.CHALLENGES):
+        pass  # what a killed challenge has left there is gone
     for kind in ("events", "features", "training", "matured", "scores"):
         removed = 0
         root = settings.lake_dir / kind
@@ -312,7 +314,7 @@ def _erase_dataset(folder: Path, keys: Sequence[str], erasure: Erasure) -> int:
     if manifest is None:  # incomplete, and so nobody's
         shutil.rmtree(folder, ignore_errors=True)
         return 0
-    parts = sorted(folder.glob("part-*.parquet"))
+    parts = lake.parts(folder)
     with tempfile.TemporaryDirectory() as scratch:
         rewritten: dict[str, Path] = {}
         removed = left = 0
@@ -332,10 +334,9 @@ def _erase_dataset(folder: Path, keys: Sequence[str], erasure: Erasure) -> int:
                 shutil.copyfile(rewritten.get(part.name, part), new / part.name)
             written = [new / part.name for part in parts]
             manifest["rows"] = left
-            if "population_rows" in manifest:  # of scores: the checksum of the part's bytes
+            if "population_rows" in manifest:  # of scores
                 manifest["population_rows"] -= removed
-                manifest["sha256"] = lake.file_sha256(written[0])
-            elif "sha256" in manifest:
+            if "sha256" in manifest:
                 manifest["sha256"] = lake.parts_sha256(written)
             elif "signature" in manifest:  # of a month of events
                 manifest["signature"] = lake.file_sha256(written[0])

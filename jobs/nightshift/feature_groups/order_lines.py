@@ -1,6 +1,15 @@
 """What order lines tell about a customer: recency, frequency, money, returns, rhythm, range."""
 
-from nightshift.spec import Aggregate, FeatureGroup, Measure, Ratio, Source
+from nightshift.spec import (
+    Aggregate,
+    FeatureGroup,
+    Measure,
+    Ratio,
+    Source,
+    Trend,
+    Window,
+    season_last_year,
+)
 
 ORDER_LINES = Source(
     name="order_lines",
@@ -152,4 +161,39 @@ CUSTOMER_ORDERS = FeatureGroup(
             denominator="customer_purchase_amount_sum_365d",
         ),
     ),
+)
+
+IS_SOLD = "is_cancellation or quantity > 0"
+
+CUSTOMER_SPEND = FeatureGroup(
+    name="customer_spend",
+    source=ORDER_LINES,
+    entity="customer",
+    key="customer_id",
+    measures=(
+        Measure(
+            name="net_amount",
+            column="line_amount",
+            where=IS_SOLD,
+            description="amounts bought, net of cancellations",
+        ),
+    ),
+    aggregates=(
+        Aggregate(
+            measure="net_amount",
+            aggregations=("sum",),
+            windows=(
+                30,
+                90,
+                180,
+                365,
+                None,
+                Window(days=90, lag=90),
+                season_last_year(90),
+                # what preceded that season: with it, how much the season itself brings
+                Window(days=90, lag=365),
+            ),
+        ),
+    ),
+    trends=(Trend(measure="net_amount", aggregation="sum", window=90, baseline=365),),
 )

@@ -20,6 +20,7 @@ from nightshift.errors import NightshiftError
 from nightshift.features import extract as plan
 from nightshift.features import packing
 from nightshift.io import lake
+from nightshift.io.held_sources import free
 from nightshift.io.warehouse import connect, holding, recorded_run
 from nightshift.settings import Settings
 from nightshift.spec import Source, UseCase
@@ -57,10 +58,14 @@ def extract(settings: Settings, use_cases: Sequence[UseCase], as_of: date) -> Ex
     Only landed days whose rows have changed are read from the mart; the month's file that holds
     them is written anew. Whatever landed is copied: the cut at ``as_of`` is the feature job's.
 
+    Use cases that read a source which is held for ``as_of`` are left out.
+
     Raises:
-        NightshiftError: when a mart is missing, or has columns other than its source declares.
+        NightshiftError: when a mart is missing, or has columns other than its source declares; or
+            what the sources were refused for, where no use case is left.
     """
     with recorded_run(settings, "extract", as_of) as run:
+        use_cases = free(settings, use_cases, as_of)
         total = ExtractResult(0, 0, 0)
         for source, keys in _streams(use_cases):
             with holding(settings, exclusive=[_lake_lock(source)]):
@@ -280,6 +285,7 @@ def _months_to_write(
                 log.warning("%s: the mart has no row of that month any more; removed", folder)
                 shutil.rmtree(folder)
         for month in months:
+            lake.remove_leftovers(root / f"month={month}")
             current = {day: sign for day, sign in days.items() if day.startswith(month[:7])}
             known = _sound_month(root / f"month={month}", declared)
             if known != current:

@@ -60,6 +60,8 @@ class Work:
         label_known_as_of: adds the column ``label`` when given.
         state: folder of the kept tiles, of all streams.
         target: folder that the part is written to.
+        nights: where given, a folder for each snapshot, to which its part is written in place of
+            ``target``: what the night alone would write.
         code: digest of the code that makes tiles.
         bucket: which of ``buckets``.
         buckets: that the lake's files have.
@@ -77,6 +79,24 @@ class Work:
     bucket: int
     buckets: int
     hindsight: date | None = None
+    nights: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class Part:
+    """A file of vectors that a task wrote.
+
+    Attributes:
+        file: where it is.
+        rows: vectors in it.
+        sha256: of the file's bytes.
+        nulls: feature → vectors in which it is null.
+    """
+
+    file: Path
+    rows: int
+    sha256: str
+    nulls: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -85,20 +105,14 @@ class Done:
 
     Attributes:
         use_case: its name.
-        part: the written file's name; "" where the bucket has nobody.
-        rows: vectors in it.
-        sha256: of the file's bytes.
-        nulls: feature → vectors in which it is null.
+        parts: the written files; none of a folder in which the bucket has nobody.
         seconds: CPU by feature group, and under "rows" of reading rows.
         months_read: ``<source>/<key>/<month>`` whose rows were read; the tiles of others were kept.
         state: the kept files that were used, relative to the state's folder.
     """
 
     use_case: str
-    part: str
-    rows: int
-    sha256: str
-    nulls: Mapping[str, int]
+    parts: tuple[Part, ...]
     seconds: Mapping[str, float]
     months_read: tuple[str, ...]
     state: tuple[str, ...]
@@ -127,7 +141,8 @@ def code_sha256() -> str:
 
 
 def run(work: Work) -> Done | Refused:
-    """Compute one bucket, and write it as one Parquet file (of other entities: one a group)."""
+    """Compute one bucket, and write it as one Parquet file, or one a night (of other entities: one
+    a group)."""
     if work.code != code_sha256():
         return Refused(
             f"{socket.gethostname()} would compute features by other code than was asked for",
@@ -170,14 +185,11 @@ class _Task(vectors.Reader):
     def groups(self) -> tuple[FeatureGroup, ...]:
         """The groups that are made of this bucket's rows."""
 
-    def tell(self, part: Path | None, rows: int, sha256: str, nulls: Mapping[str, int]) -> Done:
+    def tell(self, parts: Sequence[Part]) -> Done:
         """What was done."""
         return Done(
             use_case=self.use_case.name,
-            part="" if part is None else part.name,
-            rows=rows,
-            sha256=sha256,
-            nulls=nulls,
+            parts=tuple(parts),
             seconds=self.seconds,
             months_read=tuple(sorted(self.months_read)),
             state=tuple(self.kept),
@@ -239,7 +251,7 @@ class _Task(vectors.Reader):
         return part
 
     def _keep(self, file: Path, part: state.Part) -> None:
-        state.save(file, part)
+        state.save(file, part, self.work.target)
         self.kept.append(str(file.relative_to(self.work.state)))
 
     def _file(self, group: FeatureGroup, months: Sequence[Month]) -> Path:
@@ -291,22 +303,35 @@ class _VectorTask(_Task):
         return tuple(found)
 
     def done(self) -> Done:
-        """Write the part, and tell of it."""
+        """Write the parts, and tell of them."""
+        work = self.work
+        if not work.nights:
+            wanted = [(work.target, work.snapshots)]
+        else:
+            wanted = [
+                (folder, (as_of,))
+                for folder, as_of in zip(work.nights, work.snapshots, strict=True)
+            ]
+        written = [self._written(folder, snapshots) for folder, snapshots in wanted]
+        return self.tell([part for part in written if part is not None])
+
+    def _written(self, folder: Path, snapshots: tuple[date, ...]) -> Part | None:
+        """The vectors at some snapshots as a file of their own; None where there is nobody."""
         work, use_case = self.work, self.use_case
         schema = output_schema(
             use_case,
-            with_snapshot=work.label_known_as_of is not None or len(work.snapshots) > 1,
+            with_snapshot=work.label_known_as_of is not None or len(snapshots) > 1,
             with_label=work.label_known_as_of is not None,
         )
         nulls = dict.fromkeys(use_case.feature_names, 0)
         count = 0
-        file = work.target / f"part-{work.bucket:05}.parquet"
+        file = folder / f"part-{work.bucket:05}.parquet"
         with _appearing(file) as temporary:
             with pq.ParquetWriter(
                 temporary, schema, compression="lz4", use_dictionary=[use_case.key],
                 write_page_checksum=True,
             ) as writer:  # fmt: skip
-                for batch, columns in vectors.vectors(self, work.snapshots):
+                for batch, columns in vectors.vectors(self, snapshots):
                     snapshot = pa.array(batch.as_of.astype(np.int32)).cast(pa.date32())
                     found = columns | dict(batch.columns) | {SNAPSHOT: snapshot}
                     table = pa.table({f.name: found[f.name].cast(f.type) for f in schema}, schema)
@@ -318,8 +343,8 @@ class _VectorTask(_Task):
                 sha256 = hashlib.file_digest(written, "sha256").hexdigest()
         if count == 0:
             file.unlink()
-            return self.tell(None, 0, "", nulls)
-        return self.tell(file, count, sha256, nulls)
+            return None
+        return Part(file, count, sha256, nulls)
 
     def features(self, group: FeatureGroup, batch: vectors.Batch) -> dict[str, pa.Array]:
         """See :meth:`vectors.Reader.features`; those of other entities are looked up."""
@@ -393,7 +418,7 @@ class _RelatedTask(_Task):
                 for ids, columns in asked(group):
                     arrays = [ids, *(columns[field.name] for field in types)]
                     writer.write_batch(pa.record_batch(arrays, schema))
-        return self.tell(None, 0, "", {})
+        return self.tell([])
 
     def _snapshots_asked(
         self, group: FeatureGroup

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyspark.sql import SparkSession
 
-from nightshift.errors import NightshiftError, RefusedAsOf, SettingError
+from nightshift.errors import NightshiftError, RefusedAsOf, SettingError, joined
 from nightshift.features import extract as plan
 from nightshift.features import job, vectors
 from nightshift.features import parity as vector_parity
@@ -25,11 +25,12 @@ from nightshift.features import prove as prover
 from nightshift.features.extract_run import events_dir, lake_locks, mended, unfinished
 from nightshift.features.snapshots import mature_snapshots
 from nightshift.features.vectors import LABEL, SNAPSHOT
-from nightshift.io import lake, model_store
+from nightshift.io import code, lake, model_store
+from nightshift.io.held_sources import free
 from nightshift.io.spark import spark_session
 from nightshift.io.warehouse import connect, holding, recorded_run
 from nightshift.settings import Settings
-from nightshift.spec import Population, Source, UseCase
+from nightshift.spec import Population, Source, Through, UseCase
 
 log = logging.getLogger(__name__)
 
@@ -52,15 +53,59 @@ def build_features(
 ) -> dict[str, DatasetResult]:
     """The feature vectors of every use case's population at ``as_of``, in one Spark session.
 
+    A use case to whose population nobody belongs holds none of the others: it has no dataset
+    afterwards, and is not in the result. One that reads a source which is held is left out.
+
     Raises:
-        RefusedAsOf: when nobody belongs to the population at ``as_of``.
+        RefusedAsOf: when nobody belongs to any of the populations at ``as_of``.
+        NightshiftError: what sources were refused for, where no use case is left.
     """
-    jobs = [(use_case, (as_of,), None) for use_case in use_cases]
-    with recorded_run(settings, "features", as_of) as run:
-        results = _build(settings, "features", as_of, jobs)
-        run.result = {
-            name: {"rows": r.rows, "is_reused": r.is_reused} for name, r in results.items()
-        }
+    use_cases = free(settings, use_cases, as_of)
+    found = _build_nights(settings, {as_of: use_cases}, is_all_or_none=False)
+    return found.get(as_of, {})
+
+
+def build_features_of_nights(
+    settings: Settings, nights: Mapping[date, Sequence[UseCase]]
+) -> dict[date, dict[str, DatasetResult]]:
+    """The feature vectors of many nights, each as that night alone computes it, in one Spark job.
+
+    Rows are read and tiled once for all of them. What is there already is not computed again.
+
+    Args:
+        nights: ``as_of`` → the use cases that are scored.
+
+    Returns:
+        ``as_of`` → use case → its dataset.
+
+    Raises:
+        RefusedAsOf: when nobody belongs to a population at one of the dates.
+    """
+    return _build_nights(settings, nights, is_all_or_none=True)
+
+
+def _build_nights(
+    settings: Settings, nights: Mapping[date, Sequence[UseCase]], *, is_all_or_none: bool
+) -> dict[date, dict[str, DatasetResult]]:
+    asked = [
+        _Asked(use_case, as_of, (as_of,)) for as_of in sorted(nights) for use_case in nights[as_of]
+    ]
+    with recorded_run(settings, "features", max(nights)) as run:
+        refused: list[RefusedAsOf] | None = None if is_all_or_none else []
+        built = _build(settings, "features", asked, refused)
+        results: dict[date, dict[str, DatasetResult]] = {}
+        for each, result in zip(asked, built, strict=True):
+            if result is not None:
+                results.setdefault(each.as_of, {})[each.use_case.name] = result
+        run.result["datasets"] = [
+            {"as_of": as_of, "use_case": name, "rows": r.rows, "is_reused": r.is_reused}
+            for as_of, of_night in results.items()
+            for name, r in of_night.items()
+        ]
+        if refused:
+            run.result["refused"] = [refusal.what for refusal in refused]
+            if not results:
+                raise joined(refused)
         return results
 
 
@@ -72,7 +117,7 @@ def build_training_set(settings: Settings, use_case: UseCase, as_of: date) -> Da
     """
     with recorded_run(settings, "training_set", as_of, use_case.name) as run:
         snapshots = tuple(mature_snapshots(use_case, as_of, _first_landing(settings, use_case)))
-        result = _build(settings, "training", as_of, [(use_case, snapshots, as_of)])[use_case.name]
+        result = _build_one(settings, "training", _Asked(use_case, as_of, snapshots, as_of))
         run.result = {"rows": result.rows, "snapshots": list(snapshots)}
         if not result.is_reused:
             _warn_of_other_vectors(settings, use_case, result)
@@ -108,11 +153,11 @@ def training_set_again(
         ),
         lake.scratch(place) as folder,
     ):
-        dataset = _dataset(settings, folder, use_case, snapshots, known)
+        dataset = _dataset(settings, folder, _Asked(use_case, as_of, snapshots, known))
         with spark_session(settings, f"nightshift reproduce {as_of}", DAEMON) as spark:
-            done = run_tasks(spark, _works(settings, dataset, folder))
+            done = run_tasks(spark, _works(settings, [dataset], [folder]))
         shutil.rmtree(folder / job.RELATED, ignore_errors=True)
-        _describe(dataset, folder, as_of, done)
+        _describe(dataset, folder, done)
         now = lake.read_manifest(folder) or {}
         yield folder, now, vector_parity.differences(then, now)
 
@@ -124,7 +169,7 @@ def build_labels(settings: Settings, use_case: UseCase, as_of: date) -> DatasetR
     """
     known = date.fromordinal(as_of.toordinal() + use_case.label.maturity_days)
     with recorded_run(settings, "labels", as_of, use_case.name) as run:
-        result = _build(settings, "matured", as_of, [(use_case, (as_of,), known)])[use_case.name]
+        result = _build_one(settings, "matured", _Asked(use_case, as_of, (as_of,), known))
         run.result = {"rows": result.rows}
         return result
 
@@ -281,11 +326,12 @@ def parity(
         lake.scratch(lake.dataset_dir(settings.lake_dir, "parity", use_case.name, as_of)) as root,
     ):
         kept = lake.read_manifest(folder) or {}
-        dataset = _dataset(settings, folder, use_case, (as_of,))
+        dataset = _dataset(settings, folder, _Asked(use_case, as_of, (as_of,)))
         now, hindsight = root / "now", root / "hindsight"
         now.mkdir()
         hindsight.mkdir()
-        works = _works(settings, dataset, now) + _works(settings, dataset, hindsight, date.max)
+        works = _works(settings, [dataset], [now])
+        works += _works(settings, [dataset], [hindsight], date.max)
         with spark_session(settings, f"nightshift parity {as_of}", DAEMON) as spark:
             run_tasks(spark, works)
         return vector_parity.Report(
@@ -348,8 +394,8 @@ def replay(
         )
     own = {
         source.name: (source, _known(tables[source.name], source, use_case.key, entity, as_of))
-        for source in use_case.sources
-        if use_case.key in source.columns
+        for source, key in use_case.streams
+        if key == use_case.key
     }
     if not any(rows.num_rows for _, rows in own.values()):
         raise NightshiftError(
@@ -379,25 +425,53 @@ def replay(
 
 
 def _tables_around(settings: Settings, use_case: UseCase, entity: str) -> dict[str, pa.Table]:
-    """The entity's rows of each source; all rows of those in which others are looked up."""
-    looked_up = {group.source.name for group in use_case.related_groups}
-    streams = dict[str, tuple[Source, str]]()
+    """The rows of each source that the entity's vectors are made of: its own, and those of the
+    other entities that they touch, each row once."""
+    anywhere = {
+        measure.column
+        for group in use_case.feature_groups
+        for measure in group.measures
+        if isinstance(measure, Through)
+    }
+    tables: dict[str, pa.Table] = {}
+    taken: dict[str, list[tuple[str, pa.Array | None]]] = {}
     for source, key in use_case.streams:  # its own key comes first
-        streams.setdefault(source.name, (source, key))
-    tables = {}
-    for name, (source, key) in streams.items():
-        is_own = name not in looked_up and key == use_case.key
-        own = [plan.bucket_of(entity, settings.lake_buckets)]
-        parts = [
-            plan.read(month.file, bucket, source, list(source.columns))
-            for month in _months_there(settings, source, key)
-            for bucket in (own if is_own else range(settings.lake_buckets))
-        ]
-        table = pa.concat_tables(parts).unify_dictionaries().combine_chunks()
-        if is_own:
-            table = table.filter(pc.equal(table[key].cast(pa.string()), entity))
-        tables[name] = table
+        if key in anywhere:
+            among = None
+        elif key == use_case.key:
+            among = pa.array([entity])
+        else:
+            scored = tables[use_case.source.name]
+            own = scored.filter(pc.equal(_text(scored, use_case.key), entity))
+            among = pc.drop_null(pc.unique(_text(own, key)))
+        rows = _rows_among(settings, source, key, among)
+        for other, others in taken.get(source.name, ()):
+            held = _text(rows, other)
+            is_taken = pc.is_valid(held) if others is None else pc.is_in(held, value_set=others)
+            rows = rows.filter(pc.invert(is_taken))
+        if source.name in tables:
+            rows = pa.concat_tables([tables[source.name], rows])
+        tables[source.name] = rows.unify_dictionaries().combine_chunks()
+        taken.setdefault(source.name, []).append((key, among))
     return tables
+
+
+def _rows_among(settings: Settings, source: Source, key: str, among: pa.Array | None) -> pa.Table:
+    """All rows of some entities; None for those of every one."""
+    buckets = set(range(settings.lake_buckets))
+    if among is not None:
+        buckets = {plan.bucket_of(name, settings.lake_buckets) for name in among.to_pylist()}
+    parts = [
+        plan.read(month.file, bucket, source, list(source.columns))
+        for month in _months_there(settings, source, key)
+        for bucket in sorted(buckets)
+    ]
+    table = pa.concat_tables([plan.schema(source).empty_table(), *parts])
+    return table if among is None else table.filter(pc.is_in(_text(table, key), value_set=among))
+
+
+def _text(table: pa.Table, column: str) -> pa.ChunkedArray:
+    return table[column].cast(pa.string())
 
 
 def _known(table: pa.Table, source: Source, key: str, entity: str, as_of: date) -> pa.Table:
@@ -513,25 +587,46 @@ def _warn_of_other_vectors(settings: Settings, use_case: UseCase, trained: Datas
         return
 
 
-_Job = tuple[UseCase, tuple[date, ...], date | None]
+@dataclass(frozen=True)
+class _Asked:
+    """A dataset that is asked for.
+
+    Attributes:
+        known: when its labels are; None for no labels.
+    """
+
+    use_case: UseCase
+    as_of: date
+    snapshots: tuple[date, ...]
+    known: date | None = None
+
+
+def _build_one(settings: Settings, kind: str, asked: _Asked) -> DatasetResult:
+    (result,) = _build(settings, kind, [asked])
+    assert result is not None  # what is refused has been raised
+    return result
 
 
 def _build(
-    settings: Settings, kind: str, as_of: date, jobs: Sequence[_Job]
-) -> dict[str, DatasetResult]:
+    settings: Settings, kind: str, asked: Sequence[_Asked], refused: list[RefusedAsOf] | None = None
+) -> list[DatasetResult | None]:
     """Build what is missing: one writer a dataset, and no extract changes what a job reads.
 
     Where a month's file turns out to be damaged, it is extracted anew, and the build goes on.
-    """
-    use_cases = [use_case for use_case, _, _ in jobs]
 
-    def build() -> dict[str, DatasetResult]:
+    Args:
+        refused: is given each refusal of a use case, whose result is None; without it the first
+            is raised, and nothing built.
+    """
+    use_cases = list({each.use_case.name: each.use_case for each in asked}.values())
+
+    def build() -> list[DatasetResult | None]:
         with holding(
             settings,
-            exclusive={f"{kind}:{use_case.name}:{as_of}" for use_case in use_cases},
+            exclusive={f"{kind}:{each.use_case.name}:{each.as_of}" for each in asked},
             shared=lake_locks(*use_cases),
         ):
-            return _build_locked(settings, kind, as_of, jobs)
+            return _build_locked(settings, kind, asked, refused)
 
     try:
         return build()
@@ -542,38 +637,84 @@ def _build(
 
 
 def _build_locked(
-    settings: Settings, kind: str, as_of: date, jobs: Sequence[_Job]
-) -> dict[str, DatasetResult]:
-    results, missing = {}, []
-    for use_case, snapshots, known in jobs:
-        folder = lake.dataset_dir(settings.lake_dir, kind, use_case.name, as_of)
-        dataset = _dataset(settings, folder, use_case, snapshots, known)
+    settings: Settings, kind: str, asked: Sequence[_Asked], refused: list[RefusedAsOf] | None
+) -> list[DatasetResult | None]:
+    extracted: dict[str, _Extracted] = {}
+    results: dict[Path, DatasetResult | None] = {}
+    missing: dict[str, list[_Dataset]] = {}
+    for each in asked:
+        name = each.use_case.name
+        if name not in extracted:
+            extracted[name] = _extracted(settings, each.use_case)
+        folder = lake.dataset_dir(settings.lake_dir, kind, name, each.as_of)
+        dataset = _dataset(settings, folder, each, extracted[name])
         manifest = lake.read_manifest(folder)
+        results[folder] = None
         if manifest is not None and manifest["key"] == dataset.key:
-            log.info("%s of %s for %s: unchanged, reused", kind, use_case.name, as_of)
-            results[use_case.name] = DatasetResult(folder, manifest["rows"], snapshots, True)
+            log.info("%s of %s for %s: unchanged, reused", kind, name, each.as_of)
+            lake.remove_leftovers(folder)
+            results[folder] = DatasetResult(folder, manifest["rows"], each.snapshots, True)
         else:
-            missing.append(dataset)
+            missing.setdefault(name, []).append(dataset)
     if missing:
+        title = f"nightshift {kind} {max(each.as_of for each in asked)}"
         with ExitStack() as stack:
-            targets = [stack.enter_context(lake.replacing(dataset.folder)) for dataset in missing]
+            targets = {
+                dataset.folder: stack.enter_context(lake.replacing(dataset.folder))
+                for of_use_case in missing.values()
+                for dataset in of_use_case
+            }
             works = [
                 work
-                for dataset, target in zip(missing, targets, strict=True)
-                for work in _works(settings, dataset, target)
+                for of_use_case in missing.values()
+                for work in _works(settings, of_use_case, [targets[d.folder] for d in of_use_case])
             ]
-            with spark_session(settings, f"nightshift {kind} {as_of}", DAEMON) as spark:
+            with spark_session(settings, title, DAEMON) as spark:
                 done = run_tasks(spark, works)
-            for target in targets:
-                shutil.rmtree(target / job.RELATED, ignore_errors=True)
-            for dataset, target in zip(missing, targets, strict=True):
-                parts = [part for part in done if part.use_case == dataset.use_case.name]
-                rows = _describe(dataset, target, as_of, parts)
-                results[dataset.use_case.name] = DatasetResult(
-                    dataset.folder, rows, dataset.snapshots, False
-                )
+            for name, of_use_case in missing.items():
+                of_it = [each for each in done if each.use_case == name]
+                for dataset in of_use_case:
+                    target = targets[dataset.folder]
+                    shutil.rmtree(target / job.RELATED, ignore_errors=True)
+                    try:
+                        rows = _describe(dataset, target, of_it, len(of_use_case))
+                    except RefusedAsOf as refusal:
+                        if refused is None:
+                            raise
+                        log.error("%s", refusal)
+                        refused.append(refusal)
+                        continue
+                    results[dataset.folder] = DatasetResult(
+                        dataset.folder, rows, dataset.snapshots, False
+                    )
+        for folder, result in results.items():
+            if result is None:
+                shutil.rmtree(folder)
         _forget(_state_dir(settings), done)
-    return results
+    return list(results.values())
+
+
+@dataclass(frozen=True)
+class _Extracted:
+    """What the lake holds of what a use case reads.
+
+    Attributes:
+        months: (source, key) → its months, ascending.
+        landed_days: source → landed day → a short name of the build that wrote its rows.
+    """
+
+    months: dict[tuple[str, str], tuple[job.Month, ...]]
+    landed_days: dict[str, dict[str, str]]
+
+
+def _extracted(settings: Settings, use_case: UseCase) -> _Extracted:
+    return _Extracted(
+        {
+            (source.name, key): _months_there(settings, source, key)
+            for source, key in use_case.streams
+        },
+        _landed_days_there(settings, use_case, date.max),
+    )
 
 
 @dataclass(frozen=True)
@@ -582,6 +723,7 @@ class _Dataset:
 
     folder: Path
     use_case: UseCase
+    as_of: date
     months: dict[tuple[str, str], tuple[job.Month, ...]]
     snapshots: tuple[date, ...]
     known: date | None
@@ -590,19 +732,18 @@ class _Dataset:
 
 
 def _dataset(
-    settings: Settings,
-    folder: Path,
-    use_case: UseCase,
-    snapshots: tuple[date, ...],
-    known: date | None = None,
+    settings: Settings, folder: Path, asked: _Asked, extracted: _Extracted | None = None
 ) -> _Dataset:
-    months = {
-        (source.name, key): _months_there(settings, source, key) for source, key in use_case.streams
-    }
-    key = _dataset_key(use_case, months, snapshots, known)
+    use_case, snapshots, known = asked.use_case, asked.snapshots, asked.known
+    there = extracted or _extracted(settings, use_case)
+    key = _dataset_key(use_case, there.months, snapshots, known)
     key["buckets"] = settings.lake_buckets
-    landed = _landed_days_there(settings, use_case, known or max(snapshots))
-    return _Dataset(folder, use_case, months, snapshots, known, key, landed)
+    before = (known or max(snapshots)).isoformat()
+    landed = {
+        source: {day: build for day, build in days.items() if day < before}
+        for source, days in there.landed_days.items()
+    }
+    return _Dataset(folder, use_case, asked.as_of, there.months, snapshots, known, key, landed)
 
 
 def _landed_days_there(
@@ -622,23 +763,29 @@ def _landed_days_there(
 
 
 def _works(
-    settings: Settings, dataset: _Dataset, target: Path, hindsight: date | None = None
+    settings: Settings,
+    datasets: Sequence[_Dataset],
+    targets: Sequence[Path],
+    hindsight: date | None = None,
 ) -> list[job.Work]:
+    """The tasks of a use case's dataset, or of its datasets of many nights."""
+    first = datasets[0]
     return [
         job.Work(
-            use_case=dataset.use_case,
+            use_case=first.use_case,
             key=key,
-            months=dataset.months,
-            snapshots=dataset.snapshots,
-            label_known_as_of=dataset.known,
+            months=first.months,
+            snapshots=tuple(day for dataset in datasets for day in dataset.snapshots),
+            label_known_as_of=first.known,
             state=_state_dir(settings),
-            target=target,
-            code=dataset.key["code_sha256"],
+            target=targets[0],
+            code=first.key["code_sha256"],
             bucket=bucket,
             buckets=settings.lake_buckets,
             hindsight=hindsight,
+            nights=tuple(targets) if len(targets) > 1 else (),
         )
-        for key in dict.fromkeys(key for _, key in dataset.use_case.streams)
+        for key in dict.fromkeys(key for _, key in first.use_case.streams)
         for bucket in range(settings.lake_buckets)
     ]
 
@@ -724,27 +871,36 @@ def run_tasks(spark: SparkSession, works: Sequence[job.Work]) -> list[job.Done]:
     return done
 
 
-def _describe(dataset: _Dataset, target: Path, as_of: date, parts: Sequence[job.Done]) -> int:
-    """Write the manifest; rows of the dataset."""
-    use_case, rows = dataset.use_case, sum(part.rows for part in parts)
+def _describe(dataset: _Dataset, target: Path, done: Sequence[job.Done], nights: int = 1) -> int:
+    """Write the manifest; rows of the dataset.
+
+    Args:
+        nights: of how many datasets the time of the tasks is.
+    """
+    use_case = dataset.use_case
+    parts = [part for each in done for part in each.parts if part.file.parent == target]
+    rows = sum(part.rows for part in parts)
     if rows == 0:
         raise _nobody(use_case, dataset.snapshots)
-    written = sorted((part for part in parts if part.part), key=lambda part: part.part)
-    groups = {name for part in parts for name in part.seconds}
-    read = sorted({month for part in parts for month in part.months_read})
+    written = sorted(parts, key=lambda part: part.file.name)
+    groups = {name for each in done for name in each.seconds}
+    read = sorted({month for each in done for month in each.months_read})
     lake.write_manifest(
         target,
         {
             "use_case": use_case.name,
-            "as_of": as_of,
+            "as_of": dataset.as_of,
             "key": dataset.key,
+            "code_commit": code.commit(),
             "spec_sha256": dataset.key["spec_sha256"],
             "source_sha256": dataset.key["source_sha256"],
             "snapshots": dataset.key["snapshots"],
             "rows": rows,
-            "columns": list(pq.read_schema(target / written[0].part).names),
+            "columns": list(pq.read_schema(written[0].file).names),
             "sha256": lake.digest([part.sha256 for part in written]),
-            "parts": {part.part: {"rows": part.rows, "sha256": part.sha256} for part in written},
+            "parts": {
+                part.file.name: {"rows": part.rows, "sha256": part.sha256} for part in written
+            },
             "months": _signatures(dataset.months),
             "months_read": read,
             "landed_days": dataset.landed_days,
@@ -753,15 +909,15 @@ def _describe(dataset: _Dataset, target: Path, as_of: date, parts: Sequence[job.
                 for name in use_case.feature_names
             },
             "cpu_seconds": {
-                name: round(sum(part.seconds.get(name, 0.0) for part in parts), 3)
+                name: round(sum(each.seconds.get(name, 0.0) for each in done) / nights, 3)
                 for name in sorted(groups)
             },
         },
     )
     log.info(
-        "%s: %d vectors of %d features at %d snapshots; rows of %d of %d months read",
-        use_case.name, rows, len(use_case.feature_names), len(dataset.snapshots), len(read),
-        len(_signatures(dataset.months)),
+        "%s for %s: %d vectors of %d features at %d snapshots; rows of %d of %d months read",
+        use_case.name, dataset.as_of, rows, len(use_case.feature_names), len(dataset.snapshots),
+        len(read), len(_signatures(dataset.months)),
     )  # fmt: skip
     return rows
 
@@ -778,10 +934,10 @@ def _nobody(use_case: UseCase, snapshots: Sequence[date]) -> RefusedAsOf:
     )
 
 
-def _forget(folder: Path, parts: Sequence[job.Done]) -> None:
+def _forget(folder: Path, done: Sequence[job.Done]) -> None:
     """Remove kept tiles that this job had no use for, though they are of the same declaration,
     and those of a declaration or code that nothing has used for some days."""
-    used = {folder / name for part in parts for name in part.state}
+    used = {folder / name for each in done for name in each.state}
     for group in {file.parent for file in used}:
         group.touch()
         for file in set(group.glob("[!.]*.npz")) - used:

@@ -71,8 +71,12 @@ def _common(
     return every.dictionary.take(pa.array(order)), np.split(codes, bounds)
 
 
-def save(file: Path, part: Part) -> None:
-    """Write a part; a reader sees all of it or none."""
+def save(file: Path, part: Part, beside: Path) -> None:
+    """Write a part; a reader sees all of it or none.
+
+    Args:
+        beside: a folder of the same disk, where what a killed task leaves is removed.
+    """
     arrays: dict[str, npt.NDArray[Any]] = {}
     tiles = part.tiles
     for name, text in (("entities", part.entities), *part.texts.items()):
@@ -96,7 +100,7 @@ def save(file: Path, part: Part) -> None:
     }
     stored[_LAYOUT] = np.frombuffer(json.dumps(layout).encode(), np.uint8)
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex}.npz")
+    temporary = beside / f".{file.name}.{uuid.uuid4().hex}.npz"
     try:
         np.savez(temporary, allow_pickle=False, **stored)
         temporary.replace(file)

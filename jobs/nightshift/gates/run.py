@@ -25,8 +25,7 @@ from nightshift.booster import content_hashes, gain_shares, predict, row_order, 
 from nightshift.errors import Cause, GateError, NightshiftError
 from nightshift.gates.page import render
 from nightshift.gates.rules import Evidence, GateResult, Rebuilt, Reign, Sample, judge_gate
-from nightshift.io import model_store, registry
-from nightshift.io.lake import dataset_dir
+from nightshift.io import lake, model_store, registry
 from nightshift.io.model_store import ModelVersion
 from nightshift.io.registry import GATES, By, Registry
 from nightshift.io.warehouse import connect, holding, recorded_run
@@ -394,12 +393,12 @@ def _measure_champion(
         return Reign(reigning.version, {}, is_obsolete=True)
     predictions = pq.ParquetFile(evaluation / "test_predictions.parquet").read()
     candidate, _ = model_store.read_model(evaluation)
-    folder = dataset_dir(settings.lake_dir, "training", use_case.name, as_of)
+    folder = lake.dataset_dir(settings.lake_dir, "training", use_case.name, as_of)
     snapshots = predictions.column("snapshot").unique().to_pylist()
     tested = pa.array(snapshots, pa.date32())
     parts = [
         pq.read_table(file, partitioning=None, filters=pc.field("snapshot").isin(tested))
-        for file in sorted(folder.glob("part-*.parquet"))
+        for file in lake.parts(folder)
     ]
     remedy = f"train again: `nightshift train {use_case.name} --as-of {as_of}`"
     if not parts:
@@ -467,7 +466,7 @@ def _rebuild_in_fresh_process(
         expected = str(signature["model_sha256"])
     except (NightshiftError, OSError, ValueError, KeyError) as error:
         return Rebuilt("", None, f"the model's files cannot be read: {error}")
-    dataset = dataset_dir(settings.lake_dir, "training", use_case.name, as_of)
+    dataset = lake.dataset_dir(settings.lake_dir, "training", use_case.name, as_of)
     # The stage of training in a process of its own: what this one holds cannot help it.
     done = subprocess.run(
         [sys.executable, "-m", "nightshift.training.run", str(folder), str(dataset)],

@@ -8,7 +8,7 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date, datetime
@@ -22,11 +22,12 @@ import pyarrow.compute as pc
 from psycopg2.extensions import connection as Connection
 
 from nightshift.contracts import SOURCES, SourceContract, load_contract
-from nightshift.errors import Cause, ContractError, RefusedAsOf
+from nightshift.errors import Cause, ContractError, NightshiftError, RefusedAsOf
 from nightshift.ingest import formats
 from nightshift.ingest.folders import LandedFile, NothingLanded, discover
 from nightshift.ingest.rows import BROKEN_SCHEMA, CheckedRows, check, good_schema
 from nightshift.io.copy import copy_batches
+from nightshift.io.held_sources import hold
 from nightshift.io.landing import LandingZone, landing_zone
 from nightshift.io.warehouse import recorded_run, session
 from nightshift.settings import Settings
@@ -46,6 +47,7 @@ class IngestResult:
         files_loaded: of them, loaded by this run; the others were loaded before.
         rows_in: data rows in the files that this run loaded, ``rows_loaded + rows_quarantined``.
         warnings: what a person should know, though nothing was refused.
+        held: the sources of which something was refused, and why.
     """
 
     as_of: date
@@ -55,6 +57,7 @@ class IngestResult:
     rows_loaded: int
     rows_quarantined: int
     warnings: tuple[str, ...]
+    held: Mapping[str, NightshiftError]
 
 
 @dataclass
@@ -64,7 +67,7 @@ class _Tally:
     rows_loaded: int = 0
     rows_quarantined: int = 0
     warnings: list[str] = field(default_factory=list)
-    refusals: list[ContractError] = field(default_factory=list)
+    refusals: dict[str, list[ContractError]] = field(default_factory=dict)
 
     def warn(self, warning: str) -> None:
         self.warnings.append(warning)
@@ -75,37 +78,48 @@ def ingest(settings: Settings, as_of: date) -> IngestResult:
     """Load every file of every source that landed before ``as_of`` and is not loaded yet.
 
     A file whose content is loaded already under another name is not loaded again. A file whose
-    content has changed since it was loaded replaces the rows of its earlier version.
+    content has changed since it was loaded replaces the rows of its earlier version. A source with
+    a refused file is held, and with it the use cases that read it.
 
     Raises:
-        RefusedAsOf: when ``as_of`` is in the future, or nothing landed before it of a source that
-            a use case needs.
-        SettingError: when the landing zone, or the folder of such a source, is missing.
-        ContractError: after the good files are loaded, listing each refused file or folder.
+        RefusedAsOf: when ``as_of`` is in the future; or, as below, when nothing landed before it.
+        SettingError: when the landing zone is missing; or, as below, the folder of a source.
+        ContractError: after the good files of all sources are loaded, listing each refused file or
+            folder, when that leaves no use case.
     """
     with recorded_run(settings, "ingest", as_of) as run:
         _require_past(settings, as_of)
         tally = _Tally()
         zone = landing_zone(settings)
-        needed = {source.name for use_case in USE_CASES for source in use_case.sources}
+        needed = {source for use_case in USE_CASES for source in use_case.landings}
+        held: dict[str, NightshiftError] = {}
         for source in SOURCES:
-            _ingest_source(settings, zone, load_contract(source), as_of, source in needed, tally)
+            try:
+                _ingest_source(settings, zone, load_contract(source), as_of, tally)
+            except (NothingLanded, RefusedAsOf) as missing:
+                if source in needed:
+                    held[source] = missing
+                else:
+                    _log.info("nothing landed, and no use case needs it: %s", missing.what)
+            except ContractError as refusal:  # of the contract itself: its table cannot follow
+                held[source] = refusal
+        for source, refusals in tally.refusals.items():
+            held[source] = ContractError(
+                f"{len(refusals)} of what landed before {as_of} is refused; the other files"
+                " are loaded:\n" + "\n".join(f"  {refusal}" for refusal in refusals),
+                "correct what is listed and run again; nothing downstream has changed",
+                causes=tuple(cause for refusal in refusals for cause in refusal.causes),
+            )
         run.result |= {
             "files_seen": tally.files_seen,
             "files_loaded": tally.files_loaded,
-            "files_refused": len(tally.refusals),
+            "files_refused": sum(map(len, tally.refusals.values())),
             "rows_in": tally.rows_loaded + tally.rows_quarantined,
             "rows_loaded": tally.rows_loaded,
             "rows_quarantined": tally.rows_quarantined,
             "warnings": tally.warnings,
         }
-        if tally.refusals:
-            raise ContractError(
-                f"{len(tally.refusals)} of what landed before {as_of} is refused; the other files"
-                " are loaded:\n" + "\n".join(f"  {refusal}" for refusal in tally.refusals),
-                "correct what is listed and run again; nothing downstream has changed",
-                causes=tuple(cause for refusal in tally.refusals for cause in refusal.causes),
-            )
+        hold(run, held)
     return IngestResult(
         as_of=as_of,
         files_seen=tally.files_seen,
@@ -114,6 +128,7 @@ def ingest(settings: Settings, as_of: date) -> IngestResult:
         rows_loaded=tally.rows_loaded,
         rows_quarantined=tally.rows_quarantined,
         warnings=tuple(tally.warnings),
+        held=held,
     )
 
 
@@ -245,20 +260,13 @@ def _ingest_source(
     zone: LandingZone,
     contract: SourceContract,
     as_of: date,
-    is_needed: bool,
     tally: _Tally,
 ) -> None:
     with _locked(settings, contract) as connection:
-        try:
-            found = discover(zone, contract.source, as_of)
-        except (NothingLanded, RefusedAsOf):
-            if is_needed:
-                raise
-            _log.info("%s: nothing landed before %s; no use case needs it", contract.source, as_of)
-            return
+        found = discover(zone, contract.source, as_of)
         for warning in found.warnings:
             tally.warn(warning)
-        tally.refusals += found.refusals
+        refusals: list[ContractError] = list(found.refusals)
         tally.files_seen += len(found.files)
         before = tally.rows_loaded, tally.rows_quarantined, tally.files_loaded
         ledger = _Ledger(connection, contract.source)
@@ -270,7 +278,7 @@ def _ingest_source(
                 _ingest_file(connection, zone, contract, file, ledger, tally)
             except ContractError as refusal:
                 named = ContractError(refusal.what, refusal.remedy, causes=(_cause(file, refusal),))
-                tally.refusals.append(named)
+                refusals.append(named)
                 _log.error("%s", refusal)
             if time.monotonic() - shown > _PROGRESS_SECONDS:
                 shown = time.monotonic()
@@ -278,6 +286,8 @@ def _ingest_source(
                     "%s: %d of %d files, %s rows so far",
                     contract.source, number, len(found.files), f"{tally.rows_loaded - before[0]:,}",
                 )  # fmt: skip
+        if refusals:
+            tally.refusals[contract.source] = refusals
     _log.info(
         "%s: %d of %d files loaded, %s rows, %s quarantined",
         contract.source,

@@ -3,10 +3,12 @@
 import io
 import queue
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Collection, Generator, Iterator
 
 import pyarrow as pa
 from pgpq import ArrowToPostgresBinaryEncoder
+from pgpq.encoders import StringEncoderBuilder
+from pgpq.schema import Jsonb
 from psycopg2.extensions import connection as Connection
 from psycopg2.sql import SQL, Identifier
 
@@ -16,7 +18,12 @@ _MESSAGES_AHEAD = 16
 
 
 def copy_batches(
-    connection: Connection, table: str, schema: pa.Schema, batches: Iterator[pa.RecordBatch]
+    connection: Connection,
+    table: str,
+    schema: pa.Schema,
+    batches: Iterator[pa.RecordBatch],
+    *,
+    jsonb: Collection[str] = (),
 ) -> None:
     """Append the rows of ``batches`` to ``table``, in the open transaction.
 
@@ -28,11 +35,12 @@ def copy_batches(
         table: schema-qualified name; it has columns of the schema's names and types.
         schema: of the batches.
         batches: an error that it raises is raised here; the transaction is then to be rolled back.
+        jsonb: columns of text that are jsonb in the table.
     """
     statement = SQL("copy {} ({}) from stdin (format binary)").format(
         Identifier(*table.split(".")), SQL(", ").join(map(Identifier, schema.names))
     )
-    messages = _Messages(_ahead(_encoded(schema, batches)))
+    messages = _Messages(_ahead(_encoded(schema, batches, jsonb)))
     with connection.cursor() as cursor:
         try:
             cursor.copy_expert(statement, messages)
@@ -45,8 +53,16 @@ def copy_batches(
             messages.close()
 
 
-def _encoded(schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> Iterator[bytes]:
-    encoder = ArrowToPostgresBinaryEncoder(schema)
+def _encoded(
+    schema: pa.Schema, batches: Iterator[pa.RecordBatch], jsonb: Collection[str]
+) -> Iterator[bytes]:
+    encoders = {
+        field.name: StringEncoderBuilder.new_with_output(field, Jsonb())
+        if field.name in jsonb
+        else ArrowToPostgresBinaryEncoder.infer_encoder(field)
+        for field in schema
+    }
+    encoder = ArrowToPostgresBinaryEncoder.new_with_encoders(schema, encoders)
     yield encoder.write_header()
     for batch in batches:
         for first in range(0, batch.num_rows, MESSAGE_ROWS):

@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import shutil
-import socket
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
@@ -21,12 +20,13 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 
 import numpy as np
-import xgboost as xgb
+import psycopg2
 
-from nightshift.booster import Matrix, gain_shares, predict
+from nightshift.booster import Matrix, gain_shares, intervals, predict
 from nightshift.errors import NightshiftError, SettingError
 from nightshift.settings import Settings
 from nightshift.use_cases import find_use_case
+from nightshift.xgboost_core import xgb
 
 log = logging.getLogger(__name__)
 
@@ -83,14 +83,15 @@ def _require_answer(uri: str) -> None:
         if url.scheme in ("http", "https"):
             urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=ANSWER_SECONDS).close()
         elif url.scheme.startswith("postgresql") and url.hostname:
-            address = (url.hostname, url.port or 5432)
-            socket.create_connection(address, ANSWER_SECONDS).close()
+            # a database may be closed, or in recovery, where its server answers
+            plain = url._replace(scheme="postgresql").geturl()
+            psycopg2.connect(plain, connect_timeout=ANSWER_SECONDS).close()
     except urllib.error.HTTPError as answer:
         answer.close()
-    except OSError as error:
+    except (OSError, psycopg2.OperationalError) as error:
         where = f"{url.hostname}:{url.port}" if url.port else url.hostname
         raise SettingError(
-            f"MLflow's store does not answer at {where}: {error}",
+            f"MLflow's store does not answer at {where}: {str(error).strip()}",
             "run `make up`, or correct NIGHTSHIFT_MLFLOW_TRACKING_URI; the champion stays",
         ) from error
 
@@ -186,6 +187,8 @@ def fetch(settings: Settings, run_id: str, path: str) -> Path:
     Raises:
         NightshiftError: when the artifact is not there.
     """
+    if (lying := _lying_here(settings, run_id, path)) is not None:
+        return lying
     from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
 
@@ -199,6 +202,17 @@ def fetch(settings: Settings, run_id: str, path: str) -> Path:
             "train again with `nightshift train`, or restore MLflow's artifact folder",
         ) from error
     return found
+
+
+def _lying_here(settings: Settings, run_id: str, path: str) -> Path | None:
+    """The artifact where :func:`experiment_id` has MLflow keep it; None where a server keeps it.
+
+    Without MLflow, whose import takes three seconds, and whose store may be down.
+    """
+    if urlparse(settings.mlflow_uri).scheme in ("http", "https"):
+        return None
+    found = settings.mlflow_artifacts_dir.glob(f"*/{run_id}/artifacts/{path}")
+    return next(found, None)
 
 
 def run_id_of(settings: Settings, named: str) -> str:
@@ -323,8 +337,16 @@ def write_sample(folder: Path, matrix: Matrix) -> None:
     np.save(folder / SAMPLE_FILE, matrix, allow_pickle=False)
 
 
+def sample_sha256(booster: xgb.Booster, matrix: Matrix) -> str:
+    """SHA-256 of the scores (float64, in row order), followed by their intervals if there are."""
+    found = hashlib.sha256(predict(booster, matrix).tobytes())
+    if (ends := intervals(booster, matrix)) is not None:
+        found.update(ends.tobytes())
+    return found.hexdigest()
+
+
 def score_sample(folder: Path) -> str:
-    """SHA-256 of the scores (float64, in row order) that the model in ``folder`` gives its sample.
+    """``sample_sha256`` of the model in ``folder`` and its sample.
 
     Raises:
         NightshiftError: when the model or its sample cannot be read.
@@ -336,7 +358,7 @@ def score_sample(folder: Path) -> str:
         raise NightshiftError(
             f"{folder / SAMPLE_FILE} cannot be read: {error}", "train again with `nightshift train`"
         ) from error
-    return hashlib.sha256(predict(booster, matrix).tobytes()).hexdigest()
+    return sample_sha256(booster, matrix)
 
 
 def read_model(folder: Path) -> tuple[xgb.Booster, Signature]:

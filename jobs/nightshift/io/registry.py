@@ -2,7 +2,7 @@
 
 The rows decide, and MLflow's aliases repeat them for whoever looks there. A decision writes its row
 first. A process that is killed before the aliases have followed, or an alias that was moved by
-another hand, is put right by whoever opens the registry next: a judgement, a night's scoring, a
+another hand, is put right by whoever opens the registry next: a judgement, a challenge, a
 person's command. Where no row names a champion, the alias ``champion`` is believed.
 """
 
@@ -80,9 +80,7 @@ class Registry:
         """The version that scores; None when there is none yet."""
         moves = self._moves()
         if moves:
-            move = moves[-1]
-            # by the row, also when MLflow has lost the version: what loads it says what is missing
-            return ModelVersion(self._name, move.to_version, move.mlflow_run_id, move.as_of)
+            return _champion_of(self._name, moves[-1])
         version = model_store.aliases(self._settings, self._name).get(CHAMPION)
         return None if version is None else self.find(version)
 
@@ -147,12 +145,10 @@ class Registry:
         moves = self._moves()
         found = model_store.aliases(self._settings, self._name)
         reigning = moves[-1].to_version if moves else found.get(CHAMPION)
-        reigned = {reigning, *(v for move in moves for v in (move.from_version, move.to_version))}
-        judged = self._judged_last()
         wanted = {
             CHAMPION: reigning,
             PREVIOUS: moves[-1].from_version if moves else None,
-            CHALLENGER: None if judged in reigned else judged,
+            CHALLENGER: self._challenger(moves, reigning),
         }
         if all(found.get(alias) == version for alias, version in wanted.items()):
             return
@@ -175,6 +171,12 @@ class Registry:
     def _moves(self) -> list[Decision]:
         """The decisions that changed the champion, oldest first."""
         return [each for each in self.decisions() if each.action != "rejection"]
+
+    def _challenger(self, moves: Sequence[Decision], reigning: str | None) -> str | None:
+        """The version that was judged last, if it was never champion."""
+        reigned = {reigning, *(v for move in moves for v in (move.from_version, move.to_version))}
+        judged = self._judged_last()
+        return None if judged in reigned else judged
 
     def _judged_last(self) -> str | None:
         with connect(self._settings) as connection, connection.cursor() as cursor:
@@ -202,9 +204,42 @@ def opened(settings: Settings, use_case_name: str) -> Iterator[Registry]:
 
 
 def champion(settings: Settings, use_case_name: str) -> ModelVersion | None:
-    """The version that scores; None when there is none yet."""
+    """The version that scores; None when there is none yet.
+
+    MLflow is only asked where no decision names one: what was decided scores also without it.
+    """
+    if moves := Registry(settings, use_case_name)._moves():
+        return _champion_of(use_case_name, moves[-1])
     with opened(settings, use_case_name) as registry:
         return registry.champion
+
+
+def challenger(settings: Settings, use_case_name: str) -> ModelVersion | None:
+    """The version that was judged last and is not champion; None when there is none.
+
+    As of :func:`champion`, where the decisions tell that there is none, MLflow is not asked.
+    """
+    look = Registry(settings, use_case_name)
+    moves = look._moves()
+    if moves and look._challenger(moves, None) is None:
+        return None
+    with opened(settings, use_case_name) as registry:
+        version = model_store.aliases(settings, use_case_name).get(CHALLENGER)
+        return None if version is None else registry.find(version)
+
+
+def champion_at(
+    decisions: Sequence[Decision], use_case_name: str, instant: datetime
+) -> ModelVersion | None:
+    """The version that was champion at an instant; None before the first.
+
+    Args:
+        decisions: every one on the use case, oldest first.
+    """
+    moves = [d for d in decisions if d.action != "rejection" and d.decided_at <= instant]
+    if not moves:
+        return None
+    return _champion_of(use_case_name, moves[-1])
 
 
 def history(settings: Settings, use_case_name: str) -> list[Decision]:
@@ -220,6 +255,11 @@ def history(settings: Settings, use_case_name: str) -> list[Decision]:
             (use_case_name,),
         )
         return [_decision(row) for row in cursor.fetchall()]
+
+
+def _champion_of(use_case_name: str, move: Decision) -> ModelVersion:
+    # by the row, also when MLflow has lost the version: what loads it says what is missing
+    return ModelVersion(use_case_name, move.to_version, move.mlflow_run_id, move.as_of)
 
 
 def _decision(row: tuple[Any, ...]) -> Decision:

@@ -173,6 +173,35 @@ create table if not exists ops.publications (
     published_at timestamptz not null default now()
 );
 
+-- How its scores are distributed: rows by score, over the deciles of its own scores. dropped_at: since
+-- when its rows are no longer kept. made_from: commit, features, training set and marts, for receipts;
+-- null where it is from before these were recorded.
+alter table ops.publications
+    add column if not exists score_edges double precision[],
+    add column if not exists score_counts bigint[],
+    add column if not exists dropped_at timestamptz,
+    add column if not exists made_from jsonb;
+
+-- Append-only: one row a rule and audit; rows of one audit share audited_at. A rule is not applied
+-- where there is nothing to compare with, and detail says what is missing.
+create table if not exists ops.audit_results (
+    audit_result_id bigint generated always as identity primary key,
+    publication_id text not null,
+    use_case text not null,
+    as_of date not null,
+    model_version text not null,
+    rule text not null,
+    outcome text not null check (outcome in ('passed', 'failed', 'not_applied')),
+    observed double precision,
+    bound double precision,
+    detail text not null,
+    audited_at timestamptz not null default now()
+);
+create index if not exists audit_results_publication on ops.audit_results (publication_id);
+create or replace trigger audit_results_are_append_only
+    before update or delete or truncate on ops.audit_results
+    for each statement execute function ops.refuse_change();
+
 -- One row a rule that stopped a DAG's task, from the night that it first did until a run succeeds
 -- for that as_of or a later one. A night that fails again in the same way counts on its open row.
 create table if not exists ops.incidents (
@@ -224,6 +253,78 @@ create table if not exists predictions.pointers (
     as_of date not null,
     publication_id text not null references ops.publications (publication_id),
     moved_at timestamptz not null default now(),
+    primary key (use_case, as_of)
+);
+
+-- Append-only: each move of a pointer, by a run, or back by a person. The trigger writes it, so that
+-- no pointer moves without; a rollback says who and why in settings of its transaction.
+create table if not exists ops.pointer_moves (
+    pointer_move_id bigint generated always as identity primary key,
+    use_case text not null,
+    as_of date not null,
+    from_publication_id text,
+    to_publication_id text not null,
+    person text,
+    reason text,
+    moved_at timestamptz not null default now()
+);
+create index if not exists pointer_moves_as_of on ops.pointer_moves (use_case, as_of);
+create or replace trigger pointer_moves_are_append_only
+    before update or delete or truncate on ops.pointer_moves
+    for each statement execute function ops.refuse_change();
+
+-- Listeners of the channel nightshift_publications hear of it when the move is committed.
+create or replace function predictions.record_pointer_move()
+returns trigger
+language plpgsql
+as $$
+begin
+    insert into ops.pointer_moves
+        (use_case, as_of, from_publication_id, to_publication_id, person, reason)
+    values (
+        new.use_case, new.as_of,
+        case when tg_op = 'UPDATE' then old.publication_id end, new.publication_id,
+        nullif(current_setting('nightshift.person', true), ''),
+        nullif(current_setting('nightshift.reason', true), '')
+    );
+    perform pg_notify('nightshift_publications', jsonb_build_object(
+        'use_case', new.use_case, 'as_of', new.as_of, 'publication_id', new.publication_id
+    )::text);
+    return null;
+end $$;
+create or replace trigger pointer_moves_are_recorded
+    after insert or update of publication_id on predictions.pointers
+    for each row execute function predictions.record_pointer_move();
+
+-- What readers see: one row a use case and as_of.
+create or replace view predictions.publications as
+select
+    p.use_case, p.as_of, p.publication_id, o.rows, o.model_version, p.moved_at as published_at
+from predictions.pointers as p
+inner join ops.publications as o using (publication_id);
+comment on view predictions.publications is
+    'What readers see: one row a use case and as_of. NOTIFY nightshift_publications tells of changes.';
+comment on column predictions.publications.use_case is 'Names the views: predictions.<use_case>.';
+comment on column predictions.publications.as_of is 'The cut-off that its rows are predicted for.';
+comment on column predictions.publications.publication_id is 'As in the rows of the views.';
+comment on column predictions.publications.rows is 'How many rows the views have of it.';
+comment on column predictions.publications.model_version is
+    'Version of the registered model that is named as the use case.';
+comment on column predictions.publications.published_at is
+    'Since when readers see it. Of a rollback, when it was rolled back.';
+
+-- One row a use case and date on which a challenger scored beside the champion.
+create table if not exists monitoring.challenges (
+    use_case text not null,
+    as_of date not null,
+    champion_version text not null,
+    challenger_version text not null,
+    rows bigint not null,
+    agreement double precision not null,
+    rank_correlation double precision,
+    mean_difference double precision not null,
+    largest_difference double precision not null,
+    challenged_at timestamptz not null default now(),
     primary key (use_case, as_of)
 );
 
@@ -280,12 +381,265 @@ create table if not exists ops.erasures (
     models_to_retrain text[] not null default '{}'
 );
 
+-- The landed files that an entity's rows of a mart come from, as of a date: an object a file, with the
+-- rows' numbers where the mart's key says them (file:row); else each file of the days on which they
+-- landed. null where there is no such mart. Identifiers come from ops.publications.made_from.
+create or replace function ops.landed_files_of(source jsonb, entity text, as_of date)
+returns jsonb
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    mart regclass := to_regclass(source ->> 'relation');
+    found jsonb;
+begin
+    if mart is null then
+        return null;
+    end if;
+    execute format(
+        $query$
+        with known as (
+            select %1$I as landed_date, %2$I::text as row_id
+            from %3$s
+            where %4$I::text = $1 and %5$I < $2 and %1$I < $2
+        ),
+        numbered as (
+            select
+                landed_date,
+                case when row_id ~ '^\d+:\d+$' then split_part(row_id, ':', 1)::bigint end as file_id,
+                case when row_id ~ '^\d+:\d+$' then split_part(row_id, ':', 2)::bigint end as row_number
+            from known
+        ),
+        grouped as (
+            select
+                landed_date, file_id, count(*) as rows,
+                array_agg(row_number order by row_number) filter (where row_number is not null)
+                    as row_numbers
+            from numbered
+            group by landed_date, file_id
+        )
+        select
+            jsonb_build_object(
+                'rows', coalesce((select sum(g.rows) from grouped as g), 0),
+                'files', coalesce(jsonb_agg(jsonb_build_object(
+                    'file_id', f.file_id, 'path', f.path, 'landed_date', g.landed_date,
+                    'sha256', f.sha256, 'loaded_at', f.loaded_at, 'status', f.status,
+                    'rows', g.rows, 'row_numbers', g.row_numbers
+                ) order by g.landed_date, f.path), '[]')
+            )
+        from grouped as g
+        left join ops.landing_files as f
+            on f.file_id = g.file_id
+            or (
+                g.file_id is null and f.source = $3 and f.landed_date = g.landed_date
+                and f.status = 'loaded'
+            )
+        $query$,
+        source ->> 'landed_date', source ->> 'row_id', mart, source ->> 'key',
+        source ->> 'event_time'
+    ) using entity, as_of, source ->> 'landed' into found;
+    return found;
+end $$;
+
+-- Where one published row comes from: publication, model and who made it champion, gates, training
+-- set, features, landed files, quality of what had landed, code. What lies in the lake or in MLflow is
+-- named by path, run and SHA-256.
+--
+-- entity: as in the views' key. as_of: null for the newest date on which readers see a row of it.
+-- publication: an id, also of one that readers no longer see; null for the one that they see.
+--
+-- Of what is not there, missing says why. It reads ops and marts as its owner and tells names of
+-- persons who decided: for nightshift_auditor, not for every reader.
+create or replace function predictions.receipt(
+    use_case text, entity text, as_of date default null, publication text default null
+)
+returns jsonb
+language plpgsql stable
+security definer set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+    asked_use_case constant text := use_case;
+    asked_as_of constant date := as_of;
+    o ops.publications;
+    d ops.promotions;
+    partition regclass;
+    key name;
+    day date := as_of;
+    found jsonb;
+    missing text[] := '{}';
+    erased bigint;
+begin
+    if publication is null and day is null then
+        select a.attname into key
+        from pg_class as c
+        inner join pg_attribute as a on a.attrelid = c.oid and a.attnum = 1
+        where
+            c.relnamespace = 'predictions'::regnamespace and c.relname = asked_use_case
+            and c.relkind = 'v'
+            and exists (select from predictions.pointers as p where p.use_case = asked_use_case);
+        if key is not null then
+            execute format(
+                'select max(v.as_of) from predictions.%I as v where v.%I = $1', asked_use_case, key
+            ) using entity into day;
+        end if;
+        if day is null then
+            select max(p.as_of) into day
+            from predictions.pointers as p where p.use_case = asked_use_case;
+        end if;
+    end if;
+
+    select p.* into o
+    from ops.publications as p
+    where
+        p.use_case = asked_use_case
+        and p.publication_id = coalesce(publication, (
+            select s.publication_id from predictions.pointers as s
+            where s.use_case = asked_use_case and s.as_of = day
+        ))
+        and (asked_as_of is null or p.as_of = asked_as_of);
+    if o.publication_id is null then
+        return jsonb_build_object(
+            'use_case', asked_use_case, 'entity', entity, 'as_of', day, 'publication', null,
+            'row', null, 'missing', jsonb_build_array(
+                'there is no such publication of ' || asked_use_case
+                || coalesce(' for ' || day, '') || coalesce(' with the id ' || publication, '')
+            )
+        );
+    end if;
+
+    partition := to_regclass(
+        format('predictions.%I', asked_use_case || '_p_' || o.publication_id)
+    );
+    if partition is null then
+        missing := missing || (
+            'the rows of publication ' || o.publication_id || ' are no longer kept'
+            || coalesce(', since ' || o.dropped_at::date, '')
+        );
+    else
+        select attname into strict key from pg_attribute where attrelid = partition and attnum = 1;
+        execute format('select to_jsonb(r) from %s as r where r.%I = $1', partition, key)
+        using entity into found;
+        if found is null then
+            select count(*) into erased
+            from ops.erasures as e
+            where e.completed_at is null or e.completed_at >= o.published_at;
+            missing := missing || (
+                'publication ' || o.publication_id || ' has no row of this ' || key
+                || ': not in the population then'
+                || case erased
+                    when 0 then ''
+                    else ', or erased since: ' || erased || ' erasures began or ended, which name nobody'
+                end
+            );
+        end if;
+    end if;
+
+    select p.* into d
+    from ops.promotions as p
+    where
+        p.use_case = asked_use_case and p.to_version = o.model_version
+        and p.action <> 'rejection' and p.promoted_at <= o.published_at
+    order by p.promotion_id desc
+    limit 1;
+    if d.promotion_id is null then
+        missing := missing || (
+            'no decision made version ' || o.model_version || ' champion: it was by MLflow''s alias'
+        );
+    end if;
+    if o.made_from is null then
+        missing := missing || (
+            'the publication is from before code, features, training set and marts were recorded'
+        )::text;
+    end if;
+
+    return jsonb_build_object(
+        'use_case', asked_use_case,
+        'entity', entity,
+        'as_of', o.as_of,
+        'row', found,
+        'missing', to_jsonb(missing),
+        'publication', to_jsonb(o) - '{score_edges,score_counts,made_from}'::text[]
+        || jsonb_build_object('is_seen', exists (
+            select from predictions.pointers as p where p.publication_id = o.publication_id
+        )),
+        'made_from', o.made_from,
+        'moves', (
+            select coalesce(jsonb_agg(to_jsonb(m) order by m.pointer_move_id), '[]')
+            from ops.pointer_moves as m
+            where o.publication_id in (m.from_publication_id, m.to_publication_id)
+        ),
+        'audit', (
+            select coalesce(jsonb_agg(to_jsonb(a) order by a.audit_result_id), '[]')
+            from ops.audit_results as a
+            where
+                a.publication_id = o.publication_id and a.audited_at = (
+                    select max(n.audited_at) from ops.audit_results as n
+                    where n.publication_id = o.publication_id and n.audited_at <= o.published_at
+                )
+        ),
+        'decision', case when d.promotion_id is not null then to_jsonb(d) end,
+        -- those that the decision rests on, or else the newest judgement of the version
+        'gates', (
+            select coalesce(jsonb_agg(to_jsonb(g) order by g.gate_result_id), '[]')
+            from ops.gate_results as g
+            where
+                g.gate_result_id = any(d.gate_result_ids)
+                or (
+                    coalesce(cardinality(d.gate_result_ids), 0) = 0
+                    and g.mlflow_run_id = o.mlflow_run_id
+                    and g.judged_at = (
+                        select max(n.judged_at) from ops.gate_results as n
+                        where n.mlflow_run_id = o.mlflow_run_id and n.judged_at <= o.published_at
+                    )
+                )
+        ),
+        'sources', (
+            select coalesce(jsonb_agg(
+                s.source || jsonb_build_object(
+                    'landed_files', ops.landed_files_of(s.source, entity, o.as_of)
+                )
+            ), '[]')
+            from jsonb_array_elements(o.made_from -> 'sources') as s (source)
+        ),
+        -- of each table that was checked, the last check before the publication of the newest day
+        -- that had landed
+        'quality', (
+            select coalesce(jsonb_agg(to_jsonb(q) order by q.checked, q.landed_date, q.rule), '[]')
+            from ops.quality_results as q
+            inner join (
+                select distinct on (n.checked) n.checked, n.run_id
+                from ops.quality_results as n
+                where
+                    n.landed_date < o.as_of and n.checked_at <= o.published_at
+                    and (
+                        o.made_from is null or n.source in (
+                            select s.source ->> 'landed'
+                            from jsonb_array_elements(o.made_from -> 'sources') as s (source)
+                        )
+                    )
+                order by n.checked, n.landed_date desc, n.run_id desc
+            ) as newest using (checked, run_id)
+            where q.landed_date < o.as_of
+        )
+    );
+end $$;
+revoke execute on function ops.landed_files_of(jsonb, text, date) from public;
+revoke execute on function predictions.record_pointer_move() from public;
+revoke execute on function predictions.receipt(text, text, date, text) from public;
+
 -- Before the first publication a reader shall hear that there is no such table, not that it may not
--- look. In a Postgres of the user's own the role may not be there yet.
+-- look. In a Postgres of the user's own the roles may not be there yet.
 do $$
 begin
     if exists (select from pg_roles where rolname = 'nightshift_reader') then
         grant usage on schema predictions to nightshift_reader;
         grant execute on function predictions.pseudonym(text) to nightshift_reader;
+        grant select on predictions.publications to nightshift_reader;
+    end if;
+    if exists (select from pg_roles where rolname = 'nightshift_auditor') then
+        grant usage on schema predictions to nightshift_auditor;
+        grant execute on function predictions.pseudonym(text) to nightshift_auditor;
+        grant execute on function predictions.receipt(text, text, date, text) to nightshift_auditor;
     end if;
 end $$;

@@ -1,9 +1,11 @@
 """The Spark session: one a night, closed when the job is done."""
 
 import os
+import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from py4j.protocol import Py4JError
@@ -11,15 +13,17 @@ from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
 import nightshift
-from nightshift.errors import SettingError
+from nightshift.errors import NightshiftError, SettingError
 from nightshift.settings import Settings
 
+ENDING_SECONDS = 10.0
+PYSPARKS_DAEMON = "pyspark.daemon"
 _PACKAGE_ROOT = Path(nightshift.__file__).parents[1]
 
 
 @contextmanager
 def spark_session(
-    settings: Settings, name: str, daemon: str = "pyspark.daemon"
+    settings: Settings, name: str, daemon: str = PYSPARKS_DAEMON
 ) -> Iterator[SparkSession]:
     """A session on ``settings.spark_master``, stopped at the end of the block.
 
@@ -28,6 +32,7 @@ def spark_session(
 
     Raises:
         SettingError: when Spark does not start, or the master does not answer.
+        NightshiftError: when Spark's JVM ends in the block.
     """
     is_local = settings.spark_master.startswith("local")
     if is_local or "PYSPARK_PYTHON" not in os.environ:
@@ -40,6 +45,7 @@ def spark_session(
         .appName(name)
         .config("spark.driver.memory", settings.spark_driver_memory)
         .config("spark.executor.memory", settings.spark_executor_memory)
+        .config("spark.driver.defaultJavaOptions", f'"-Djava.io.tmpdir={tempfile.gettempdir()}"')
         # also where the package is not installed, the daemon's module is found
         .config("spark.executorEnv.PYTHONPATH", str(_PACKAGE_ROOT))
         # Tasks free and ask for the same memory again and again; glibc would give it back each
@@ -47,6 +53,9 @@ def spark_session(
         .config("spark.executorEnv.MALLOC_MMAP_THRESHOLD_", str(32 * 2**20))
         .config("spark.executorEnv.MALLOC_TRIM_THRESHOLD_", str(2**30))
         .config("spark.python.daemon.module", daemon)
+        # A worker that waits for another task finds its socket closed at the session's end, and may
+        # print a traceback of it. One of a daemon of ours is a fork that has its imports already.
+        .config("spark.python.worker.reuse", str(daemon == PYSPARKS_DAEMON).lower())
         # Over TCP each task waits 40 ms for an acknowledgement that the other side delays.
         .config("spark.python.unix.domain.socket.enabled", "true")
         .config("spark.ui.enabled", "false")
@@ -64,7 +73,7 @@ def spark_session(
         builder = builder.config("spark.driver.host", host)
     try:
         session = builder.getOrCreate()
-    except (Py4JError, PySparkException) as error:
+    except (Py4JError, PySparkException, OSError) as error:
         raise SettingError(
             f"Spark does not start with NIGHTSHIFT_SPARK_MASTER={settings.spark_master}; its own"
             " words are in the log before this",
@@ -73,5 +82,24 @@ def spark_session(
     session.sparkContext.setLogLevel("ERROR")
     try:
         yield session
+    except (Py4JError, OSError, EOFError) as error:
+        if not _has_ended(session, ENDING_SECONDS):
+            raise
+        raise NightshiftError(
+            "Spark's JVM has ended while it worked: it was killed, or found no memory",
+            "see the log before this; where memory is short, set NIGHTSHIFT_SPARK_DRIVER_MEMORY;"
+            " then run again",
+        ) from error
     finally:
-        session.stop()
+        if not _has_ended(session):
+            session.stop()
+
+
+def _has_ended(session: SparkSession, patience: float = 0.0) -> bool:
+    """Whether the JVM that this process has started is gone: its sockets close before it is."""
+    process = getattr(session.sparkContext._gateway, "proc", None)
+    if process is None:
+        return False
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(patience)
+    return process.poll() is not None

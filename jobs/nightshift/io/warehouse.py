@@ -10,10 +10,12 @@ from importlib.resources import files
 from typing import Any
 
 import psycopg2
+from psycopg2.errors import DiskFull
 from psycopg2.extensions import connection as Connection
 from psycopg2.extras import Json
 
 from nightshift.errors import NightshiftError, SettingError
+from nightshift.io.lake import keep_temporary_files
 from nightshift.settings import Settings
 
 CONNECT_SECONDS = 10
@@ -25,7 +27,8 @@ def session(settings: Settings) -> Iterator[Connection]:
     """A connection to the warehouse as ``nightshift_writer``; the caller commits.
 
     Raises:
-        SettingError: when no server answers at the URL.
+        SettingError: when no server answers at the URL, or it ends the connection in the block.
+        NightshiftError: when its disk is full.
     """
     try:
         connection = psycopg2.connect(
@@ -38,6 +41,18 @@ def session(settings: Settings) -> Iterator[Connection]:
         ) from error
     try:
         yield connection
+    except DiskFull as error:
+        raise NightshiftError(
+            f"the warehouse has no room: {str(error).strip()}",
+            "make room on the server's disk, and run again; what was begun is rolled back",
+        ) from error
+    except (psycopg2.OperationalError, psycopg2.InterfaceError) as error:
+        if not connection.closed:
+            raise
+        raise SettingError(
+            f"the warehouse has ended the connection: {str(error).strip()}",
+            "see the server's log, and run again once it answers: `make status`",
+        ) from error
     finally:
         connection.close()
 
@@ -63,12 +78,17 @@ def pseudonym(settings: Settings, value: str) -> str:
 def migrate(settings: Settings) -> None:
     """Create what is missing of the fixed tables (schema.sql) and the key of the pseudonyms.
 
-    Safe at any time, and at once. Where this very schema.sql was applied last, nothing is done, and
-    no lock is waited for.
+    Safe at any time, and at once. Where this very schema.sql was applied last, to the same roles,
+    nothing is done, and no lock is waited for.
     """
     statements = files("nightshift.io").joinpath("schema.sql").read_text()
-    mark = f"schema.sql {hashlib.sha256(statements.encode()).hexdigest()}"
     with connect(settings) as connection, connection.cursor() as cursor:
+        cursor.execute(
+            "select coalesce(string_agg(rolname, ', ' order by rolname), 'nobody') from pg_roles"
+            " where rolname in ('nightshift_reader', 'nightshift_auditor')"
+        )
+        (roles,) = cursor.fetchone()
+        mark = f"schema.sql {hashlib.sha256(statements.encode()).hexdigest()}, read by {roles}"
         applied = "select obj_description(to_regnamespace('ops'), 'pg_namespace')"
         cursor.execute(applied)
         if cursor.fetchone() == (mark,):
@@ -126,7 +146,11 @@ class Run:
 def recorded_run(
     settings: Settings, stage: str, as_of: date, use_case: str | None = None
 ) -> Iterator[Run]:
-    """Record a stage's run in ``ops.runs``: running, then succeeded with its result, or failed."""
+    """Record a stage's run in ``ops.runs``: running, then succeeded with its result, or failed.
+
+    Its temporary files, and those of what follows in this process, do not outlive a kill for long.
+    """
+    keep_temporary_files(settings.state_dir)
     migrate(settings)
     with connect(settings) as connection, connection.cursor() as cursor:
         cursor.execute(

@@ -86,6 +86,7 @@ def measure(
     working_point: WorkingPoint | None = None,
     snapshots: Array | None = None,
     items: Array | None = None,
+    intervals: Mapping[str, Vector] | None = None,
     slices: Mapping[str, Groups] | None = None,
 ) -> Measured:
     """Measure each scorer; the first one is compared with every other.
@@ -103,6 +104,7 @@ def measure(
             out. A threshold is of the scorers ``on_scale`` only.
         snapshots: (rows,) an entity's rows of one snapshot are the list that a ranking orders.
         items: (rows,) what is listed; a ranking's.
+        intervals: scorer → (rows, 2) low and high beside its amounts.
         slices: to measure the first scorer in.
     """
     y = np.asarray(labels, dtype=np.float64)
@@ -124,7 +126,10 @@ def measure(
             selected = selections[name][1][rows] if name in selections else None
             return binary.statistics(y[rows], score, is_scale, selected)
         if objective == "regression":
-            return regression.statistics(y[rows], score, is_scale)
+            interval = (intervals or {}).get(name)
+            return regression.statistics(
+                y[rows], score, is_scale, None if interval is None else interval[rows]
+            )
         if not isinstance(working_point, TopItems) or items is None:
             return {}
         return ranking.statistics(y[rows], score, queries[rows], items[rows], working_point.k)

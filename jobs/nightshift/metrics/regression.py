@@ -7,13 +7,16 @@ import numpy as np
 from nightshift.metrics.bootstrap import Statistic, Vector, mean_of, ratio, tied_groups
 
 
-def statistics(labels: Vector, scores: Vector, is_scale: bool) -> Mapping[str, Statistic]:
+def statistics(
+    labels: Vector, scores: Vector, is_scale: bool, interval: Vector | None = None
+) -> Mapping[str, Statistic]:
     """Each metric of a scorer.
 
     Args:
         labels: (rows,) amounts.
         scores: (rows,) higher is likelier to be more.
         is_scale: whether the scores are amounts themselves, in the labels' unit.
+        interval: (rows, 2) low and high of each; None where the scorer gives none.
     """
     found = {"spearman": spearman(labels, scores), "gini": gini(labels, scores)}
     if is_scale:
@@ -22,6 +25,10 @@ def statistics(labels: Vector, scores: Vector, is_scale: bool) -> Mapping[str, S
         found["rmse"] = lambda weights: np.sqrt(squared(weights))
         found["r2"] = r2(labels, scores)
         found["total_bias"] = total_bias(labels, scores)
+    if interval is not None:
+        low, high = interval.T
+        found["interval_coverage"] = mean_of(((low <= labels) & (labels <= high)).astype(float))
+        found["interval_width"] = mean_of(high - low)
     return found
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from psycopg2 import sql
 from psycopg2.extras import execute_values
 
 from nightshift.baselines import LINEAR, fit_linear, heuristic_scores, linear_scores
@@ -16,9 +17,9 @@ from nightshift.errors import NightshiftError
 from nightshift.io import lake
 from nightshift.io.model_store import client
 from nightshift.io.warehouse import connect, recorded_run
-from nightshift.metrics import Estimate, measure
+from nightshift.metrics import Estimates, measure
 from nightshift.settings import Settings
-from nightshift.spec import UseCase
+from nightshift.spec import Metric, UseCase
 
 log = logging.getLogger(__name__)
 
@@ -27,13 +28,21 @@ CHAMPION = "champion"
 
 @dataclass(frozen=True)
 class MaturedQuality:
-    """Scorer → AUC with its interval, on the window after ``as_of``."""
+    """How good what was published for ``as_of`` was, by what happened in its horizon.
 
+    Attributes:
+        base_rate: the mean label.
+        metrics: those that a gate of the use case judges, in the gates' order.
+        figures: scorer → metric → estimate; of a heuristic that tells an order only, of the order.
+    """
+
+    use_case: str
     as_of: date
     model_version: str
     rows: int
     base_rate: float
-    auc: dict[str, Estimate]
+    metrics: tuple[Metric, ...]
+    figures: dict[str, Estimates]
 
 
 def require_published(settings: Settings, use_case: UseCase, as_of: date) -> None:
@@ -46,8 +55,8 @@ def measure_matured(settings: Settings, use_case: UseCase, as_of: date) -> Matur
 
     The champion's score is the published one. The baselines are the spec's heuristics on the
     same features, and the linear model fitted to the training set of the same ``as_of``, when
-    there is one. All figures are kept in ``monitoring.matured_quality``, and the AUCs also in
-    the MLflow run that made the champion, as ``matured_auc_<scorer>``.
+    there is one. All figures are kept in ``monitoring.matured_quality``, and those that a gate
+    judges also in the MLflow run that made the champion, as ``matured_<metric>_<scorer>``.
 
     Raises:
         NightshiftError: when nothing was published for ``as_of``, labels are missing, or the
@@ -66,17 +75,24 @@ def measure_matured(settings: Settings, use_case: UseCase, as_of: date) -> Matur
                 "changed the population",
             )
         matrix = to_matrix(labelled, use_case.feature_names)
-        scores = {CHAMPION: np.array([published[key] for key in keys])}
+        found = np.array([published[key] for key in keys], dtype=np.float64)
+        scores = {CHAMPION: found[:, 0]}
         for heuristic in use_case.heuristics:
             column = matrix[:, use_case.feature_names.index(heuristic.feature)]
             scores[heuristic.name] = heuristic_scores(heuristic, column)
         linear = _linear_scores(settings, use_case, as_of, matrix)
-        probabilities = [CHAMPION]
         if linear is not None:
             scores[LINEAR] = linear
-            probabilities.append(LINEAR)
-        labels = labelled["label"].to_numpy()
-        measured = measure(labels, np.array(keys), scores, probabilities, settings.seed)
+        measured = measure(
+            labelled["label"].to_numpy(),
+            np.array(keys),
+            scores,
+            [name for name in scores if name not in use_case.order_only],
+            settings.seed,
+            objective=use_case.objective,
+            working_point=use_case.working_point,
+            intervals={CHAMPION: found[:, 1:]} if use_case.interval else None,
+        )
         rows = [
             (use_case.name, as_of, version, scorer, metric, estimate.value, measured.rows)
             for scorer, estimates in measured.scorers.items()
@@ -92,13 +108,28 @@ def measure_matured(settings: Settings, use_case: UseCase, as_of: date) -> Matur
                 " set value = excluded.value, rows = excluded.rows, measured_at = now()",
                 rows,
             )
-        auc = {scorer: estimates["auc"] for scorer, estimates in measured.scorers.items()}
-        for scorer, estimate in auc.items():
-            client(settings).log_metric(run_id, f"matured_auc_{scorer}", estimate.value)
-        run.result = {"model_version": version, "auc": {k: e.value for k, e in auc.items()}}
-        for scorer, estimate in auc.items():
-            log.info("AUC after %s: %s %.3f", as_of, scorer, estimate.value)
-        return MaturedQuality(as_of, version, measured.rows, measured.base_rate.value, auc)
+        totals: tuple[Metric, ...] = ("total_bias",) if use_case.objective == "regression" else ()
+        metrics = tuple(dict.fromkeys((*use_case.judged_metrics, *totals)))
+        judged = {
+            metric: {
+                scorer: estimates[metric].value
+                for scorer, estimates in measured.scorers.items()
+                if metric in estimates and np.isfinite(estimates[metric].value)
+            }
+            for metric in metrics
+        }
+        for metric, figures in judged.items():
+            for scorer, value in figures.items():
+                client(settings).log_metric(run_id, f"matured_{metric}_{scorer}", value)
+                log.info("%s after %s: %s %.3f", metric, as_of, scorer, value)
+        run.result = {
+            "model_version": version,
+            **{str(name): each for name, each in judged.items()},
+        }
+        return MaturedQuality(
+            use_case.name, as_of, version, measured.rows, measured.base_rate.value, metrics,
+            measured.scorers,
+        )  # fmt: skip
 
 
 def _labelled(settings: Settings, use_case: UseCase, as_of: date) -> pa.Table:
@@ -112,27 +143,35 @@ def _labelled(settings: Settings, use_case: UseCase, as_of: date) -> pa.Table:
 
 
 def _read_parts(folder: Path) -> pa.Table:
-    parts = sorted(folder.glob("part-*.parquet"))
-    return pa.concat_tables([pq.read_table(part, partitioning=None) for part in parts])
+    return pa.concat_tables([pq.read_table(part, partitioning=None) for part in lake.parts(folder)])
 
 
 def _published(
     settings: Settings, use_case: UseCase, as_of: date
-) -> tuple[str, str, dict[str, float]]:
-    """The model version that readers see for ``as_of``, its MLflow run, and key → score."""
+) -> tuple[str, str, dict[str, tuple[float, ...]]]:
+    """The model version that readers see for ``as_of``, its MLflow run, and key → score, followed
+    by low and high where the use case has an interval."""
     with connect(settings) as connection, connection.cursor() as cursor:
         cursor.execute("select to_regclass(%s)", (use_case.table,))
         row = cursor.fetchone()
         if row is not None and row[0] is not None:
             cursor.execute(
-                f"select v.{use_case.key}, v.{use_case.score_column}, v.model_version,"
-                f" p.mlflow_run_id from {use_case.table} as v"
-                " join ops.publications as p using (publication_id) where v.as_of = %s",
+                sql.SQL(
+                    "select v.model_version, p.mlflow_run_id, v.{key}, {scores} from {table} as v"
+                    " join ops.publications as p using (publication_id) where v.as_of = %s"
+                ).format(
+                    key=sql.Identifier(use_case.key),
+                    scores=sql.SQL(", ").join(
+                        sql.Identifier("v", name)
+                        for name in (use_case.score_column, *use_case.interval_columns)
+                    ),
+                    table=sql.Identifier(*use_case.table.split(".")),
+                ),
                 (as_of,),
             )
             rows = cursor.fetchall()
             if rows:
-                return rows[0][2], rows[0][3], {row[0]: row[1] for row in rows}
+                return rows[0][0], rows[0][1], {key: tuple(row) for _, _, key, *row in rows}
     raise NightshiftError(
         f"nothing is published in {use_case.table} for {as_of}",
         f"run `nightshift nightly --as-of {as_of}` first",

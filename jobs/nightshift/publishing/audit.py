@@ -1,9 +1,28 @@
 """The rules that scores must meet before a reader may see them."""
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
+from typing import Literal
 
-from nightshift.publication import ScoresManifest, reasons_per_row
-from nightshift.spec import UseCase
+from nightshift.distribution import Distribution, by_chance, stability_index
+from nightshift.publication import ScoresManifest, reasons_of, reasons_per_row
+from nightshift.spec import (
+    Audit,
+    BandShare,
+    KeyKnown,
+    ReasonsPresent,
+    RowsAsInPopulation,
+    ScoreInRange,
+    StableSincePrevious,
+    StableSinceTraining,
+    UseCase,
+    audit_name,
+)
+
+# What two roundings of the same figure may differ by: equal to a bound passes.
+ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -16,55 +35,212 @@ class Figures:
     misplaced_bands: int
     without_reasons: int
     other_model_versions: int
+    broken_intervals: int
     keys_missing: int
     keys_repeated: int
+    band_rows: Mapping[str, int]
 
 
 @dataclass(frozen=True)
-class Finding:
-    """A broken rule."""
+class Compared:
+    """Scores against a reference: ``counts`` are theirs, over the reference's bins."""
+
+    reference: Distribution
+    counts: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Previous:
+    """The publication before; ``compared`` is None where it kept no distribution."""
+
+    publication_id: str
+    as_of: date
+    model_version: str
+    compared: Compared | None
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the audit judges.
+
+    Attributes:
+        figures: of the staging table.
+        keys_unknown: keys that the features do not have; None where the features that were scored
+            are no longer in the lake.
+        previous: None where nothing was published for this date or an earlier one.
+        training: None where the model's signature tells no distribution.
+    """
+
+    figures: Figures
+    keys_unknown: int | None
+    previous: Previous | None
+    training: Compared | None
+
+
+@dataclass(frozen=True)
+class AuditResult:
+    """One rule's outcome; ``observed`` and ``bound`` are None where there is no figure."""
 
     rule: str
-    observed: str
-    expected: str
+    outcome: Literal["passed", "failed", "not_applied"]
+    observed: float | None
+    bound: float | None
+    detail: str
 
     def __str__(self) -> str:
-        return f"{self.rule}: observed {self.observed}, expected {self.expected}"
+        return f"{self.rule}: {self.detail}"
 
 
-def judge(use_case: UseCase, manifest: ScoresManifest, figures: Figures) -> tuple[Finding, ...]:
-    """Every rule that the figures break; none means that the scores may be published."""
-    bands = [band.name for band in use_case.bands]
-    findings: list[Finding] = []
-    if manifest.publication_id != manifest.expected_publication_id:
-        findings.append(
-            Finding("publication_id", manifest.publication_id, manifest.expected_publication_id)
+def judge(
+    use_case: UseCase, manifest: ScoresManifest, evidence: Evidence
+) -> tuple[AuditResult, ...]:
+    """The outcome of every rule: those that hold for every publication, then those of the spec."""
+    figures = evidence.figures
+    bands = ", ".join(band.name for band in use_case.bands)
+    is_its_id = manifest.publication_id == manifest.expected_publication_id
+    return (
+        AuditResult(
+            "publication_id", "passed" if is_its_id else "failed", None, None,
+            f"observed {manifest.publication_id}, expected {manifest.expected_publication_id}",
+        ),
+        AuditResult(
+            "rows_as_in_manifest", _outcome(figures.rows == manifest.rows),
+            figures.rows, manifest.rows,
+            f"observed {figures.rows} rows, expected {manifest.rows}",
+        ),
+        AuditResult(
+            "not_empty", _outcome(figures.rows > 0), figures.rows, 1,
+            f"observed {figures.rows} rows, expected at least 1",
+        ),
+        _no_rows("key_not_null", figures.keys_missing, f"a {use_case.key} on every row"),
+        _no_rows("key_unique", figures.keys_repeated, f"each {use_case.key} once"),
+        _no_rows("band_known", figures.unknown_bands, f"one of {bands}"),
+        _no_rows(
+            "band_fits_score", figures.misplaced_bands, "the band that the spec gives the score"
+        ),
+        _no_rows("one_model_version", figures.other_model_versions, manifest.model_version),
+        *_interval(use_case, figures),
+        *(_judge(audit, use_case, manifest, evidence) for audit in use_case.audits),
+    )  # fmt: skip
+
+
+def _interval(use_case: UseCase, figures: Figures) -> tuple[AuditResult, ...]:
+    """The rule of use cases that publish an interval."""
+    if use_case.interval is None:
+        return ()
+    low, high = use_case.interval_columns
+    return (
+        _no_rows("interval_in_order", figures.broken_intervals, f"numbers, {low} at most {high}"),
+    )
+
+
+def _judge(
+    audit: Audit, use_case: UseCase, manifest: ScoresManifest, evidence: Evidence
+) -> AuditResult:
+    rule, figures = audit_name(audit), evidence.figures
+    match audit:
+        case RowsAsInPopulation():
+            return _rows_as_in_population(audit, manifest, figures)
+        case KeyKnown():
+            if evidence.keys_unknown is None:
+                return _not_applied(rule, "the features that were scored are no longer in the lake")
+            return _no_rows(rule, evidence.keys_unknown, "keys of the features that were scored")
+        case ScoreInRange():
+            return _no_rows(
+                rule, figures.scores_out_of_range,
+                f"every {use_case.score_column} a number in [{audit.low:g}, {audit.high:g}]",
+            )  # fmt: skip
+        case ReasonsPresent():
+            silent = [band.name for band in use_case.bands if not reasons_of(use_case, band)]
+            where = f"every row, none in {', '.join(silent)}" if silent else "every row"
+            return _no_rows(
+                rule, figures.without_reasons, f"{reasons_per_row(use_case)} reasons on {where}"
+            )
+        case BandShare():
+            return _band_share(audit, figures)
+        case StableSincePrevious():
+            return _stable_since_previous(audit, manifest, evidence.previous)
+        case StableSinceTraining():
+            if evidence.training is None:
+                return _not_applied(
+                    rule,
+                    f"version {manifest.model_version} of the model does not tell how its scores "
+                    "were distributed at its training: it is of an older Nightshift",
+                )
+            return _stable(rule, audit.psi, evidence.training, "the model's training")
+
+
+def _rows_as_in_population(
+    audit: RowsAsInPopulation, manifest: ScoresManifest, figures: Figures
+) -> AuditResult:
+    fewest = math.ceil(audit.at_least * manifest.population_rows - ROUNDING)
+    asked = f"{fewest} to " if fewest < manifest.population_rows else ""
+    return AuditResult(
+        audit_name(audit),
+        _outcome(fewest <= figures.rows <= manifest.population_rows),
+        figures.rows,
+        fewest if figures.rows <= manifest.population_rows else manifest.population_rows,
+        f"observed {figures.rows} rows, expected {asked}{manifest.population_rows}",
+    )
+
+
+def _band_share(audit: BandShare, figures: Figures) -> AuditResult:
+    share = figures.band_rows.get(audit.band, 0) / figures.rows if figures.rows else 0.0
+    is_low = share < audit.at_least - ROUNDING
+    return AuditResult(
+        audit_name(audit),
+        _outcome(not is_low and share <= audit.at_most + ROUNDING),
+        share,
+        audit.at_least if is_low else audit.at_most,
+        f"observed {share:.1%} of the rows in band {audit.band}, expected {audit.at_least:.1%} to "
+        f"{audit.at_most:.1%}",
+    )
+
+
+def _stable_since_previous(
+    audit: StableSincePrevious, manifest: ScoresManifest, previous: Previous | None
+) -> AuditResult:
+    rule = audit_name(audit)
+    if previous is None:
+        return _not_applied(rule, "nothing was published for this as_of or an earlier one")
+    which = f"publication {previous.publication_id} of {previous.as_of}"
+    if previous.model_version != manifest.model_version:
+        return _not_applied(
+            rule,
+            f"{which} is of version {previous.model_version} of the model, this one of "
+            f"{manifest.model_version}",
         )
-    for rule, expected in (
-        ("rows_as_in_manifest", manifest.rows),
-        ("rows_as_in_population", manifest.population_rows),
-    ):
-        if figures.rows != expected:
-            findings.append(Finding(rule, f"{figures.rows} rows", str(expected)))
-    if figures.rows == 0:
-        findings.append(Finding("not_empty", "0 rows", "at least 1"))
-    for rule, count, expectation in (
-        ("key_not_null", figures.keys_missing, f"a {use_case.key} on every row"),
-        ("key_unique", figures.keys_repeated, f"each {use_case.key} once"),
-        (
-            "score_in_range",
-            figures.scores_out_of_range,
-            f"every {use_case.score_column} a number in [0, 1]",
-        ),
-        ("band_known", figures.unknown_bands, f"one of {', '.join(bands)}"),
-        ("band_fits_score", figures.misplaced_bands, "the band that the spec gives the score"),
-        (
-            "reasons_present",
-            figures.without_reasons,
-            f"{reasons_per_row(use_case)} reasons on every row",
-        ),
-        ("one_model_version", figures.other_model_versions, manifest.model_version),
-    ):
-        if count:
-            findings.append(Finding(rule, f"{count} rows that break it", expectation))
-    return tuple(findings)
+    if (manifest.as_of - previous.as_of).days > audit.within_days:
+        return _not_applied(rule, f"{which} is more than {audit.within_days} days older")
+    if previous.compared is None:
+        return _not_applied(rule, f"{which} does not tell how its scores are distributed")
+    return _stable(rule, audit.psi, previous.compared, which)
+
+
+def _stable(rule: str, most: float, compared: Compared, since: str) -> AuditResult:
+    index = stability_index(compared.reference, compared.counts)
+    chance = by_chance(compared.reference, sum(compared.counts))
+    is_stable = index <= most + chance + ROUNDING  # not of NaN
+    return AuditResult(
+        rule,
+        _outcome(is_stable),
+        index if math.isfinite(index) else None,
+        most + chance,
+        f"observed PSI {index:.3f} against {since}, expected at most {most:g} and {chance:.3f} for "
+        "chance",
+    )
+
+
+def _no_rows(rule: str, rows: int, expected: str) -> AuditResult:
+    return AuditResult(
+        rule, _outcome(rows == 0), rows, 0,
+        f"observed {rows} rows that break it, expected {expected}",
+    )  # fmt: skip
+
+
+def _not_applied(rule: str, why: str) -> AuditResult:
+    return AuditResult(rule, "not_applied", None, None, why)
+
+
+def _outcome(passed: bool) -> Literal["passed", "failed"]:
+    return "passed" if passed else "failed"

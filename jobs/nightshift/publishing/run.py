@@ -1,49 +1,61 @@
-"""Publish a night's scores: stage, audit, attach, and move the pointers in one transaction."""
+"""Publish scores of a night or of many: stage, audit, attach; then move all pointers at once."""
 
-import hashlib
-import io
 import logging
+import os
+import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
 
+import duckdb
+import numpy as np
 import psycopg2
 import pyarrow as pa
-import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 from psycopg2.errors import NotNullViolation, UndefinedTable, UniqueViolation
 from psycopg2.extensions import connection as Connection
-from psycopg2.extras import RealDictCursor
+from psycopg2.extras import RealDictCursor, execute_values
 from pydantic import ValidationError
 
-from nightshift.errors import AuditError, Cause, NightshiftError
+from nightshift.columns import numbers
+from nightshift.distribution import Distribution, Vector, count, distribution
+from nightshift.errors import AuditError, Cause, NightshiftError, joined
 from nightshift.io import lake
-from nightshift.io.warehouse import connect, lock, recorded_run
+from nightshift.io.warehouse import connect, holding, lock, recorded_run
 from nightshift.publication import ScoresManifest
 from nightshift.publishing import audit, sql
+from nightshift.publishing.load_run import copy_part_on_spark, copy_parts
 from nightshift.settings import Settings
 from nightshift.spec import UseCase
 
 log = logging.getLogger(__name__)
 
-BATCH_ROWS = 65_536
+COPIES_AT_ONCE = 4
+"""Connections that load a publication, if there are as many cores: each makes jsonb of text on a
+core of the server, which is most of the work."""
 READER_GRACE_SECONDS = 20.0
 """How long pointers wait for transactions that may hold a plan from before the attachment."""
 
 
 @dataclass(frozen=True)
 class Publication:
-    """What readers see of one use case; ``is_new`` is False when they saw it already."""
+    """What readers see of one use case; ``is_new`` is False when they saw it already.
+
+    Attributes:
+        stability: audit that compares distributions → the index (PSI) that it found, newest.
+    """
 
     use_case: str
     publication_id: str
     model_version: str
     rows: int
     is_new: bool
+    stability: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -62,34 +74,86 @@ class _Scores:
 
 
 def publish(settings: Settings, use_cases: Sequence[UseCase], as_of: date) -> PublishResult:
-    """Show the scores of ``as_of`` to readers, for all use cases at once or for none.
+    """Show the scores of ``as_of`` to readers, of every use case that passes its audit at once.
 
-    The same scores twice change nothing. A killed run leaves what readers saw before; the next
-    run for the same ``as_of`` clears what it left.
+    A use case that does not pass holds none of the others. The same scores twice change nothing. A
+    killed run leaves what readers saw before; the next run for the same ``as_of`` clears what it
+    left.
 
     Raises:
-        NightshiftError: when a use case has no scores for ``as_of``.
+        NightshiftError: when a use case has no scores for ``as_of``; the others are published.
         AuditError: when scores break a rule; they stay in a table of their own for inspection,
-            and readers keep what they have.
+            readers keep what they have of that use case, and the others are published.
     """
-    one = use_cases[0].name if len(use_cases) == 1 else None
-    with recorded_run(settings, "publish", as_of, one) as run:
-        scores = [
-            _read_scores(settings, use_case, as_of)
-            for use_case in sorted(use_cases, key=lambda u: u.name)
+    (result,) = _publish(settings, {as_of: use_cases}, is_all_or_none=False)
+    return result
+
+
+def publish_nights(
+    settings: Settings, nights: Mapping[date, Sequence[UseCase]]
+) -> tuple[PublishResult, ...]:
+    """Show the scores of many dates to readers: all dates and use cases at once, or none.
+
+    What has passed its audit is attached at once, which nobody sees; a killed run is therefore
+    completed by the next without loading it again.
+
+    Args:
+        nights: ``as_of`` → the use cases that are published for it.
+
+    Raises:
+        NightshiftError: when scores are missing; readers keep what they have of every date.
+        AuditError: when scores break a rule; the same.
+    """
+    return _publish(settings, nights, is_all_or_none=True)
+
+
+def _publish(
+    settings: Settings, nights: Mapping[date, Sequence[UseCase]], *, is_all_or_none: bool
+) -> tuple[PublishResult, ...]:
+    wanted = [
+        (as_of, use_case)
+        for as_of in sorted(nights)
+        for use_case in sorted(nights[as_of], key=lambda u: u.name)
+    ]
+    names = {use_case.name for _, use_case in wanted}
+    one = next(iter(names)) if len(names) == 1 else None
+    with recorded_run(settings, "publish", max(nights), one) as run:
+        refusals = _Refusals(is_all_or_none)
+        scores = []
+        for as_of, use_case in wanted:
+            with refusals.collected():
+                scores.append(_read_scores(settings, use_case, as_of))
+        with holding(settings, exclusive=[f"publish:{u.name}:{d.isoformat()}" for d, u in wanted]):
+            publications = _publish_locked(settings, scores, refusals)
+        results = tuple(
+            PublishResult(night, tuple(found for day, found in publications if day == night))
+            for night in sorted(nights)
+        )
+        run.result["publications"] = [
+            {"as_of": each.as_of, **asdict(found)}
+            for each in results
+            for found in each.publications
         ]
-        with connect(settings) as guard:
-            with guard.cursor() as cursor:
-                # it stays idle while the rows are copied through connections of their own
-                cursor.execute("set local idle_in_transaction_session_timeout = 0")
-            for each in scores:
-                lock(guard, f"publish:{each.use_case.name}:{as_of.isoformat()}")
-            publications = _publish_locked(settings, scores)
-        run.result = {
-            p.use_case: {"publication_id": p.publication_id, "rows": p.rows, "is_new": p.is_new}
-            for p in publications
-        }
-        return PublishResult(as_of, publications)
+        if refusals.found:
+            raise joined(refusals.found)
+        return results
+
+
+class _Refusals:
+    """Refusals of single use cases: kept for the end, or raised at once where all hang together."""
+
+    def __init__(self, is_all_or_none: bool) -> None:
+        self.is_all_or_none = is_all_or_none
+        self.found: list[NightshiftError] = []
+
+    @contextmanager
+    def collected(self) -> Iterator[None]:
+        try:
+            yield
+        except NightshiftError as refusal:
+            if self.is_all_or_none:
+                raise
+            self.found.append(refusal)
 
 
 def top_rows(settings: Settings, use_case: UseCase, limit: int = 10) -> list[dict[str, Any]]:
@@ -112,24 +176,43 @@ def top_rows(settings: Settings, use_case: UseCase, limit: int = 10) -> list[dic
         return [dict(row) for row in cursor.fetchall()]
 
 
-def _publish_locked(settings: Settings, scores: Sequence[_Scores]) -> tuple[Publication, ...]:
+def _publish_locked(
+    settings: Settings, scores: Sequence[_Scores], refusals: _Refusals
+) -> list[tuple[date, Publication]]:
     with connect(settings) as connection:
-        seen = {each.use_case.name: _pointer(connection, each) for each in scores}
-        attached = {each.use_case.name: _is_attached(connection, each) for each in scores}
-    moving = [each for each in scores if seen[each.use_case.name] != each.manifest.publication_id]
-    arriving = [each for each in moving if not attached[each.use_case.name]]
+        kept = {id(each): _rolled_back(connection, each) for each in scores}
+        moving = [
+            each
+            for each in scores
+            if kept[id(each)] is None and _pointer(connection, each) != each.manifest.publication_id
+        ]
+        arriving = [each for each in moving if not _is_attached(connection, each)]
+    for use_case in {each.use_case.name: each.use_case for each in scores}.values():
+        with connect(settings) as connection:
+            _ensure_relations(connection, use_case)
     for each in scores:
         with connect(settings) as connection:
-            _ensure_relations(connection, each.use_case)
             _drop_left_behind(connection, each)
-    for each in arriving:
-        _stage(settings, each)
-    if arriving:
-        with connect(settings) as connection:
-            _attach(connection, arriving)
-        # A reader that planned before the attachment and takes its snapshot after the pointers
-        # moved would look for the new rows in a plan without their partition, and find none.
-        _wait_for_readers(settings, arriving)
+    with connect(settings) as connection:
+        newest = _newest(connection, moving)
+    refused = list(arriving)
+    for number, each in enumerate(arriving, 1):
+        with refusals.collected():
+            found = _stage(settings, each, [one.manifest.publication_id for one in moving])
+            with connect(settings) as connection:
+                is_newest = each.manifest.as_of >= newest[each.use_case.name]
+                _attach(connection, each, found, is_newest=is_newest)
+            refused.remove(each)
+            log.info(
+                "%s: %s rows of %s staged, %d of %d",
+                each.use_case.table, each.manifest.rows, each.manifest.as_of, number, len(arriving),
+            )  # fmt: skip
+    moving = [each for each in moving if each not in refused]
+    if moving:
+        # A reader that planned before an attachment and takes its snapshot after the pointers
+        # moved would look for the new rows in a plan without their partition, and find none. What
+        # a killed run has attached may be as new.
+        _wait_for_readers(settings, moving)
     with connect(settings) as connection:
         _move_pointers(connection, moving)
     for each in moving:
@@ -140,8 +223,9 @@ def _publish_locked(settings: Settings, scores: Sequence[_Scores]) -> tuple[Publ
             each.manifest.as_of,
             each.manifest.publication_id,
         )
-    return tuple(
-        Publication(
+    shown = [
+        kept[id(each)]
+        or Publication(
             each.use_case.name,
             each.manifest.publication_id,
             each.manifest.model_version,
@@ -149,7 +233,15 @@ def _publish_locked(settings: Settings, scores: Sequence[_Scores]) -> tuple[Publ
             each in moving,
         )
         for each in scores
-    )
+        if each not in refused
+    ]
+    days = [each.manifest.as_of for each in scores if each not in refused]
+    with connect(settings) as connection:
+        stability = _stability(connection, [each.publication_id for each in shown])
+    return [
+        (day, replace(each, stability=stability.get(each.publication_id, {})))
+        for day, each in zip(days, shown, strict=True)
+    ]
 
 
 def _read_scores(settings: Settings, use_case: UseCase, as_of: date) -> _Scores:
@@ -169,20 +261,19 @@ def _read_scores(settings: Settings, use_case: UseCase, as_of: date) -> _Scores:
         raise AuditError(
             f"{folder / lake.MANIFEST} belongs to {manifest.use_case} at {manifest.as_of}", remedy
         )
-    part = folder / "part-00000.parquet"
-    try:
-        with part.open("rb") as file:
-            checksum = hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError as error:
-        raise AuditError(f"{part} is missing, but its manifest is there", remedy) from error
+    parts = lake.parts(folder)
+    if not parts:
+        raise AuditError(f"{folder} has a manifest, and no part-*.parquet", remedy)
+    checksum = lake.parts_sha256(parts)
     if checksum != manifest.sha256:
         raise AuditError(
-            f"{part}: SHA-256 is {checksum}, its manifest says {manifest.sha256}",
+            f"{folder}: SHA-256 of the parts is {checksum}, the manifest says {manifest.sha256}",
             f"remove {folder} and score again",
         )
-    missing = set(sql.copied_columns(use_case)) - set(pq.read_schema(part).names)
-    if missing:
-        raise AuditError(f"{part} has no column {', '.join(sorted(missing))}", remedy)
+    for part in parts:
+        missing = set(sql.copied_columns(use_case)) - set(pq.read_schema(part).names)
+        if missing:
+            raise AuditError(f"{part} has no column {', '.join(sorted(missing))}", remedy)
     return _Scores(use_case, folder, manifest)
 
 
@@ -194,6 +285,31 @@ def _pointer(connection: Connection, scores: _Scores) -> str | None:
         )
         row = cursor.fetchone()
     return row[0] if row else None
+
+
+def _rolled_back(connection: Connection, scores: _Scores) -> Publication | None:
+    """What readers see, where a person has rolled back from these very scores to it."""
+    use_case, as_of = scores.use_case.name, scores.manifest.as_of
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "select m.from_publication_id, m.person, m.reason,"
+            " o.publication_id, o.model_version, o.rows"
+            " from ops.pointer_moves m"
+            " join ops.publications o on o.publication_id = m.to_publication_id"
+            " where m.use_case = %s and m.as_of = %s order by m.pointer_move_id desc limit 1",
+            (use_case, as_of),
+        )
+        row = cursor.fetchone()
+    if row is None or row[1] is None or row[0] != scores.manifest.publication_id:
+        return None
+    rolled_back, person, reason, seen, version, rows = row
+    log.warning(
+        "%s: %s of %s stays as it is: %s has rolled back from %s (%s); to show it again:"
+        " `nightshift rollback %s --as-of %s --to %s`",
+        scores.use_case.table, seen, as_of, person, rolled_back, reason, use_case, as_of,
+        rolled_back,
+    )  # fmt: skip
+    return Publication(use_case, seen, version, rows, is_new=False)
 
 
 def _is_attached(connection: Connection, scores: _Scores) -> bool:
@@ -214,22 +330,18 @@ def _ensure_relations(connection: Connection, use_case: UseCase) -> None:
     """
     lock(connection, f"publish:{use_case.name}")
     with connection.cursor() as cursor:
-        cursor.execute(
-            "select a.attname, format_type(a.atttypid, a.atttypmod) from pg_attribute a"
-            " join pg_class c on c.oid = a.attrelid where c.relnamespace = %s::regnamespace"
-            " and c.relname = %s and a.attnum > 0 and not a.attisdropped order by a.attnum",
-            (sql.SCHEMA, sql.data_table(use_case)),
-        )
-        there = cursor.fetchall()
+        tables = (sql.data_table(use_case), sql.archive_table(use_case))
+        found = {table: _columns(connection, table) for table in tables}
         declared = [(name, kind) for name, (kind, _) in sql.columns(use_case).items()]
-        if not there:
-            cursor.execute(sql.create_data_table(use_case))
-        elif there != declared:
-            raise NightshiftError(
-                f"{sql.SCHEMA}.{sql.data_table(use_case)} has the columns {there}; the spec of "
-                f"{use_case.name} declares {declared}",
-                "published columns are a contract: give the changed use case a new name",
-            )
+        for table, there in found.items():
+            if there and there != declared:
+                raise NightshiftError(
+                    f"{sql.SCHEMA}.{table} has the columns {there}; the spec of "
+                    f"{use_case.name} declares {declared}",
+                    "published columns are a contract: give the changed use case a new name",
+                )
+        if not all(found.values()):
+            cursor.execute(sql.create_tables(use_case))
         for name, comment in sql.view_comments(use_case).items():
             cursor.execute(
                 "select obj_description(to_regclass(%s), 'pg_class')",
@@ -238,6 +350,18 @@ def _ensure_relations(connection: Connection, use_case: UseCase) -> None:
             if cursor.fetchone() != (comment,):
                 cursor.execute(sql.create_view(use_case, name))
             _grant(connection, name)
+
+
+def _columns(connection: Connection, table: str) -> list[tuple[str, str]]:
+    """Names and types; [] where there is no such table."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "select a.attname, format_type(a.atttypid, a.atttypmod) from pg_attribute a"
+            " join pg_class c on c.oid = a.attrelid where c.relnamespace = %s::regnamespace"
+            " and c.relname = %s and a.attnum > 0 and not a.attisdropped order by a.attnum",
+            (sql.SCHEMA, table),
+        )
+        return list(cursor.fetchall())
 
 
 def _grant(connection: Connection, view: str) -> None:
@@ -279,63 +403,152 @@ def _drop_left_behind(connection: Connection, scores: _Scores) -> None:
             cursor.execute(f"drop table {sql.SCHEMA}.{sql.quoted(name)}")
 
 
-class _CsvStream(io.RawIOBase):
-    """Arrow batches as a CSV file that COPY reads, one batch in memory at a time."""
+def _stage(settings: Settings, scores: _Scores, together: Sequence[str]) -> Distribution:
+    """Load and audit one publication in a table of its own, which stays when the audit fails.
 
-    def __init__(self, batches: Iterator[pa.RecordBatch]) -> None:
-        self._batches = batches
-        self._buffer = memoryview(b"")
+    Args:
+        together: ids of the publications that this run shows to readers at once.
 
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, target: Any) -> int:
-        while not self._buffer:
-            batch = next(self._batches, None)
-            if batch is None:
-                return 0
-            sink = io.BytesIO()
-            pacsv.write_csv(batch, sink, pacsv.WriteOptions(include_header=False))
-            self._buffer = sink.getbuffer()
-        size = min(len(target), len(self._buffer))
-        target[:size] = self._buffer[:size]
-        self._buffer = self._buffer[size:]
-        return size
-
-
-def _stage(settings: Settings, scores: _Scores) -> None:
-    """Load and audit one publication in a table of its own, which stays when the audit fails."""
+    Returns:
+        The distribution of its scores.
+    """
     use_case, manifest = scores.use_case, scores.manifest
-    name = f"{sql.SCHEMA}.{sql.quoted(sql.partition(use_case, manifest.publication_id))}"
-    with connect(settings) as connection, connection.cursor() as cursor, ExitStack() as stack:
+    table = sql.partition(use_case, manifest.publication_id)
+    name = f"{sql.SCHEMA}.{sql.quoted(table)}"
+    # what a killed run leaves of it is found by its comment, and dropped by the next
+    with connect(settings) as connection, connection.cursor() as cursor:
         cursor.execute(sql.create_staging(use_case, manifest))
-        file = stack.enter_context(pq.ParquetFile(scores.folder / "part-00000.parquet"))
-        batches = file.iter_batches(BATCH_ROWS, columns=sql.copied_columns(use_case))
-        names = sql.copied_columns(use_case)
-        ordered = (batch.select(names) for batch in batches)
+    with ThreadPoolExecutor(1) as beside:
+        found = beside.submit(_scores_of, scores)
+        unknown = beside.submit(_keys_unknown, settings, scores)
         try:
-            cursor.copy_expert(
-                sql.copy_into(use_case, manifest.publication_id),
-                io.BufferedReader(_CsvStream(ordered)),
-            )
-        except psycopg2.DataError as error:
+            _load(settings, scores)
+        except (psycopg2.DataError, pa.ArrowException) as error:
+            with connect(settings) as connection:
+                _drop_left_behind(connection, scores)
             raise AuditError(
                 f"{use_case.name} at {manifest.as_of}: rule readable: {str(error).strip()}",
                 f"score again: the rows of {scores.folder} do not fit {name}",
             ) from error
-        figures = _figures(connection, scores)
-        cursor.execute(f"analyze {name}")
-    findings = audit.judge(use_case, manifest, figures)
-    if findings:
+    with connect(settings) as connection, connection.cursor() as cursor:
+        evidence = audit.Evidence(
+            figures=_figures(connection, scores),
+            keys_unknown=unknown.result(),
+            previous=_previous(connection, scores, together, found.result()),
+            training=_compared(manifest.training_scores, found.result()),
+        )
+        results = audit.judge(use_case, manifest, evidence)
+        _keep_results(connection, manifest, results)
+        cursor.execute(sql.analyze(use_case, manifest.publication_id))
+    failed = [result for result in results if result.outcome == "failed"]
+    if failed:
         raise AuditError(
             f"{use_case.name} at {manifest.as_of} is not published; "
-            + "; ".join(str(finding) for finding in findings),
+            + "; ".join(str(result) for result in failed),
             f"the refused rows are in {name}; readers keep what they had",
             causes=tuple(
-                Cause(f"{use_case.name}: {f.rule}", observed=f"{f.observed}, expected {f.expected}")
-                for f in findings
+                Cause(f"{use_case.name}: {result.rule}", observed=result.detail)
+                for result in failed
             ),
         )
+    return distribution(found.result()[np.isfinite(found.result())])
+
+
+def _load(settings: Settings, scores: _Scores) -> None:
+    """Copy the parts into the publication's table, by several connections or by Spark's workers."""
+    use_case, publication_id = scores.use_case, scores.manifest.publication_id
+    left = lake.parts(scores.folder)
+    if settings.scoring == "spark":
+        from nightshift.io.spark import spark_session
+
+        with spark_session(settings, f"nightshift publish {use_case.name}") as spark:
+            refusals = (
+                spark.sparkContext.parallelize(left, len(left))
+                .map(lambda part: copy_part_on_spark(settings, use_case, publication_id, part))
+                .collect()
+            )
+        for refusal in filter(None, refusals):
+            raise psycopg2.DataError(refusal)
+        return
+    at_once = min(COPIES_AT_ONCE, len(os.sched_getaffinity(0)), len(left))
+
+    def remaining() -> Iterator[Path]:
+        while left:
+            try:
+                yield left.pop()
+            except IndexError:  # another connection took the last one
+                return
+
+    def copy() -> None:
+        try:
+            copy_parts(settings, use_case, publication_id, remaining())
+        except BaseException:
+            left.clear()
+            raise
+
+    with ThreadPoolExecutor(at_once) as connections:
+        for copied in [connections.submit(copy) for _ in range(at_once)]:
+            copied.result()
+
+
+def _scores_of(scores: _Scores) -> Vector:
+    """The scores, (rows,) float64 with NaN for null."""
+    column = scores.use_case.score_column
+    parts = [pq.ParquetFile(part).read([column]) for part in lake.parts(scores.folder)]
+    return numbers(pa.concat_tables(parts).column(column))
+
+
+def _compared(reference: Distribution | None, scores: Vector) -> audit.Compared | None:
+    if reference is None:
+        return None
+    return audit.Compared(reference, count(scores, reference.edges))
+
+
+def _keys_unknown(settings: Settings, scores: _Scores) -> int | None:
+    """How many keys the features do not have that were scored; None where these are gone."""
+    use_case, manifest = scores.use_case, scores.manifest
+    folder = lake.dataset_dir(settings.lake_dir, "features", use_case.name, manifest.as_of)
+    with holding(settings, shared=[f"features:{use_case.name}:{manifest.as_of}"]):
+        features = lake.read_manifest(folder)
+        if features is None or features.get("sha256") != manifest.features_sha256:
+            return None
+        with (
+            tempfile.TemporaryDirectory() as spill,
+            duckdb.connect(config={"temp_directory": spill, "threads": 1}) as database,
+        ):
+            read = "(select {0} from read_parquet(?, hive_partitioning = false))"
+            keys = read.format(sql.quoted(use_case.key))
+            row = database.execute(
+                f"select count(*) from {keys} as scored anti join {keys} as known"
+                f" using ({sql.quoted(use_case.key)})",
+                [[str(part) for part in lake.parts(each)] for each in (scores.folder, folder)],
+            ).fetchone()
+    return int(row[0]) if row else None
+
+
+def _previous(
+    connection: Connection, scores: _Scores, together: Sequence[str], found: Vector
+) -> audit.Previous | None:
+    """What readers see, or will see with this run, for this date or else for the one before it."""
+    manifest = scores.manifest
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "select publication_id, as_of, model_version, score_edges, score_counts"
+            " from ops.publications where use_case = %s and as_of <= %s and publication_id <> %s"
+            " and (publication_id = any(%s) or publication_id in"
+            "  (select publication_id from predictions.pointers where use_case = %s))"
+            " order by as_of desc limit 1",
+            (
+                manifest.use_case, manifest.as_of, manifest.publication_id, list(together),
+                manifest.use_case,
+            ),
+        )  # fmt: skip
+        row = cursor.fetchone()
+    if row is None:
+        return None
+    publication_id, as_of, model_version, edges, counts = row
+    kept = None if edges is None else Distribution(edges=edges, counts=counts)
+    return audit.Previous(publication_id, as_of, model_version, _compared(kept, found))
 
 
 def _figures(connection: Connection, scores: _Scores) -> audit.Figures:
@@ -349,39 +562,115 @@ def _figures(connection: Connection, scores: _Scores) -> audit.Figures:
             cursor.execute("rollback to savepoint before_key")
             cursor.execute(sql.key_figures(use_case, publication_id))
             keys_missing, keys_repeated = cursor.fetchone() or (0, 0)
+        cursor.execute(sql.add_band_index(use_case, publication_id))
         cursor.execute(sql.audit_figures(use_case, scores.manifest))
-        figures = [*(cursor.fetchone() or ()), keys_missing, keys_repeated]
-    return audit.Figures(*figures)
+        by_band = {band: figures for band, *figures in cursor.fetchall()}
+    rows, outside, unknown, misplaced, without_reasons, other_versions, no_intervals = (
+        sum(column) for column in zip([0] * 7, *by_band.values(), strict=True)
+    )
+    return audit.Figures(
+        rows=rows,
+        scores_out_of_range=outside,
+        unknown_bands=unknown,
+        misplaced_bands=misplaced,
+        without_reasons=without_reasons,
+        other_model_versions=other_versions,
+        broken_intervals=no_intervals,
+        keys_missing=keys_missing,
+        keys_repeated=keys_repeated,
+        band_rows={band: figures[0] for band, figures in by_band.items()},
+    )
 
 
-def _attach(connection: Connection, arriving: Sequence[_Scores]) -> None:
+def _keep_results(
+    connection: Connection, manifest: ScoresManifest, results: Sequence[audit.AuditResult]
+) -> None:
     with connection.cursor() as cursor:
-        for each in arriving:
-            manifest = each.manifest
-            cursor.execute(
-                "insert into ops.publications (publication_id, use_case, as_of, model_version,"
-                " mlflow_run_id, rows, features_sha256, scored_at)"
-                " values (%s, %s, %s, %s, %s, %s, %s, %s)",
+        execute_values(
+            cursor,
+            "insert into ops.audit_results (publication_id, use_case, as_of, model_version, rule,"
+            " outcome, observed, bound, detail) values %s",
+            [
                 (
-                    manifest.publication_id,
-                    manifest.use_case,
-                    manifest.as_of,
-                    manifest.model_version,
-                    manifest.mlflow_run_id,
-                    manifest.rows,
-                    manifest.features_sha256,
-                    manifest.scored_at,
-                ),
+                    manifest.publication_id, manifest.use_case, manifest.as_of,
+                    manifest.model_version, each.rule, each.outcome, each.observed, each.bound,
+                    each.detail,
+                )
+                for each in results
+            ],
+        )  # fmt: skip
+
+
+def _stability(connection: Connection, publication_ids: list[str]) -> dict[str, dict[str, float]]:
+    """Publication → audit → the newest stability index that was found."""
+    found: dict[str, dict[str, float]] = {}
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "select publication_id, rule, observed from ops.audit_results"
+            " where publication_id = any(%s) and rule like 'stable!_%%' escape '!'"
+            " and observed is not null order by audit_result_id",
+            (publication_ids,),
+        )
+        for publication_id, rule, observed in cursor.fetchall():
+            found.setdefault(publication_id, {})[rule] = observed
+    return found
+
+
+def _newest(connection: Connection, moving: Sequence[_Scores]) -> dict[str, date]:
+    """Use case → the newest date that readers see, or will see once the pointers have moved."""
+    with connection.cursor() as cursor:
+        cursor.execute("select use_case, max(as_of) from predictions.pointers group by use_case")
+        newest: dict[str, date] = dict(cursor.fetchall())
+    for each in moving:
+        as_of = each.manifest.as_of
+        newest[each.use_case.name] = max(as_of, newest.get(each.use_case.name, as_of))
+    return newest
+
+
+def _attach(
+    connection: Connection, arriving: _Scores, found: Distribution, *, is_newest: bool
+) -> None:
+    manifest = arriving.manifest
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "insert into ops.publications (publication_id, use_case, as_of, model_version,"
+            " mlflow_run_id, rows, features_sha256, scored_at, score_edges, score_counts,"
+            " made_from) values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
+            " on conflict (publication_id) do update set published_at = now(), dropped_at = null,"
+            " made_from = coalesce(excluded.made_from, publications.made_from)",
+            (
+                manifest.publication_id,
+                manifest.use_case,
+                manifest.as_of,
+                manifest.model_version,
+                manifest.mlflow_run_id,
+                manifest.rows,
+                manifest.features_sha256,
+                manifest.scored_at,
+                list(found.edges),
+                list(found.counts),
+                manifest.made_from and manifest.made_from.model_dump_json(),
+            ),
+        )
+        if is_newest:
+            cursor.execute(sql.attach(arriving.use_case, manifest.publication_id))
+        else:
+            cursor.execute(
+                sql.attach_to_archive(arriving.use_case, manifest.publication_id, manifest.as_of)
             )
-            cursor.execute(sql.attach(each.use_case, manifest.publication_id))
 
 
-def _wait_for_readers(settings: Settings, arriving: Sequence[_Scores]) -> None:
+def _wait_for_readers(settings: Settings, moving: Sequence[_Scores]) -> None:
     """Wait for the transactions that hold a lock on the data tables, ``READER_GRACE_SECONDS`` long.
 
-    Called once the attachment is committed: whoever takes a lock later learns of the partition.
+    Called once the attachments are committed: whoever takes a lock later learns of the partitions.
     """
-    tables = [f"{sql.SCHEMA}.{sql.quoted(sql.data_table(each.use_case))}" for each in arriving]
+    names = {
+        name
+        for each in moving
+        for name in (sql.data_table(each.use_case), sql.archive_table(each.use_case))
+    }
+    tables = [f"{sql.SCHEMA}.{sql.quoted(name)}" for name in names]
     deadline = time.monotonic() + READER_GRACE_SECONDS
     with connect(settings) as connection, connection.cursor() as cursor:
         cursor.execute(

@@ -6,7 +6,7 @@ from datetime import date
 from statistics import median
 from typing import Any
 
-from nightshift.contracts.quality import QualityContract, Rule, Severity
+from nightshift.contracts.quality import QualityContract, Rule
 
 RECENT_FOLDERS = 20
 SAME_WEEKDAYS = 8
@@ -29,10 +29,9 @@ class Folder:
 
 @dataclass(frozen=True)
 class Check:
-    """A rule with its limits as numbers; ``severity`` is the rule's or a milder one."""
+    """A rule with its limits as numbers."""
 
     rule: Rule
-    severity: Severity
     arguments: Mapping[str, Any]
 
 
@@ -102,20 +101,16 @@ def parameters(
     return values
 
 
-def checks(
-    contract: QualityContract, values: Mapping[str, Any], rows: int, may_stop: bool
-) -> tuple[Check, ...]:
+def checks(contract: QualityContract, values: Mapping[str, Any], rows: int) -> tuple[Check, ...]:
     """The rules whose parameters are known, their limits evaluated.
 
     Args:
         values: the parameters that are known.
         rows: of the batch; a share never forbids a handful of them.
-        may_stop: whether a broken rule may stop the night; otherwise errors become warnings.
     """
     return tuple(
         Check(
             rule=rule,
-            severity=rule.severity if may_stop else "warning",
             arguments={name: _limit(name, v, values, rows) for name, v in rule.arguments.items()},
         )
         for rule in contract.rules

@@ -15,7 +15,8 @@ from psycopg2.extras import Json, RealDictCursor, execute_values
 
 from nightshift.contracts import SOURCES, ArrivalCalendar, load_contract
 from nightshift.contracts.quality import MARTS, QualityContract, load_mart
-from nightshift.errors import RefusedAsOf
+from nightshift.errors import NightshiftError, RefusedAsOf
+from nightshift.io.held_sources import hold
 from nightshift.io.warehouse import Run, connect, recorded_run
 from nightshift.quality.limits import RECENT_FOLDERS, Check, Folder, checks, parameters
 from nightshift.quality.page import CheckedRun
@@ -60,17 +61,17 @@ def check_landed(settings: Settings, as_of: date) -> QualityResult:
     """Check, for each source, the last folders that landed before ``as_of`` by its contract.
 
     More than one: a folder that failed last night must not slip through tonight behind a good one.
-    A source that no use case reads cannot stop the night: there, errors are warnings. A day on
-    which the contract expects a folder and none landed is a warning.
+    A source with a broken rule of severity error is held, and with it the use cases that read it.
+    A day on which the contract expects a folder and none landed is a warning.
 
     Only the ledger and rows that landed before ``as_of`` are read, so a night that is run again
     gets the same verdict. Each outcome is a row of ``ops.quality_results``; the report, Great
     Expectations' Data Docs, is written to ``<state_dir>/data-docs``.
 
     Raises:
-        RefusedAsOf: when nothing of a source that a use case reads landed before ``as_of``.
+        RefusedAsOf: when nothing of a source landed before ``as_of``, and that leaves no use case.
         QualityError: naming each broken rule of severity error, its source, landed date and
-            column, what was observed and expected, and rows that break it.
+            column, what was observed and expected, and rows that break it, when that leaves none.
     """
     contracts = {source: load_contract(source) for source in SOURCES}
     calendars = {source: contract.arrival for source, contract in contracts.items()}
@@ -81,8 +82,7 @@ def check_marts(settings: Settings, as_of: date) -> QualityResult:
     """Check the same landed days once more, as the rows of marts that features are made of.
 
     Raises:
-        RefusedAsOf: when nothing of a mart's source landed before ``as_of``.
-        QualityError: as of ``check_landed``.
+        RefusedAsOf, QualityError: as of ``check_landed``.
     """
     return _check(settings, as_of, "quality_marts", [load_mart(mart) for mart in MARTS], {})
 
@@ -95,25 +95,32 @@ def _check(
     calendars: Mapping[str, ArrivalCalendar],
 ) -> QualityResult:
     _silence_great_expectations()
-    needed = {source.name for use_case in USE_CASES for source in use_case.sources}
+    needed = {source for use_case in USE_CASES for source in use_case.landings}
     with recorded_run(settings, stage, as_of) as run:
         batches: list[_Batch] = []
         outcomes: list[Outcome] = []
         landed_dates: dict[str, date] = {}
+        held: dict[str, NightshiftError] = {}
         with connect(settings) as connection:
             for contract in contracts:
                 folders = _folders(connection, contract.source, as_of)
                 if not folders:
-                    _refuse_if_needed(contract.source, as_of, needed)
+                    if contract.source in needed:
+                        held[contract.source] = RefusedAsOf(
+                            f"no file of {contract.source} that landed before as_of {as_of} is"
+                            " loaded",
+                            f"run `nightshift ingest --as-of {as_of}`, or choose a later as_of",
+                        )
                     continue
                 landed_dates[contract.name] = folders[0].landed_date
-                found = _batches(connection, contract, folders, contract.source in needed)
+                found = _batches(connection, contract, folders)
                 batches += found
                 if contract.name in calendars:
                     days = [batch.landed_date for batch in found]
                     outcomes += arrivals(contract.source, calendars[contract.name], days, as_of)
         docs = _docs_folder(settings, run)
-        outcomes = _validate(settings, batches, as_of, docs) + outcomes
+        if batches:
+            outcomes = _validate(settings, batches, as_of, docs) + outcomes
         with connect(settings) as connection:
             _keep(connection, run, as_of, outcomes)
         report = (docs / "index.html").as_uri()
@@ -126,9 +133,11 @@ def _check(
         )
         level = logging.INFO if all(o.success for o in outcomes) else logging.WARNING
         logger.log(level, "%s:\n%s\nData Docs: %s", stage, summary(outcomes), report)
-        error = failure(outcomes, report)
-        if error is not None:
-            raise error
+        for source in dict.fromkeys(outcome.source for outcome in outcomes):
+            error = failure([o for o in outcomes if o.source == source], report)
+            if error is not None:
+                held[source] = error
+        hold(run, held)
         return QualityResult(landed_dates=landed_dates, outcomes=tuple(outcomes))
 
 
@@ -138,15 +147,6 @@ def _names(outcomes: Sequence[Outcome], severity: str) -> list[str]:
         for o in outcomes
         if not o.success and o.severity == severity
     ]
-
-
-def _refuse_if_needed(source: str, as_of: date, needed: set[str]) -> None:
-    if source in needed:
-        raise RefusedAsOf(
-            f"no file of {source} that landed before as_of {as_of} is loaded",
-            f"run `nightshift ingest --as-of {as_of}`, or choose a later as_of",
-        )
-    logger.info("%s: nothing has landed, and no use case reads it", source)
 
 
 def _folders(connection: Connection, source: str, as_of: date) -> list[Folder]:
@@ -163,7 +163,7 @@ def _folders(connection: Connection, source: str, as_of: date) -> list[Folder]:
 
 
 def _batches(
-    connection: Connection, contract: QualityContract, folders: Sequence[Folder], may_stop: bool
+    connection: Connection, contract: QualityContract, folders: Sequence[Folder]
 ) -> list[_Batch]:
     statistics = _statistics(connection, contract, folders)
     return [
@@ -174,7 +174,6 @@ def _batches(
                 contract,
                 parameters(contract, folders, statistics, batch),
                 batch.rows,
-                may_stop,
             ),
         )
         for batch in folders[:FOLDERS_CHECKED]
@@ -366,7 +365,7 @@ def _validate(
                             kwargs=dict(check.arguments),
                             meta={"check": number},
                             notes=f"{check.rule.name}: {check.rule.description}",
-                            severity=severities[check.severity],
+                            severity=severities[check.rule.severity],
                         )
                         for number, check in enumerate(batch.checks)
                     ],
@@ -420,7 +419,7 @@ def _outcome(batch: _Batch, result: Any) -> Outcome:
         source=batch.contract.source,
         landed_date=batch.landed_date,
         rule=check.rule.name,
-        severity=check.severity,
+        severity=check.rule.severity,
         success=bool(result.success),
         expectation=check.rule.expectation,
         column=check.rule.column,

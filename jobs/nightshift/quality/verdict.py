@@ -80,10 +80,10 @@ def failure(outcomes: Sequence[Outcome], report: str) -> QualityError | None:
         return None
     return QualityError(
         f"{len(failed)} of {len(outcomes)} quality rules are broken:\n"
-        + "\n".join(f"  {describe(outcome)}" for outcome in failed),
+        + "\n".join(f"  {describe(outcome)}" for outcome in failed)
+        + f"\n  the whole report: {report}",
         "look at the rows that are named; if the file is wrong, land the right one, and if the"
-        " business has changed, change the limit in jobs/nightshift/contracts/."
-        f" The whole report: {report}",
+        " business has changed, change the limit in jobs/nightshift/contracts/",
         causes=tuple(_cause(outcome) for outcome in failed),
     )
 

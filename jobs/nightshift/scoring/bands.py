@@ -8,8 +8,10 @@ import numpy.typing as npt
 from nightshift.spec import Band
 
 
-def assign(scores: npt.NDArray[np.float64], bands: Sequence[Band]) -> list[str]:
-    """The band of each score, (rows,): the last one whose ``from_score`` the score reaches."""
-    starts = np.array([band.from_score for band in bands])
-    names = [band.name for band in bands]
-    return [names[i] for i in np.searchsorted(starts, scores, side="right") - 1]
+def assign(scores: npt.NDArray[np.float64], bands: Sequence[Band]) -> npt.NDArray[np.intp]:
+    """The band of each score, (rows,) of positions in ``bands``.
+
+    It is the last band whose ``from_score`` the score reaches; the first has all below it too.
+    """
+    starts = np.array([band.from_score for band in bands[1:]])
+    return np.searchsorted(starts, scores, side="right")

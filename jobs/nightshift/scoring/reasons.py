@@ -17,7 +17,7 @@ def explain(
 
     Args:
         values: the feature vectors, (rows, features); NaN is null.
-        contributions: exact SHAP values in log-odds, (rows, features): without the bias.
+        contributions: SHAP values in the booster's own unit, (rows, features): without the bias.
         feature_names: (features,).
         count: reasons a row; at most all features. Equal contributions keep the features' order.
 
@@ -26,20 +26,25 @@ def explain(
         significant digits; direction is ``raises`` where the contribution is above 0, else
         ``lowers``.
     """
-    strongest = np.argsort(-np.abs(contributions), axis=1, kind="stable")[:, :count]
-    chosen_values = np.take_along_axis(values, strongest, axis=1)
-    chosen = np.take_along_axis(contributions, strongest, axis=1)
+    rows, width = len(contributions), min(count, len(feature_names))
+    left = np.abs(contributions)
     heads = [f'{{"feature": {json.dumps(name)}, "value": ' for name in feature_names]
-    # json.dumps a row would cost more than the rest; the only text in here is the names'
-    parts = [
-        f"{heads[feature]}{f'{value:.6g}' if value == value else 'null'}"
-        f', "contribution": {weight:.6g}, "direction": "{"raises" if weight > 0 else "lowers"}"}}'
-        for feature, value, weight in zip(
-            strongest.ravel().tolist(),
-            chosen_values.ravel().tolist(),
-            chosen.ravel().tolist(),
-            strict=True,
-        )
-    ]
-    width = strongest.shape[1]
-    return [f"[{', '.join(parts[i : i + width])}]" for i in range(0, len(parts), width)]
+    columns: list[list[str] | list[float]] = []
+    # json.dumps a row would cost more than all else; the only text in here is the names'
+    for _ in range(width):
+        strongest = left.argmax(
+            axis=1
+        )  # the first of equal ones; sorting all takes six times as long
+        at = (np.arange(rows), strongest)
+        left[at] = -1
+        chosen = contributions[at]
+        columns += [
+            [heads[feature] for feature in strongest.tolist()],
+            values[at].tolist(),
+            chosen.tolist(),
+            np.where(chosen > 0, "raises", "lowers").tolist(),
+        ]
+    one = '%s%.6g, "contribution": %.6g, "direction": "%s"}'
+    template = f"[{', '.join([one] * width)}]"
+    texts = [template % row for row in zip(*columns, strict=True)] if width else ["[]"] * rows
+    return [text.replace('"value": nan,', '"value": null,') for text in texts]

@@ -1,31 +1,46 @@
-"""Score one night's population with the champion: features in, probabilities and reasons out."""
+"""Score one night's population with the champion: features in, scores and reasons out."""
 
 import logging
-from dataclasses import dataclass
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-import xgboost as xgb
 from psycopg2 import sql
 
-from nightshift.booster import Matrix, Vector, contributions, predict, to_matrix
+from nightshift.booster import Vector, contributions, double, intervals, predict, to_matrix
+from nightshift.columns import numbers
 from nightshift.errors import NightshiftError, RefusedAsOf
-from nightshift.io import lake, model_store, registry
+from nightshift.io import code, lake, model_store, registry
+from nightshift.io.copy import copy_batches
+from nightshift.io.held_sources import free
 from nightshift.io.warehouse import connect, holding, recorded_run
-from nightshift.publication import ScoresManifest, publication_id, reasons_per_row
+from nightshift.publication import (
+    FeaturesUsed,
+    MadeFrom,
+    ScoresManifest,
+    SourceUsed,
+    TrainingUsed,
+    publication_id,
+)
 from nightshift.scoring.bands import assign
-from nightshift.scoring.reasons import explain
+from nightshift.scoring.comparison import Comparison, compare
+from nightshift.scoring.parts import Refused, Scored, score_on_spark, score_part
 from nightshift.settings import Settings
 from nightshift.spec import UseCase
+from nightshift.xgboost_core import xgb
 
 log = logging.getLogger(__name__)
 
-PART = "part-00000.parquet"
 BATCH_ROWS = 65_536
+CHALLENGED_DATES = 30
 # So many rows of a trained model are never of one leaf each.
 ROWS_TO_DIFFER = 100
 
@@ -42,34 +57,74 @@ class ScoreResult:
     is_new: bool
 
 
-def score(settings: Settings, use_case: UseCase, as_of: date) -> ScoreResult:
-    """Write ``lake/scores/<use_case>/as_of=D`` from the features of ``as_of`` and the champion.
+@dataclass(frozen=True)
+class Model:
+    """A registered version that is loaded."""
 
-    The champion is resolved once; its version is on every row. The same features and version
+    version: model_store.ModelVersion
+    loaded: tuple[xgb.Booster, model_store.Signature]
+
+
+def score_nights(
+    settings: Settings, use_case: UseCase, models: Mapping[date, model_store.ModelVersion]
+) -> list[ScoreResult]:
+    """Score many nights in one process, each as :func:`score` does; each model is loaded once.
+
+    Args:
+        models: ``as_of`` → the version that scores it.
+
+    Raises:
+        NightshiftError: as of :func:`score`; the nights before it stay scored.
+    """
+    loaded: dict[model_store.ModelVersion, Model] = {}
+    results = []
+    for number, as_of in enumerate(sorted(models), 1):
+        version = models[as_of]
+        if version not in loaded:
+            loaded[version] = Model(version, model_store.load_model(settings, version))
+        results.append(score(settings, use_case, as_of, loaded[version]))
+        log.info("%s: %d of %d nights scored", use_case.name, number, len(models))
+    return results
+
+
+def score(
+    settings: Settings, use_case: UseCase, as_of: date, model: Model | None = None
+) -> ScoreResult:
+    """Write ``lake/scores/<use_case>/as_of=D`` from the features of ``as_of`` and a model.
+
+    The model is resolved once; its version is on every row. The same features and version
     give the same bytes, and are not computed twice.
+
+    Args:
+        model: None for the champion.
 
     Raises:
         RefusedAsOf: when there is no champion yet.
-        NightshiftError: when there are no features, or they do not fit the model.
+        NightshiftError: when there are no features, or they do not fit the model; or what a source
+            that it reads was refused for.
     """
     day = f"{use_case.name}:{as_of}"
     with (
         recorded_run(settings, "score", as_of, use_case.name) as run,
         holding(settings, exclusive=[f"scores:{day}"], shared=[f"features:{day}"]),
     ):
-        champion = _champion(settings, use_case, as_of)
+        free(settings, [use_case], as_of)
+        champion = _champion(settings, use_case, as_of) if model is None else model.version
         features, features_manifest = _features(settings, use_case, as_of)
         features_sha256 = str(features_manifest["sha256"])
         identity = publication_id(use_case.name, as_of, champion.version, features_sha256)
         folder = lake.dataset_dir(settings.lake_dir, "scores", use_case.name, as_of)
         rows = _rows_already_there(folder, identity)
         is_new = rows is None
+        lake.remove_leftovers(folder)
         if rows is None:
-            booster, _ = model_store.load_model(settings, champion)
-            table = _scored(use_case, booster, features)
-            rows = table.num_rows
+            booster, signature = (
+                model.loaded if model else model_store.load_model(settings, champion)
+            )
             with lake.replacing(folder) as target:
-                pq.write_table(table, target / PART, compression="zstd")
+                scored = _score_parts(settings, use_case, booster, features, target)
+                _require_scores(use_case, scored)
+                rows = sum(each.rows for each in scored)
                 manifest = ScoresManifest(
                     use_case=use_case.name,
                     as_of=as_of,
@@ -80,7 +135,9 @@ def score(settings: Settings, use_case: UseCase, as_of: date) -> ScoreResult:
                     population_rows=int(features_manifest["rows"]),
                     features_sha256=features_sha256,
                     scored_at=datetime.now(UTC),
-                    sha256=lake.file_sha256(target / PART),
+                    sha256=lake.digest([each.sha256 for each in scored]),
+                    training_scores=signature.get("training_scores"),
+                    made_from=_made_from(settings, use_case, as_of, features_manifest, signature),
                 )
                 lake.write_manifest(target, manifest.model_dump(mode="json"))
         log.info(
@@ -98,6 +155,124 @@ def score(settings: Settings, use_case: UseCase, as_of: date) -> ScoreResult:
             "is_new": is_new,
         }
         return ScoreResult(use_case.name, as_of, champion.version, identity, rows, is_new)
+
+
+def _made_from(
+    settings: Settings,
+    use_case: UseCase,
+    as_of: date,
+    features: Mapping[str, Any],
+    signature: Mapping[str, Any],
+) -> MadeFrom:
+    """What a receipt will tell of where the scores come from.
+
+    Args:
+        features: the manifest of the dataset.
+        signature: the model's.
+    """
+    root = settings.lake_dir
+    folder = lake.dataset_dir(root, "features", use_case.name, as_of)
+    trained = signature.get("as_of")
+    place = trained and lake.dataset_dir(
+        root, "training", use_case.name, date.fromisoformat(trained)
+    )
+    return MadeFrom(
+        code_commit=code.commit(),
+        features=FeaturesUsed(
+            path=str(folder.relative_to(root)),
+            sha256=features["sha256"],
+            manifest_sha256=lake.file_sha256(folder / lake.MANIFEST),
+            rows=features["rows"],
+            spec_sha256=features.get("spec_sha256"),
+            code_sha256=features.get("key", {}).get("code_sha256"),
+            code_commit=features.get("code_commit"),
+        ),
+        training=TrainingUsed(
+            as_of=trained,
+            path=place and str(place.relative_to(root)),
+            dataset_sha256=signature.get("dataset_sha256"),
+            model_sha256=signature.get("model_sha256"),
+        ),
+        sources=tuple(
+            SourceUsed(
+                name=source.name,
+                landed=source.landed_days or source.name,
+                relation=source.relation,
+                key=key,
+                row_id=source.row_id,
+                event_time=source.event_time,
+                landed_date=source.landed_date,
+            )
+            for source, key in use_case.streams
+            if key == use_case.key
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class Challenge:
+    """A challenger beside the champion on one night."""
+
+    use_case: str
+    as_of: date
+    champion_version: str
+    challenger_version: str
+    comparison: Comparison
+
+
+def challenge(settings: Settings, use_case: UseCase, as_of: date) -> Challenge | None:
+    """Score ``as_of`` with the challenger too, into ``monitoring.<use_case>_challenger``.
+
+    Readers never see these scores. The rows of a date are replaced at once; those of the newest
+    ``CHALLENGED_DATES`` are kept, and of every date one row in ``monitoring.challenges``.
+
+    Returns:
+        None where no version is challenger.
+
+    Raises:
+        NightshiftError: when the champion has not scored these features, or the challenger cannot
+            score them.
+    """
+    challenger = registry.challenger(settings, use_case.name)
+    if challenger is None:
+        log.info("%s has no challenger", use_case.name)
+        return None
+    day = f"{use_case.name}:{as_of}"
+    with (
+        recorded_run(settings, "challenge", as_of, use_case.name) as run,
+        holding(
+            settings,
+            exclusive=[f"challenge:{use_case.name}"],
+            shared=[f"scores:{day}", f"features:{day}"],
+        ),
+        lake.workspace(settings.lake_dir / lake.CHALLENGES) as place,
+    ):
+        features, features_manifest = _features(settings, use_case, as_of)
+        folder = lake.dataset_dir(settings.lake_dir, "scores", use_case.name, as_of)
+        manifest = lake.read_manifest(folder)
+        if manifest is None or manifest["features_sha256"] != features_manifest["sha256"]:
+            raise NightshiftError(
+                f"{use_case.name} has no scores of these features for {as_of}",
+                f"run `nightshift score {use_case.name} --as-of {as_of}` first",
+            )
+        booster, _ = model_store.load_model(settings, challenger)
+        bands = tuple(band.model_copy(update={"reasons": "none"}) for band in use_case.bands)
+        unexplained = use_case.model_copy(update={"bands": bands})
+        _score_parts(settings, unexplained, booster, features, place)
+        champion_version = str(manifest["model_version"])
+        pairs = list(zip(lake.parts(folder), lake.parts(place), strict=True))
+        comparison = compare(*_side_by_side(use_case, pairs))
+        found = Challenge(use_case.name, as_of, champion_version, challenger.version, comparison)
+        _keep_challenge(settings, use_case, found, pairs)
+        run.result = asdict(found)
+        log.info(
+            "%s for %s: challenger %s gives %.1f %% of %s rows the band of champion %s, rank "
+            "correlation %s",
+            use_case.name, as_of, challenger.version, 100 * comparison.agreement,
+            f"{comparison.rows:,}", champion_version,
+            "none" if comparison.rank_correlation is None else f"{comparison.rank_correlation:.3f}",
+        )  # fmt: skip
+        return found
 
 
 @dataclass(frozen=True)
@@ -130,6 +305,7 @@ class Explained:
 
     Attributes:
         names: the columns that name the row.
+        interval: low and high; None where the use case has none.
         bias: what the contributions are added to.
         contributions: of every feature, largest first.
         published: of the same row and night; None where nothing was.
@@ -139,6 +315,7 @@ class Explained:
     model_version: str
     mlflow_run_id: str
     score: float
+    interval: tuple[float, float] | None
     band: str
     bias: float
     contributions: tuple[Contribution, ...]
@@ -179,6 +356,8 @@ def explain_rows(
     matrix = to_matrix(vectors, use_case.feature_names)
     scores = predict(booster, matrix)
     parts = contributions(booster, matrix)
+    ends = intervals(booster, matrix) if use_case.interval else None
+    bands = assign(scores, use_case.bands)
     published = _published(settings, use_case, as_of, vectors)
     found = []
     for row in np.argsort(-scores, kind="stable"):
@@ -189,7 +368,8 @@ def explain_rows(
                 model_version=model.version,
                 mlflow_run_id=model.run_id,
                 score=float(scores[row]),
-                band=assign(scores[row : row + 1], use_case.bands)[0],
+                interval=None if ends is None else (float(ends[row, 0]), float(ends[row, 1])),
+                band=use_case.bands[bands[row]].name,
                 bias=float(parts[row, -1]),
                 contributions=tuple(
                     Contribution(
@@ -245,8 +425,7 @@ def _rows_already_there(folder: Path, identity: str) -> int | None:
     manifest = lake.read_manifest(folder)
     if manifest is None or manifest.get("publication_id") != identity:
         return None
-    part = folder / PART
-    if not part.exists() or lake.file_sha256(part) != manifest.get("sha256"):
+    if lake.parts_sha256(lake.parts(folder)) != manifest.get("sha256"):
         return None
     return int(manifest["rows"])
 
@@ -258,7 +437,7 @@ def _features(
     folder = lake.dataset_dir(settings.lake_dir, "features", use_case.name, as_of)
     remedy = f"run `nightshift nightly --as-of {as_of.isoformat()}`, which builds them"
     manifest = lake.read_manifest(folder)
-    parts = sorted(folder.glob("part-*.parquet"))
+    parts = lake.parts(folder)
     if manifest is None or not parts:
         raise NightshiftError(
             f"{use_case.name} has no features for {as_of}: nothing complete in {folder}", remedy
@@ -276,77 +455,152 @@ def _features(
     return parts, manifest
 
 
-def _scored(use_case: UseCase, booster: xgb.Booster, parts: list[Path]) -> pa.Table:
-    """Key, score, band and reasons of every row, sorted by the key."""
-    names = use_case.feature_names
-    pieces: list[pa.Table] = []
-    for part in parts:
-        with pq.ParquetFile(part) as file:
-            for batch in file.iter_batches(BATCH_ROWS):
-                rows = pa.Table.from_batches([batch])
-                matrix = to_matrix(rows, names)
-                _require_finite(use_case, part, rows, matrix)
-                scores = predict(booster, matrix)
-                keys = rows.column(use_case.key)
-                _require_probabilities(use_case, part, keys, scores)
-                pieces.append(
-                    pa.table(
-                        {
-                            use_case.key: keys,
-                            use_case.score_column: scores,
-                            "band": pa.array(assign(scores, use_case.bands), pa.string()),
-                            "reasons": pa.array(
-                                explain(
-                                    matrix,
-                                    contributions(booster, matrix)[:, : len(names)],
-                                    names,
-                                    reasons_per_row(use_case),
-                                ),
-                                pa.string(),
-                            ),
-                        }
-                    )
+def _score_parts(
+    settings: Settings, use_case: UseCase, booster: xgb.Booster, features: list[Path], target: Path
+) -> list[Scored]:
+    """A part of the scores for each of the features, by threads of this process or on Spark."""
+    if settings.scoring == "spark":
+        from nightshift.io.spark import spark_session
+
+        with spark_session(settings, f"nightshift score {use_case.name}") as spark:
+            context = spark.sparkContext
+            model = context.broadcast(bytes(booster.save_raw("ubj")))
+            found = (
+                context.parallelize(features, len(features))
+                .map(lambda part: score_on_spark(use_case, model.value, part, target))
+                .collect()
+            )
+        for each in found:
+            if isinstance(each, Refused):
+                raise NightshiftError(each.what, each.remedy)
+        return [each for each in found if isinstance(each, Scored)]
+    booster.set_param({"nthread": 1})
+    doubled = double(booster)
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+        return list(
+            threads.map(lambda part: score_part(use_case, booster, doubled, part, target), features)
+        )
+
+
+def _side_by_side(
+    use_case: UseCase, pairs: Sequence[tuple[Path, Path]]
+) -> tuple[Vector, Vector, npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Scores and bands of the champion's and the challenger's parts, as ``compare`` takes them."""
+    scores = [
+        numbers(
+            pa.concat_tables(
+                [pq.read_table(pair[which], columns=[use_case.score_column]) for pair in pairs]
+            ).column(use_case.score_column)
+        )
+        for which in (0, 1)
+    ]
+    first, second = scores
+    return first, second, assign(first, use_case.bands), assign(second, use_case.bands)
+
+
+def _keep_challenge(
+    settings: Settings, use_case: UseCase, found: Challenge, pairs: Sequence[tuple[Path, Path]]
+) -> None:
+    """Replace the date's rows in one transaction."""
+    schema = pa.schema(
+        {
+            use_case.key: pa.string(),
+            "as_of": pa.date32(),
+            "champion_version": pa.string(),
+            "champion_score": pa.float64(),
+            "champion_band": pa.string(),
+            "challenger_version": pa.string(),
+            "challenger_score": pa.float64(),
+            "challenger_band": pa.string(),
+        }
+    )
+    table = sql.Identifier("monitoring", f"{use_case.name}_challenger")
+    constants = {
+        "as_of": found.as_of,
+        "champion_version": found.champion_version,
+        "challenger_version": found.challenger_version,
+    }
+
+    def rows() -> Iterator[pa.RecordBatch]:
+        columns = [use_case.key, use_case.score_column, "band"]
+        for ours, theirs in pairs:
+            with pq.ParquetFile(ours) as champion, pq.ParquetFile(theirs) as challenger:
+                both = zip(
+                    champion.iter_batches(BATCH_ROWS, columns=columns),
+                    challenger.iter_batches(BATCH_ROWS, columns=columns),
+                    strict=True,
                 )
-    if not pieces:
+                for one, other in both:
+                    named = {
+                        use_case.key: one.column(use_case.key),
+                        "champion_score": one.column(use_case.score_column),
+                        "champion_band": one.column("band"),
+                        "challenger_score": other.column(use_case.score_column),
+                        "challenger_band": other.column("band"),
+                    }
+                    filled = [
+                        named.get(field.name, pa.repeat(constants.get(field.name), len(one)))
+                        for field in schema
+                    ]
+                    yield pa.RecordBatch.from_arrays(
+                        [
+                            column.cast(field.type)
+                            for column, field in zip(filled, schema, strict=True)
+                        ],
+                        schema=schema,
+                    )
+
+    with connect(settings) as connection, connection.cursor() as cursor:
+        cursor.execute(
+            sql.SQL(
+                "create table if not exists {table} ({key} text, as_of date, champion_version text,"
+                " champion_score double precision, champion_band text, challenger_version text,"
+                " challenger_score double precision, challenger_band text,"
+                " primary key (as_of, {key}))"
+            ).format(table=table, key=sql.Identifier(use_case.key))
+        )
+        cursor.execute(
+            sql.SQL(
+                "delete from {table} where as_of = %s or as_of not in"
+                " (select as_of from monitoring.challenges where use_case = %s"
+                " order by as_of desc limit %s)"
+            ).format(table=table),
+            (found.as_of, found.use_case, CHALLENGED_DATES),
+        )
+        copy_batches(connection, f"monitoring.{use_case.name}_challenger", schema, rows())
+        kept = {
+            "use_case": found.use_case,
+            "as_of": found.as_of,
+            "champion_version": found.champion_version,
+            "challenger_version": found.challenger_version,
+            **asdict(found.comparison),
+        }
+        cursor.execute(
+            sql.SQL(
+                "insert into monitoring.challenges ({names}) values ({values})"
+                " on conflict (use_case, as_of) do update set ({names}, challenged_at) ="
+                " ({excluded}, now())"
+            ).format(
+                names=sql.SQL(", ").join(map(sql.Identifier, kept)),
+                values=sql.SQL(", ").join(sql.Placeholder(name) for name in kept),
+                excluded=sql.SQL(", ").join(sql.Identifier("excluded", name) for name in kept),
+            ),
+            kept,
+        )
+
+
+def _require_scores(use_case: UseCase, scored: list[Scored]) -> None:
+    """Refuse nobody, and a model that tells nobody from anybody."""
+    rows = sum(each.rows for each in scored)
+    if not rows:
         raise NightshiftError(
             f"{use_case.name}: the features dataset has no row, so nobody can be scored",
             "check that the population's source has events in the days before as_of",
         )
-    scored = pa.concat_tables(pieces).sort_by(use_case.key)
-    scores = scored.column(use_case.score_column).to_numpy()
-    if len(scores) >= ROWS_TO_DIFFER and np.ptp(scores) == 0:
+    low, high = min(each.low for each in scored), max(each.high for each in scored)
+    if rows >= ROWS_TO_DIFFER and low == high:
         raise NightshiftError(
-            f"{use_case.name}: the model gives all {len(scores):,} rows the same score, "
-            f"{scores[0]:g}",
+            f"{use_case.name}: the model gives all {rows:,} rows the same score, {low:g}",
             "look for features that have become null or constant: `nightshift features list "
             f"{use_case.name}`; or `nightshift rollback {use_case.name}`",
-        )
-    return scored
-
-
-def _require_finite(use_case: UseCase, part: Path, rows: pa.Table, matrix: Matrix) -> None:
-    """Refuse infinite features: the model has learned from none."""
-    infinite = np.argwhere(np.isinf(matrix))
-    if len(infinite):
-        row, column = (int(place) for place in infinite[0])
-        raise NightshiftError(
-            f"{use_case.name}: feature {use_case.feature_names[column]} of {use_case.key} "
-            f"{rows.column(use_case.key)[row].as_py()!r} in {part.name} is {matrix[row, column]}; "
-            f"{len(infinite)} values of {matrix.shape[0]:,} rows are infinite",
-            "mend what the mart holds, or the declaration that divides by it, and run the night "
-            "again",
-        )
-
-
-def _require_probabilities(
-    use_case: UseCase, part: Path, keys: pa.ChunkedArray, scores: Vector
-) -> None:
-    outside = np.flatnonzero(~((scores >= 0) & (scores <= 1)))
-    if use_case.objective == "binary" and len(outside):
-        first = int(outside[0])
-        raise NightshiftError(
-            f"{use_case.name}: the model gives {use_case.key} {keys[first].as_py()!r} the score "
-            f"{scores[first]}, and {len(outside) - 1} more of {part.name} are no probability "
-            "either",
-            f"train again with `nightshift train {use_case.name}`",
         )

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 from urllib.parse import quote
 
 import psutil
@@ -110,6 +111,27 @@ def _let_pass(path: Path) -> None:
         if not mode & stat.S_IXOTH:
             logger.warning("chmod o+x %s: the account of Postgres must reach %s", folder, path)
             folder.chmod(mode | stat.S_IXOTH)
+
+
+# Postgres lets everybody take advisory locks, which our runs wait for, and write large objects.
+_KEPT_FOR_THE_OWNER = """
+do $$
+declare each regprocedure;
+begin
+    for each in
+        select oid from pg_proc
+        where
+            pronamespace = 'pg_catalog'::regnamespace
+            and (
+                proname ~ '^pg_(try_)?advisory_'
+                or proname = any('{{lo_creat,lo_create,lo_from_bytea}}')
+            )
+    loop
+        execute format('revoke execute on function %s from public', each);
+        execute format('grant execute on function %s to %I', each, {owner});
+    end loop;
+end $$
+"""
 
 
 class EmbeddedPostgres:
@@ -218,10 +240,14 @@ class EmbeddedPostgres:
             *("--options", " ".join(f"-c {name}='{value}'" for name, value in options.items())),
         )
 
-    def stop(self) -> None:
-        """Stop the server and wait until it has; open connections are closed."""
+    def stop(self, mode: Literal["fast", "immediate"] = "fast") -> None:
+        """Stop the server and wait until it has; open connections are closed.
+
+        Args:
+            mode: ``immediate`` is a crash: nothing is flushed, and the next start recovers.
+        """
         if self.is_running():
-            arguments = ["stop", "--pgdata", str(self.data_dir), "--mode", "fast", "--wait"]
+            arguments = ["stop", "--pgdata", str(self.data_dir), "--mode", mode, "--wait"]
             self._run(_system_user(), "pg_ctl", *arguments, "--timeout", str(START_SECONDS))
 
     def process(self) -> psutil.Process | None:
@@ -280,10 +306,20 @@ class EmbeddedPostgres:
             statement = sql.SQL(verb + " role {} with login password {}")
             cursor.execute(statement.format(sql.Identifier(name), sql.Literal(password)))
 
+    def ensure_group(self, name: str) -> None:
+        """Create a role that cannot log in, and whose rights are granted to those that can."""
+        with self.superuser() as connection, connection.cursor() as cursor:
+            cursor.execute("select 1 from pg_roles where rolname = %s", (name,))
+            if cursor.fetchone() is None:
+                cursor.execute(sql.SQL("create role {}").format(sql.Identifier(name)))
+
     def ensure_database(
         self, name: str, owner: str, reader: str | None = None, template: str = "template1"
     ) -> None:
-        """Create a database that only its owner and ``reader`` (if given) may connect to."""
+        """Create a database that only its owner and ``reader`` (if given) may connect to.
+
+        A reader there can neither write anything nor hold up the owner.
+        """
         with self.superuser() as connection, connection.cursor() as cursor:
             cursor.execute("select 1 from pg_database where datname = %s", (name,))
             if cursor.fetchone() is None:
@@ -294,7 +330,11 @@ class EmbeddedPostgres:
                     )
                 )
             database = sql.Identifier(name)
-            cursor.execute(sql.SQL("revoke all on database {} from public").format(database))
+            revoke = sql.SQL("revoke all on database {}, postgres, template1 from public")
+            cursor.execute(revoke.format(database))
             if reader is not None:
                 grant = sql.SQL("grant connect on database {} to {}")
                 cursor.execute(grant.format(database, sql.Identifier(reader)))
+        if reader is not None:
+            with self.superuser(name) as connection, connection.cursor() as cursor:
+                cursor.execute(sql.SQL(_KEPT_FOR_THE_OWNER).format(owner=sql.Literal(owner)))

@@ -29,6 +29,8 @@ from nightshift.settings import PROJECT_ROOT, Settings
 logger = logging.getLogger(__name__)
 
 WRITER, READER = "nightshift_writer", "nightshift_reader"
+AUDITOR = "nightshift_auditor"
+"""A role without a login: who has it may ask for receipts."""
 AIRFLOW_SECONDS = 180
 
 
@@ -100,6 +102,7 @@ def _with_secrets(services: dict[str, Any]) -> dict[str, Any]:
         "reader_password": secrets.token_urlsafe(24),
         "services_password": secrets.token_urlsafe(24),
         "airflow_password": secrets.token_urlsafe(12),
+        "airflow_tasks_password": secrets.token_urlsafe(24),
         "airflow_jwt_secret": secrets.token_urlsafe(48),
         "airflow_secret_key": secrets.token_urlsafe(32),
         "airflow_fernet_key": base64.urlsafe_b64encode(secrets.token_bytes(32)).decode(),
@@ -125,6 +128,7 @@ def _start_postgres(settings: Settings, services: dict[str, Any]) -> None:
     server.wait_until_ready()
     server.ensure_role(WRITER, services["writer_password"])
     server.ensure_role(READER, services["reader_password"])
+    server.ensure_group(AUDITOR)
     for name in ("airflow", "mlflow"):
         server.ensure_role(name, services["services_password"])
         server.ensure_database(name, name)
@@ -193,8 +197,11 @@ def _prepare_airflow(settings: Settings, services: dict[str, Any]) -> None:
     home.mkdir(parents=True, exist_ok=True)
     passwords = Path(environment["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE"])
     passwords.touch(mode=0o600)
-    login = {services["airflow_username"]: services["airflow_password"]}
-    passwords.write_text(json.dumps(login))
+    logins = {
+        services["airflow_username"]: services["airflow_password"],
+        airflow.TASKS_USER: services["airflow_tasks_password"],
+    }
+    passwords.write_text(json.dumps(logins))
     revision = _revision(database_url)
     state = [version("apache-airflow"), revision]
     if revision is None or services.get("airflow_migrated") != state:
@@ -237,6 +244,8 @@ def _start_airflow(settings: Settings, services: dict[str, Any]) -> None:
             logger.info("starting airflow %s", component)
             process.start(airflow.command(component), environment, PROJECT_ROOT)
     _wait_for_airflow(processes, services["airflow_url"])
+    # its first answer to a task takes seconds: no task is to wait for it
+    airflow.answers(f"{services['airflow_url']}/execution/health", seconds=60)
     token = airflow.log_in(
         services["airflow_url"], services["airflow_username"], services["airflow_password"]
     )
@@ -311,6 +320,18 @@ def airflow_login(settings: Settings) -> tuple[str, str, str | None]:
             "run `make up`, or set NIGHTSHIFT_AIRFLOW_URL",
         )
     return services["airflow_url"], services["airflow_username"], services["airflow_password"]
+
+
+def tasks_login(settings: Settings) -> tuple[str, str, str | None]:
+    """The same for what tasks write into Airflow; of the embedded one, with fewer rights.
+
+    Raises:
+        SettingError: when there is neither.
+    """
+    url, username, password = airflow_login(settings)
+    if settings.airflow_url:
+        return url, username, password
+    return url, airflow.TASKS_USER, _read(settings).get("airflow_tasks_password")
 
 
 def down(settings: Settings) -> list[str]:

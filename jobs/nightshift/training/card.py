@@ -41,8 +41,6 @@ from nightshift.training.search import Searched
 from nightshift.training.split import Split
 from nightshift.training.studies import Ablation, LearningCurve, better, called, reading, text
 
-UNITS = {"binary": "log-odds", "regression": "the booster's unit", "ranking": "points of rank"}
-
 
 @dataclass(frozen=True)
 class Card:
@@ -152,7 +150,7 @@ def collect(
         },
         explanation=explain(
             evaluation.booster, partial(predict, evaluation.booster), use_case.feature_names,
-            dataset.matrix[rows], seed,
+            dataset.vectors(rows), seed,
         ),
         curve=curve,
         ablation=ablated,
@@ -183,7 +181,7 @@ def render(card: Card) -> str:
     template = files("nightshift.training").joinpath("card.html.j2").read_text(encoding="utf-8")
     use_case, metric = card.use_case, card.use_case.judged_metrics[0]
     entity = use_case.entity
-    unit = UNITS[use_case.objective]
+    unit = use_case.reason_unit
     return environment.from_string(template).render(
         card=card,
         use_case=use_case,
@@ -261,6 +259,18 @@ def sentences(card: Card) -> list[str]:
             f"it expects {_mean(card.scores)} and {text(test.base_rate)} happened."
         )
     point, model = use_case.working_point, test.scorers[MODEL]
+    if "total_bias" in model:
+        total, happened = float(card.scores.sum()), test.base_rate.value * test.rows
+        found.append(
+            f"It foretells a total of {total:,.0f}{_unit(use_case)}, and {happened:,.0f} happened: "
+            f"a bias of {text(model['total_bias'])}."
+        )
+    if use_case.interval is not None and "interval_coverage" in model:
+        found.append(
+            f"Its intervals, made to hold {use_case.interval.share:.0%} of what happens, held "
+            f"{text(model['interval_coverage'])} of it; they are "
+            f"{text(model['interval_width'], 0)}{_unit(use_case)} wide in the mean."
+        )
     if isinstance(point, Threshold | TopShare) and "precision" in model:
         how = (
             f"with a score of at least {point.score:g}"
@@ -302,6 +312,10 @@ def _against(name: str, metric: Metric, difference: Estimate) -> str:
     return f"It is NOT surely better than {name} alone: by {text(by)} in {what}."
 
 
+def _unit(use_case: UseCase) -> str:
+    return f" {use_case.unit}" if use_case.unit else ""
+
+
 def _mean(scores: Vector) -> str:
     return f"{float(np.mean(scores)):.3f}"
 
@@ -314,7 +328,7 @@ def _figure_tables(measured: Measured) -> list[_Table]:
     """The scorers' figures and the differences, a table for each kind of metric."""
     found = []
     compared = {f"{MODEL} minus {name}": each for name, each in measured.differences.items()}
-    for reads in ("order", "scale", "working_point"):
+    for reads in ("order", "scale", "working_point", "interval"):
         rows = {**measured.scorers, **compared}
         metrics = _metrics(rows.values(), reads)
         if metrics:
@@ -385,7 +399,7 @@ def _slice_view(card: Card, each: Slice, judged: Metric) -> _SliceView:
 def _group_tables(groups: Mapping[str, SliceFigures]) -> tuple[_Table, ...]:
     """The groups' figures, a table for each kind of metric."""
     found = []
-    for reads in ("order", "scale", "working_point"):
+    for reads in ("order", "scale", "working_point", "interval"):
         metrics = [
             m
             for m in _metrics((g.estimates for g in groups.values()), reads)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from nightshift.booster import Matrix, content_hashes, row_order, to_matrix
 from nightshift.errors import NightshiftError
-from nightshift.io.lake import read_manifest
+from nightshift.io import lake
 from nightshift.settings import TrainingMemory
 from nightshift.spec import Objective, UseCase
 from nightshift.training.split import Split
@@ -24,6 +24,8 @@ from nightshift.training.split import Split
 log = logging.getLogger(__name__)
 
 BATCH_ROWS = 2**14
+# Of the float32 matrix: a training that is all in memory takes about four times that.
+MOST_IN_MEMORY = 2**28
 LABEL_REMEDY = "check the label's condition and column, and build the training dataset again"
 
 
@@ -59,6 +61,12 @@ class Dataset:
             for day, count, total in zip(days, rows, sums, strict=True)
         }
 
+    def vectors(self, rows: npt.NDArray[Any]) -> Matrix:
+        """A copy of some rows of the matrix, by a mask or by positions."""
+        found = np.asarray(self.matrix[rows])
+        release(self.matrix)
+        return found
+
     def only(self, rows: npt.NDArray[np.bool_]) -> "Dataset":
         """The dataset of some of its rows, (rows,), in memory."""
         return Dataset(
@@ -67,9 +75,23 @@ class Dataset:
             self.keys[rows],
             self.snapshots[rows],
             self.labels[rows],
-            self.matrix[rows],
+            self.vectors(rows),
             None if self.items is None else self.items[rows],
         )
+
+
+def memory_for(
+    folder: Path, features: int, wanted: TrainingMemory | Literal["auto"]
+) -> TrainingMemory:
+    """Where the rows of the dataset in ``folder`` are to be: in files once they are many.
+
+    In memory and in files the model is the same, bit by bit.
+    """
+    if wanted != "auto":
+        return wanted
+    rows = (lake.read_manifest(folder) or {}).get("rows", 0)
+    matrix = np.dtype(np.float32).itemsize * rows * features
+    return "external" if matrix > MOST_IN_MEMORY else "in_memory"
 
 
 def read_dataset(
@@ -85,7 +107,7 @@ def read_dataset(
         NightshiftError: when there is none, it is of another version of the use case, or its labels
             are not what the objective asks for or were not known yet.
     """
-    if read_manifest(folder) is None:
+    if lake.read_manifest(folder) is None:
         raise NightshiftError(
             f"there is no training dataset of {use_case.name} as of {as_of} in {folder}",
             f"run `nightshift train {use_case.name} --as-of {as_of}`: it builds the features first",
@@ -102,7 +124,7 @@ def read_dataset(
                 f"on {matures} only, after as_of {as_of}",
                 "build the training dataset again; training on it would leak the future",
             )
-    if use_case.objective == "ranking" or use_case.loss == "tweedie":
+    if use_case.objective == "ranking":
         asked = f"finite and at least 0, as the loss {use_case.loss} asks"
         _check_labels(folder, dataset.labels, np.less(dataset.labels, 0), asked)
     return dataset
@@ -201,8 +223,8 @@ def release(matrix: Matrix) -> None:
 
 
 def _parts(folder: Path, wanted: set[str]) -> tuple[dict[str, Any], list[Path]]:
-    manifest = read_manifest(folder)
-    files = sorted(folder.glob("part-*.parquet"))
+    manifest = lake.read_manifest(folder)
+    files = lake.parts(folder)
     if manifest is None or not files:
         lacking = "manifest" if manifest is None else "part-*.parquet"
         raise NightshiftError(f"{folder} has no {lacking}", "build the training dataset again")

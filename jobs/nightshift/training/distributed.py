@@ -17,10 +17,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xgboost as xgb
 from pyspark.sql import SparkSession
-from xgboost.spark import SparkXGBClassifier, SparkXGBRanker, SparkXGBRegressor
 
 from nightshift.errors import NightshiftError
 from nightshift.training.dataset import Dataset, release
+from nightshift.xgboost_core import with_wrappers
+
+with_wrappers()
+from xgboost.spark import SparkXGBClassifier, SparkXGBRanker, SparkXGBRegressor  # noqa: E402
 
 BATCH_ROWS = 2**14
 # More than any file has, so that none is split and no two are one partition.

@@ -10,8 +10,10 @@ from nightshift.metrics import Estimate, Measured, measure
 from nightshift.spec import UseCase
 from nightshift.training.dataset import Dataset, has_both_classes
 from nightshift.training.fit import Fitted, Recipe, fit_split, fit_trees
+from nightshift.training.search import Searched
 from nightshift.training.slices import slice_rows
 from nightshift.training.split import Split
+from nightshift.training.studies import Ablation, LearningCurve
 
 MODEL = "model"
 
@@ -30,9 +32,9 @@ def fit_and_score(
 ) -> tuple[Fitted, dict[str, Vector]]:
     """The model of a split, and each scorer's scores of every row of the dataset, (rows,)."""
     learn = linear_rows(dataset.rows_of(parts.train))
-    matrix, labels = dataset.matrix, dataset.labels
+    matrix = dataset.matrix
     evaluation = fit_split(dataset, parts, made)
-    linear = fit_linear(matrix[learn], labels[learn], use_case.objective, seed)
+    linear = fit_linear(dataset.vectors(learn), dataset.labels[learn], use_case.objective, seed)
     scores = {MODEL: predict(evaluation.booster, matrix)}
     for heuristic in use_case.heuristics:
         column = matrix[:, use_case.feature_names.index(heuristic.feature)]
@@ -61,8 +63,13 @@ def measure_part(
     part: str,
     scores: dict[str, Vector],
     seed: int,
+    ends: Vector | None = None,
 ) -> Measured:
-    """Measure one part of a split; the test also slice by slice."""
+    """Measure one part of a split; the test also slice by slice.
+
+    Args:
+        ends: (rows of the dataset, 2) low and high beside the model's amounts.
+    """
     rows = dataset.rows_of(getattr(parts, part))
     slices = slice_rows(
         use_case.slices if part == "test" else (),
@@ -75,12 +82,13 @@ def measure_part(
         dataset.labels[rows],
         dataset.keys[rows],
         {name: score[rows] for name, score in scores.items()},
-        [name for name in scores if name not in {h.name for h in use_case.heuristics}],
+        [name for name in scores if name not in use_case.order_only],
         seed,
         objective=use_case.objective,
         working_point=use_case.working_point,
         snapshots=dataset.snapshots[rows],
         items=None if dataset.items is None else dataset.items[rows],
+        intervals=None if ends is None else {MODEL: ends[rows]},
         slices=slices,
     )
 
@@ -168,6 +176,37 @@ def metrics_over_time(over_time: OverTime) -> dict[str, float]:
             for metric, estimate in estimates.items():
                 flat |= _flat(f"staleness/{age}/{metric}", estimate)
     return flat
+
+
+def study_metrics(curve: LearningCurve | None, ablated: Ablation | None) -> dict[str, float]:
+    """The figures of learning curve and ablation under the names that MLflow holds."""
+    flat: dict[str, float] = {}
+    if curve is not None:
+        for point in curve.points:
+            name = f"learning_curve/{point.share:g}"
+            flat |= {f"{name}/rows": point.rows, f"{name}/entities": point.entities}
+            flat[f"{name}/train_{curve.metric}"] = point.train
+            flat |= _flat(f"{name}/{curve.metric}", point.validation)
+            if point.behind is not None:
+                flat |= _flat(f"{name}/{curve.metric}_behind", point.behind)
+    if ablated is not None:
+        flat |= _flat(f"ablation/complete/{ablated.metric}", ablated.complete)
+        for each in ablated.parts:
+            flat |= _flat(f"ablation/{each.group}/{each.part}/{ablated.metric}_worth", each.worth)
+            if each.cpu_seconds is not None:
+                flat[f"ablation/{each.group}/cpu_seconds"] = each.cpu_seconds
+    return flat
+
+
+def trial_metrics(searched: Searched | None) -> tuple[dict[str, float], ...]:
+    """Each trial of a search under the names that MLflow holds, which are the same for all: a trial
+    is a step. One that was given up has no ``search/value``."""
+    return tuple(
+        {f"search/{name}": value for name, value in trial.parameters.items()}
+        | {"search/seconds": trial.seconds}
+        | ({} if trial.value is None else {"search/value": trial.value})
+        for trial in (() if searched is None else searched.trials)
+    )
 
 
 def _flat(name: str, estimate: Estimate) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """XGBoost, fitted so that the same inputs give the same bytes."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,10 +11,11 @@ import pandas as pd
 import xgboost as xgb
 from scipy.special import expit, logit
 
-from nightshift import calibration
-from nightshift.booster import Vector, log_odds
+from nightshift import amounts, calibration
+from nightshift.booster import Vector, log_odds, predict
 from nightshift.errors import NightshiftError
 from nightshift.spec import CalibrationMethod, Loss, TopItems, UseCase
+from nightshift.training.amounts import conformalised, total_factor
 from nightshift.training.calibration import METHODS, Choice, choose, folds_of
 from nightshift.training.dataset import Dataset, release
 from nightshift.training.split import Split
@@ -28,8 +29,8 @@ VALIDATION = "validation"
 EXPLODED = 100.0
 # Half-models, each calibrated on the other half's entities, cost one more fit in all.
 CALIBRATION_FOLDS = 2
-# Of which XGBoost has a few in memory at once.
-BATCH_ROWS = 2**16
+# Of the float32 matrix, of which XGBoost has a few in memory at once: smaller ones take longer.
+BATCH_BYTES = 2**26
 
 # The least hessian of a leaf is in the loss's own unit: of the logistic one a row has at most 1/4,
 # of a squared or absolute error 1, of the others what its amounts make of it.
@@ -60,17 +61,25 @@ LOSSES: dict[Loss, dict[str, Any]] = {
 }
 
 
+LOSS_PARAMETERS = frozenset(name for each in LOSSES.values() for name in each) | {
+    "monotone_constraints"
+}
+
+
 @dataclass(frozen=True)
 class Recipe:
     """All that a model is made by, beside its rows and the number of its trees.
 
     Attributes:
         parameters: XGBoost's, every one that is not its default.
-        half_life_days: as ``nightshift.spec.Model`` has it.
+        half_life_days, label_cap: as ``nightshift.spec.Model`` has them.
+        exposure: what the labels are learned as multiples of; None for amounts as they are.
     """
 
     parameters: dict[str, Any]
     half_life_days: int | None
+    label_cap: float | None = None
+    exposure: amounts.Exposure | None = None
 
 
 @dataclass(frozen=True)
@@ -107,20 +116,35 @@ def recipe(use_case: UseCase, seed: int, chosen: Mapping[str, Any] | None = None
         parameters["eval_metric"] = "ndcg"
     if use_case.model.monotone:
         parameters["monotone_constraints"] = dict(use_case.model.monotone)
-    return Recipe({**parameters, **(chosen or {})}, use_case.model.half_life_days)
+    fitted = use_case.model
+    exposure = None
+    if fitted.exposure is not None:
+        exposure = amounts.Exposure(
+            use_case.feature_names.index(fitted.exposure.feature),
+            fitted.exposure.scale,
+            fitted.exposure.floor,
+        )
+    return Recipe(
+        {**parameters, **(chosen or {})}, fitted.half_life_days, fitted.label_cap, exposure
+    )
 
 
 def fit_split(dataset: Dataset, parts: Split, made: Recipe) -> Fitted:
-    """Boost the train snapshots until validation no longer improves; then calibrate on validation.
+    """Boost the train snapshots until validation no longer improves; then calibrate on validation:
+    a curve of probabilities, the factor of amounts.
 
     Raises:
         NightshiftError: when the error on validation is not finite, or explodes.
     """
     booster = fit_early_stopped(dataset, parts, made)
+    rows = dataset.rows_of(parts.validation)
+    if has_amounts(made):
+        found = _foretold(booster, dataset.vectors(rows), made)
+        factor = total_factor(dataset.labels[rows], found)
+        amounts.attach(booster, amounts.Amounts(factor, exposure=made.exposure))
     if not has_probabilities(made):
         return Fitted(booster, None)
-    rows = dataset.rows_of(parts.validation)
-    found, labels = log_odds(booster, dataset.matrix[rows]), dataset.labels[rows]
+    found, labels = log_odds(booster, dataset.vectors(rows)), dataset.labels[rows]
     choice = choose(found, labels, dataset.keys[rows])
     calibration.attach(booster, METHODS[choice.method](found, labels))
     return Fitted(booster, choice)
@@ -132,11 +156,16 @@ def fit_whole(
     trees: int,
     method: CalibrationMethod | None,
     calibrated_on: npt.NDArray[np.bool_],
+    quantile_trees: tuple[float, int] | None = None,
 ) -> xgb.Booster:
     """Boost ``trees`` trees on every row, calibrated by ``method`` on the rows ``calibrated_on``.
 
     The curve may not be fitted to what the trees have learned by heart: it is fitted to the
-    log-odds that models without a row's entity give it.
+    log-odds that models without a row's entity give it. So are the factor and the interval of
+    amounts.
+
+    Args:
+        quantile_trees: the share that an interval holds, and how many trees its quantiles are.
     """
     everything = np.ones(len(dataset.labels), dtype=np.bool_)
     booster = fit_trees(dataset, everything, made, trees)
@@ -146,10 +175,100 @@ def fit_whole(
         for number in range(CALIBRATION_FOLDS):
             rows = calibrated_on & (fold == number)
             without = fit_trees(dataset, fold != number, made, trees)
-            unseen[rows] = log_odds(without, dataset.matrix[rows])
+            unseen[rows] = log_odds(without, dataset.vectors(rows))
         curve = METHODS[method](unseen[calibrated_on], dataset.labels[calibrated_on])
         calibration.attach(booster, curve)
+    if has_amounts(made):
+        _attach_amounts(booster, dataset, made, trees, calibrated_on, quantile_trees)
     return booster
+
+
+def _attach_amounts(
+    booster: xgb.Booster,
+    dataset: Dataset,
+    made: Recipe,
+    trees: int,
+    calibrated_on: Mask,
+    quantile_trees: tuple[float, int] | None,
+) -> None:
+    """Give a booster of every row its factor and its interval, by models of half the entities."""
+    fold = folds_of(dataset.keys, CALIBRATION_FOLDS)
+    foretold, ends = np.empty(len(dataset.labels)), np.empty((len(dataset.labels), 2))
+    everything = np.ones(len(dataset.labels), dtype=np.bool_)
+    for number in range(CALIBRATION_FOLDS):
+        rows, others = calibrated_on & (fold == number), fold != number
+        vectors = dataset.vectors(rows)
+        foretold[rows] = _foretold(fit_trees(dataset, others, made, trees), vectors, made)
+        if quantile_trees is not None:
+            half = _fit_quantiles(dataset, others, made, *quantile_trees)
+            ends[rows] = amounts.quantiles(half, vectors)
+    labels = dataset.labels[calibrated_on]
+    interval = None
+    if quantile_trees is not None:
+        share, _ = quantile_trees
+        whole = model_bytes(_fit_quantiles(dataset, everything, made, *quantile_trees))
+        truth = _logs(dataset, made).labels[calibrated_on]
+        interval = conformalised(whole, share, truth, ends[calibrated_on])
+    factor = total_factor(labels, foretold[calibrated_on])
+    amounts.attach(booster, amounts.Amounts(factor, interval, made.exposure))
+
+
+def _foretold(booster: xgb.Booster, matrix: npt.NDArray[np.float32], made: Recipe) -> Vector:
+    """The amounts of trees without a factor yet, (rows,)."""
+    amounts.attach(booster, amounts.Amounts(1.0, exposure=made.exposure))
+    return predict(booster, matrix)
+
+
+def attach_interval(
+    booster: xgb.Booster, dataset: Dataset, parts: Split, made: Recipe, share: float
+) -> int:
+    """Give the booster of a split an interval of its train snapshots, moved by its validation.
+
+    Returns:
+        How many trees its quantiles are.
+
+    Raises:
+        NightshiftError: when the rows are on Spark, or the quantiles do not converge.
+    """
+    if dataset.memory == "spark":
+        raise NightshiftError(
+            "intervals are boosted in memory or in files, and this training is on Spark",
+            "set NIGHTSHIFT_TRAINING_MEMORY=external, or leave the interval out of the spec",
+        )
+    logs = _logs(dataset, made)
+    trees = fit_early_stopped(logs, parts, _quantile_recipe(made, share))
+    rows = dataset.rows_of(parts.validation)
+    ends = amounts.quantiles(trees, dataset.vectors(rows))
+    interval = conformalised(model_bytes(trees), share, logs.labels[rows], ends)
+    carried = amounts.of(booster) or amounts.Amounts(1.0)
+    amounts.attach(booster, replace(carried, interval=interval))
+    return int(trees.num_boosted_rounds())
+
+
+def _fit_quantiles(
+    dataset: Dataset, rows: Mask, made: Recipe, share: float, trees: int
+) -> xgb.Booster:
+    return fit_trees(_logs(dataset, made), rows, _quantile_recipe(made, share), trees)
+
+
+def _logs(dataset: Dataset, made: Recipe) -> Dataset:
+    """The labels, or their multiples of the exposure, as their signed log."""
+    labels = dataset.labels
+    if made.exposure is not None:
+        labels = labels / made.exposure.of(dataset.matrix)
+    return replace(dataset, labels=amounts.signed_log(labels))
+
+
+def _quantile_recipe(made: Recipe, share: float) -> Recipe:
+    """The same trees for two quantiles of the labels' logarithm, in which none is too large."""
+    other = {name: value for name, value in made.parameters.items() if name not in LOSS_PARAMETERS}
+    tail = (1 - share) / 2
+    quantiles = {
+        "objective": "reg:quantileerror",
+        "quantile_alpha": [tail, 1 - tail],
+        "min_child_weight": 20,
+    }
+    return Recipe({**other, **quantiles}, made.half_life_days)
 
 
 def fit_early_stopped(
@@ -167,6 +286,7 @@ def fit_early_stopped(
     """
     learn, stop_by = dataset.rows_of(parts.train), dataset.rows_of(parts.validation)
     callbacks = [_Stable(), *callbacks]
+    dataset = _learnable(dataset, learn, made)
     if dataset.memory == "spark":
         from nightshift.training import distributed
 
@@ -218,11 +338,33 @@ def shifted_log_loss(scores: npt.NDArray[np.float32], data: xgb.DMatrix) -> tupl
 
 def fit_trees(dataset: Dataset, rows: Mask, made: Recipe, trees: int) -> xgb.Booster:
     """Boost exactly ``trees`` trees."""
+    dataset = _learnable(dataset, rows, made)
     if dataset.memory == "spark":
         from nightshift.training import distributed
 
         return distributed.boost(dataset, made.parameters, trees, learned(dataset, rows, made))
     return xgb.train(made.parameters, _quantised(dataset, rows, made), trees)
+
+
+def _learnable(dataset: Dataset, learn: Mask, made: Recipe) -> Dataset:
+    """The labels as they are learned: multiples of the exposure, capped, and where the loss knows
+    no amount below 0, 0.
+
+    The factor that is fitted to the labels as they are makes up for what that takes away.
+    """
+    labels = dataset.labels
+    if made.exposure is not None:
+        labels = labels / made.exposure.of(dataset.matrix)
+    if made.parameters["objective"] == LOSSES["tweedie"]["objective"]:
+        labels = np.maximum(labels, 0)
+    if made.label_cap is not None:
+        labels = np.minimum(labels, np.quantile(labels[learn], made.label_cap))
+    return replace(dataset, labels=labels)
+
+
+def has_amounts(made: Recipe) -> bool:
+    """Whether what the model gives are amounts, which have a total."""
+    return str(made.parameters["objective"]).startswith("reg:")
 
 
 def has_probabilities(made: Recipe) -> bool:
@@ -290,7 +432,8 @@ class _Batches(xgb.DataIter):
         self.dataset, self.order, self.weights, self.queries = dataset, order, weights, queries
         self.is_slice = len(order) > 0 and order[-1] - order[0] == len(order) - 1
         self.is_slice &= bool((np.diff(order) == 1).all())
-        self.size = len(order) if self.is_slice and cache is None else BATCH_ROWS
+        fitting = BATCH_BYTES // (dataset.matrix.itemsize * dataset.matrix.shape[1])
+        self.size = len(order) if self.is_slice and cache is None else max(fitting, 1)
         self.at = 0
 
     def reset(self) -> None:
@@ -361,4 +504,7 @@ def learned(
             days = days[np.flatnonzero(np.diff(queries, prepend=-1))]
         age = (dataset.snapshots[rows].max() - days) / np.timedelta64(1, "D")
         weights = 0.5 ** (age / made.half_life_days)
+    if made.exposure is not None:
+        size = np.sqrt(made.exposure.of(dataset.vectors(order)))
+        weights = size if weights is None else weights * size
     return order, weights, queries

@@ -7,7 +7,6 @@ dataset and prints the SHA-256 of its bytes.
 import hashlib
 import json
 import logging
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,20 +26,24 @@ import xgboost as xgb
 from pyspark.sql import SparkSession
 
 from nightshift import model_card
-from nightshift.booster import Vector, predict
+from nightshift.amounts import Exposure
+from nightshift.booster import Vector, intervals, predict
+from nightshift.distribution import distribution
 from nightshift.errors import NightshiftError
-from nightshift.io import model_store, studies
+from nightshift.io import code, model_store, studies
 from nightshift.io.lake import dataset_dir, digest, workspace
 from nightshift.io.spark import spark_session
 from nightshift.io.warehouse import recorded_run
-from nightshift.settings import PROJECT_ROOT, Settings, TrainingMemory, load_settings
+from nightshift.settings import Settings, TrainingMemory, load_settings
 from nightshift.spec import Search, UseCase
 from nightshift.training.card import Card, collect, render, summary
 from nightshift.training.dataset import (
+    BATCH_ROWS,
     Dataset,
     check_classes,
     check_features,
     has_both_classes,
+    memory_for,
     read_dataset,
     read_rows,
 )
@@ -55,10 +58,13 @@ from nightshift.training.evaluation import (
     metrics_over_time,
     refit,
     slice_metrics,
+    study_metrics,
+    trial_metrics,
 )
 from nightshift.training.fit import (
     Fitted,
     Recipe,
+    attach_interval,
     fit_whole,
     model_bytes,
     recipe,
@@ -113,7 +119,7 @@ def train(
         NightshiftError: when the dataset is missing, unfit or too short.
     """
     folder = dataset_dir(settings.lake_dir, "training", use_case.name, as_of)
-    memory = settings.training_memory
+    memory = memory_for(folder, len(use_case.feature_names), settings.training_memory)
     with (
         recorded_run(settings, "training", as_of, use_case.name) as run,
         _memory(settings, memory, folder) as place,
@@ -133,16 +139,23 @@ def train(
         trees = evaluation.booster.num_boosted_rounds()
         method = evaluation.calibration.method if evaluation.calibration else None
         newest = tuple(days[-plan.validation :])
-        shipped = fit_whole(dataset, made, trees, method, dataset.rows_of(newest))
+        quantile_trees = None
+        if use_case.interval is not None:
+            share = use_case.interval.share
+            quantile_trees = (
+                share, attach_interval(evaluation.booster, dataset, parts, made, share)
+            )  # fmt: skip
+        shipped = fit_whole(dataset, made, trees, method, dataset.rows_of(newest), quantile_trees)
         tested = dataset.rows_of(parts.test)
         require_distinct(scores[MODEL][tested], "the evaluation model")
-        require_distinct(predict(shipped, dataset.matrix[tested]), "the model that would ship")
+        require_distinct(predict(shipped, dataset.vectors(tested)), "the model that would ship")
         log.info(
             "fitted %d trees to %s rows in %.1f s",
             trees, f"{len(dataset.labels):,}", time.perf_counter() - started,
         )  # fmt: skip
+        ends = intervals(evaluation.booster, dataset.matrix)
         measured = {
-            part: measure_part(use_case, dataset, parts, part, scores, settings.seed)
+            part: measure_part(use_case, dataset, parts, part, scores, settings.seed, ends)
             for part in ("validation", "test")
         }
         over_time = OverTime(
@@ -177,8 +190,9 @@ def train(
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)
             _write_models(
-                folder, use_case, as_of, dataset, parts, made, evaluation, shipped, newest
-            )
+                folder, use_case, as_of, dataset, parts, made, evaluation, shipped, newest,
+                quantile_trees,
+            )  # fmt: skip
             _write_search(folder, searched)
             manifest = _data_manifest(use_case, as_of, dataset)
             (folder / "data_manifest.json").write_text(
@@ -203,6 +217,7 @@ def train(
             (folder / model_card.ARTIFACT).write_text(render(card), encoding="utf-8")
             _write_evaluation(folder, use_case, dataset, parts, scores, card)
             logged = metrics | slice_metrics(measured["test"]) | metrics_over_time(over_time)
+            logged |= study_metrics(curve, ablated)
             run_id = _log_to_mlflow(
                 settings,
                 use_case,
@@ -212,6 +227,7 @@ def train(
                 made,
                 trees,
                 logged,
+                searched,
                 summary(card),
                 folder,
             )
@@ -288,7 +304,7 @@ def rebuild(settings: Settings, model: Path, dataset: Path) -> str:
     """
     _, signature = model_store.read_model(model)
     told = signature.get("fit")
-    if told is None or "memory" not in told:
+    if told is None or "newest_snapshots" not in told:
         raise NightshiftError(
             f"the signature in {model} does not tell how the model was fitted: it is of an older "
             "Nightshift",
@@ -334,13 +350,19 @@ def _rebuilt(dataset: Path, signature: Mapping[str, Any], place: Path | None) ->
             "train again with `nightshift train`",
         )
     calibrated = told["calibration"]
-    newest = tuple(date.fromisoformat(day) for day in calibrated["snapshots"]) if calibrated else ()
+    newest = tuple(date.fromisoformat(day) for day in told["newest_snapshots"])
     booster = fit_whole(
         rows,
-        Recipe(told["parameters"], told["half_life_days"]),
+        Recipe(
+            told["parameters"],
+            told["half_life_days"],
+            told["label_cap"],
+            told["exposure"] and Exposure(**told["exposure"]),
+        ),
         told["trees"],
         calibrated["method"] if calibrated else None,
         rows.rows_of(newest),
+        told["quantile_trees"] and tuple(told["quantile_trees"]),
     )
     return hashlib.sha256(model_bytes(booster)).hexdigest()
 
@@ -389,12 +411,12 @@ def _write_models(
     evaluation: Fitted,
     shipped: xgb.Booster,
     newest: Sequence[date],
+    quantile_trees: tuple[float, int] | None,
 ) -> None:
     choice = evaluation.calibration
     calibrated = choice and {
         "method": choice.method,
         "log_losses": choice.losses,
-        "snapshots": [day.isoformat() for day in newest],
     }
     signature = {
         "use_case": use_case.name,
@@ -409,25 +431,43 @@ def _write_models(
             "objective": use_case.objective,
             "parameters": made.parameters,
             "half_life_days": made.half_life_days,
+            "label_cap": made.label_cap,
+            "exposure": made.exposure and asdict(made.exposure),
             "trees": shipped.num_boosted_rounds(),
+            "quantile_trees": quantile_trees,
+            "newest_snapshots": [day.isoformat() for day in newest],
             "calibration": calibrated,
             "memory": dataset.memory,
         },
         "xgboost": xgb.__version__,
     }
+    # what a night's scores are compared with before they are published
+    shipped_scores = distribution(_scores(shipped, dataset, newest)).model_dump()
     sample = np.flatnonzero(dataset.rows_of(parts.test))[:SAMPLE_ROWS]
-    matrix = dataset.matrix[sample]
+    matrix = dataset.vectors(sample)
     for name, booster in (
         (model_store.EVALUATION, evaluation.booster),
         (model_store.MODEL, shipped),
     ):
-        expected = hashlib.sha256(predict(booster, matrix).tobytes()).hexdigest()
+        expected = model_store.sample_sha256(booster, matrix)
         model_store.write_model(
             folder / name,
             model_bytes(booster),
-            {**signature, "role": name, "sample_scores_sha256": expected},
+            {
+                **signature,
+                "role": name,
+                "sample_scores_sha256": expected,
+                **({"training_scores": shipped_scores} if booster is shipped else {}),
+            },
         )
         model_store.write_sample(folder / name, matrix)
+
+
+def _scores(booster: xgb.Booster, dataset: Dataset, snapshots: Sequence[date]) -> Vector:
+    """The scores of the rows of some snapshots, (rows,)."""
+    rows = np.flatnonzero(dataset.rows_of(tuple(snapshots)))
+    batches = [rows[first : first + BATCH_ROWS] for first in range(0, len(rows), BATCH_ROWS)]
+    return np.concatenate([predict(booster, dataset.matrix[batch]) for batch in batches])
 
 
 def _write_search(folder: Path, searched: Searched | None) -> None:
@@ -474,7 +514,7 @@ def _data_manifest(use_case: UseCase, as_of: date, dataset: Dataset) -> dict[str
     return {
         **dataset.manifest,
         "spec": use_case.model_dump(mode="json"),
-        "code_commit": _git_commit(),
+        "code_commit": code.commit(),
         "label_window": {
             "from": min(days).isoformat(),
             "before": (max(days) + horizon).isoformat(),
@@ -497,6 +537,7 @@ def _log_to_mlflow(
     made: Recipe,
     trees: int,
     metrics: dict[str, float],
+    searched: Searched | None,
     note: str,
     folder: Path,
 ) -> str:
@@ -513,7 +554,7 @@ def _log_to_mlflow(
                 "nightshift.as_of": as_of.isoformat(),
                 "nightshift.spec_sha256": digest(use_case.model_dump(mode="json")),
                 "nightshift.dataset_sha256": str(dataset.manifest.get("sha256")),
-                "mlflow.source.git.commit": _git_commit(),
+                "mlflow.source.git.commit": code.commit(),
             },
         ).info.run_id
     )
@@ -521,17 +562,29 @@ def _log_to_mlflow(
         params = {
             **made.parameters,
             "half_life_days": made.half_life_days,
+            "label_cap": made.label_cap,
             "trees": trees,
             "rows": len(dataset.labels),
             "features": len(use_case.feature_names),
             "embargo_days": use_case.label.maturity_days,
         }
+        if searched is not None:
+            params |= {
+                "search/study": searched.study,
+                "search/metric": searched.metric,
+                "search/trials": len(searched.trials),
+                "search/chosen_trial": searched.ranking[0] + 1,
+            }
         for name in ("train", "validation", "test"):
             dates = getattr(parts, name)
             params[f"{name}_snapshots"] = f"{len(dates)}: {dates[0]} … {dates[-1]}"
         at = int(time.time() * 1000)
+        steps = ((0, metrics), *enumerate(trial_metrics(searched), start=1))
         figures = [
-            Metric(name, value, at, 0) for name, value in metrics.items() if np.isfinite(value)
+            Metric(name, value, at, step)
+            for step, found in steps
+            for name, value in found.items()
+            if np.isfinite(value)
         ]
         for start in range(0, len(figures), MAX_METRICS_PER_BATCH):
             client.log_batch(run_id, metrics=figures[start : start + MAX_METRICS_PER_BATCH])
@@ -546,17 +599,6 @@ def _log_to_mlflow(
         raise
     client.set_terminated(run_id)
     return run_id
-
-
-def _git_commit() -> str:
-    try:
-        found = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            cwd=PROJECT_ROOT, capture_output=True, text=True, check=True,
-        )  # fmt: skip
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return found.stdout.strip()
 
 
 if __name__ == "__main__":

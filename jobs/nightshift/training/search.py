@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -73,6 +73,8 @@ def study_name(
         dataset.feature_names,
         defaults.parameters,
         defaults.half_life_days,
+        defaults.label_cap,
+        repr(defaults.exposure),
         {name: repr(each) for name, each in _space(defaults).items()},
         [[split.train, split.validation] for split in splits],
         [optuna.__version__, xgb.__version__],
@@ -172,7 +174,7 @@ def _mean_value(
 ) -> float:
     metric, stops = _metric(made), made.parameters["eval_metric"]
     metrics = [stops] if metric == stops else [metric, stops]
-    made = Recipe({**made.parameters, "eval_metric": metrics}, made.half_life_days)
+    made = replace(made, parameters={**made.parameters, "eval_metric": metrics})
     values: list[float] = []
     for parts in splits:
         watch = _Pruning(trial, metric, values)

@@ -135,9 +135,9 @@ def learning_curve(
         if use_case.objective == "binary" and len(np.unique(dataset.labels[is_in])) < 2:
             continue
         scorer = fit(dataset.only(is_in | chosen))
-        validation[f"{share:g}"] = scorer(dataset.matrix[chosen])
+        validation[f"{share:g}"] = scorer(dataset.vectors(chosen))
         on_train = _measured(
-            use_case, dataset, is_in, {"train": scorer(dataset.matrix[is_in])}, seed, resamples=1
+            use_case, dataset, is_in, {"train": scorer(dataset.vectors(is_in))}, seed, resamples=1
         )
         count = int((place < share * len(entities)).sum())
         sizes.append((share, int(is_in.sum()), count, on_train.scorers["train"][metric].value))
@@ -223,7 +223,7 @@ def ablation(
         cpu_seconds: by feature group.
     """
     chosen = dataset.rows_of(parts.validation)
-    scores = {"complete": fit(dataset)(dataset.matrix[chosen])}
+    scores = {"complete": fit(dataset)(dataset.vectors(chosen))}
     parted = families(use_case)
     for (group, part), names in parted.items():
         columns = [use_case.feature_names.index(name) for name in names]

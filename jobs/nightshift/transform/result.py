@@ -1,7 +1,7 @@
 """What a dbt build did, node by node, and how its failure reads."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from nightshift.errors import Cause, TransformError
@@ -15,7 +15,12 @@ _ROW = re.compile(r"DETAIL:\s+Failing row contains \(.*?(?=\n\s*compiled code at
 
 @dataclass(frozen=True)
 class NodeResult:
-    """One model or test of a build. ``failures`` counts the rows that break a test."""
+    """One model or test of a build.
+
+    Attributes:
+        failures: how many rows break a test.
+        sources: of the landing zone, that it is made of; none for what all marts share.
+    """
 
     name: str
     kind: str
@@ -24,6 +29,7 @@ class NodeResult:
     message: str
     failures: int | None
     compiled_path: str | None
+    sources: tuple[str, ...] = ()
 
     @property
     def is_broken(self) -> bool:
@@ -53,6 +59,16 @@ def summarise(nodes: list[NodeResult], is_full_refresh: bool = False) -> Transfo
         failed=tuple(node.name for node in nodes if node.is_broken),
         is_full_refresh=is_full_refresh,
     )
+
+
+def held_by(nodes: list[NodeResult], sources: Sequence[str]) -> dict[str, TransformError]:
+    """The sources of ``sources`` that a failed node is made of, and the error of each."""
+    held = {}
+    for source in sources:
+        error = failure([node for node in nodes if source in (node.sources or sources)])
+        if error is not None:
+            held[source] = error
+    return held
 
 
 def failure(nodes: list[NodeResult]) -> TransformError | None:

@@ -3,25 +3,28 @@
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
+from pathlib import Path
 from typing import Any
 
 from psycopg2.extensions import parse_dsn
 
 from nightshift.contracts import SOURCES
 from nightshift.errors import NightshiftError
+from nightshift.io.held_sources import hold
 from nightshift.io.lake import digest
 from nightshift.io.warehouse import connect, recorded_run
 from nightshift.settings import PROJECT_ROOT, Settings
-from nightshift.transform.result import NodeResult, TransformResult, failure, summarise
+from nightshift.transform.result import NodeResult, TransformResult, failure, held_by, summarise
 
 logger = logging.getLogger(__name__)
 
 DBT_PROJECT = PROJECT_ROOT / "dbt_project"
 _CHANGED_ROWS = "intermediate.int_changed_rows"
+_BUILT = ("--exclude-resource-type", "unit_test", "--exclude-resource-type", "exposure")
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,9 @@ def build(settings: Settings, as_of: date) -> TransformResult:
 
     A build reads the landed days that ``ops.changed_days`` names since the last complete build;
     when a mart is missing or the dbt project has changed, it reads all. Each mart changes in one
-    transaction, and the changes count as built when all marts are, so a build that was killed or
-    failed is completed by the next.
+    transaction, and a source's changes count as built when all that is made of it is, so a build
+    that was killed or failed is completed by the next. A source of which a node failed is held;
+    what is made of others too is then built of these alone.
 
     dbt's docs are then in ``<state dir>/dbt/target``, as one file ``static_index.html``.
 
@@ -53,7 +57,8 @@ def build(settings: Settings, as_of: date) -> TransformResult:
     ``landed_date < as_of``.
 
     Raises:
-        TransformError: naming each model or test that failed, and its compiled SQL.
+        TransformError: naming each model or test that failed, and its compiled SQL, when that
+            leaves no use case.
         NightshiftError: when dbt does not start.
     """
     with recorded_run(settings, "transform", as_of) as run, _only_build(settings):
@@ -61,15 +66,23 @@ def build(settings: Settings, as_of: date) -> TransformResult:
         changes = _changes(settings, project)
         days = {source: [str(day) for day in days] for source, days in changes.days.items()}
         logger.info("marts: %s", _scope(changes))
-        nodes = _invoke(
-            settings,
-            "build",
-            "--exclude-resource-type", "unit_test",
-            "--exclude-resource-type", "exposure",
-            "--vars", json.dumps({"as_of": as_of.isoformat(), "changed_days": days}),
-            *(["--full-refresh"] if changes.is_full else []),
-            documented=True,
-        )  # fmt: skip
+        variables = {"as_of": as_of.isoformat(), "changed_days": days}
+        full = ["--full-refresh"] if changes.is_full else []
+        nodes = _invoke(settings, "build", *_BUILT, *_vars(variables), *full, documented=True)
+        held = held_by(nodes, SOURCES)
+        shared = [
+            node.name for node in nodes
+            if node.kind == "model" and node.status == "skipped" and set(node.sources) - set(held)
+        ]  # fmt: skip
+        if shared:
+            logger.info("built without %s: %s", ", ".join(held), ", ".join(shared))
+            variables["held"] = sorted(held)
+            again = _invoke(
+                settings, "build", "--select", *shared, *_BUILT, *_vars(variables), *full
+            )
+            anew = {node.name for node in again}
+            nodes = [node for node in nodes if node.name not in anew] + again
+            held = held_by(nodes, SOURCES)
         result = summarise(nodes, is_full_refresh=changes.is_full)
         run.result.update(
             nodes=result.nodes,
@@ -78,10 +91,8 @@ def build(settings: Settings, as_of: date) -> TransformResult:
             is_full_refresh=changes.is_full,
             changed_days={source: len(days) for source, days in changes.days.items()},
         )
-        error = failure(nodes)
-        if error is not None:
-            raise error
-        _mark_built(settings, project, changes)
+        _mark_built(settings, project, changes, [s for s in SOURCES if s not in held])
+        hold(run, held)
         return result
 
 
@@ -124,10 +135,15 @@ def _changes(settings: Settings, project: str) -> _Changes:
         return _Changes(dict(cursor.fetchall()), change_ids, is_full=False)
 
 
-def _mark_built(settings: Settings, project: str, changes: _Changes) -> None:
+def _mark_built(
+    settings: Settings, project: str, changes: _Changes, sources: Sequence[str]
+) -> None:
     with connect(settings) as connection, connection.cursor() as cursor:
-        cursor.execute(f"truncate {_CHANGED_ROWS}")
-        for source in SOURCES:
+        if len(sources) == len(SOURCES):
+            cursor.execute(f"truncate {_CHANGED_ROWS}")
+        else:
+            cursor.execute(f"delete from {_CHANGED_ROWS} where source = any(%s)", (sources,))
+        for source in sources:
             cursor.execute(
                 "insert into ops.built_changes (source, change_id, project_sha256)"
                 " values (%s, %s, %s) on conflict (source) do update"
@@ -171,6 +187,20 @@ def _only_build(settings: Settings) -> Iterator[None]:
         yield
 
 
+def marts_of_sources(models: Path = DBT_PROJECT / "models") -> dict[str, str]:
+    """Source → its mart, of each source with a contract that is staged and has a mart.
+
+    A new source has its landed days counted (``fct_landed_days``) by the files that make it one.
+    """
+    return {
+        source: mart
+        for source in SOURCES
+        for mart in (f"fct_{source}", f"dim_{source}")
+        if (models / "staging" / source / f"stg_{source}.sql").is_file()
+        and (models / "marts" / f"{mart}.sql").is_file()
+    }
+
+
 def _invoke(
     settings: Settings, command: str, *arguments: str, documented: bool = False
 ) -> list[NodeResult]:
@@ -181,7 +211,10 @@ def _invoke(
     """
     from dbt.cli.main import dbtRunner  # 3 s, and only the build needs it
 
-    with _environment(_connection_variables(settings.warehouse_url)):
+    variables = _connection_variables(settings.warehouse_url) | {
+        "DBT_MARTS_OF_SOURCES": json.dumps(marts_of_sources())
+    }
+    with _environment(variables):
         with _log_file_closed():
             parsed = dbtRunner().invoke(["parse", *_options(settings)])
         _require_started(settings, "parse", parsed)
@@ -195,7 +228,31 @@ def _invoke(
                     ["docs", "generate", "--no-compile", "--static", *_options(settings)]
                 )
             _require_started(settings, "docs generate", written)
-    return [_node_result(result) for result in outcome.result.results]  # type: ignore[union-attr]
+    manifest = parsed.result
+    return [
+        _node_result(result, _sources_of(result.node, manifest))
+        for result in outcome.result.results  # type: ignore[union-attr]
+    ]
+
+
+def _vars(variables: Mapping[str, Any]) -> tuple[str, str]:
+    return "--vars", json.dumps(variables)
+
+
+def _sources_of(node: Any, manifest: Any) -> tuple[str, ...]:
+    """The names of the sources to which dbt's graph leads back from a node."""
+    found: set[str] = set()
+    seen, ahead = set(node.depends_on.nodes), list(node.depends_on.nodes)
+    while ahead:
+        current = ahead.pop()
+        if current in manifest.sources:
+            found.add(manifest.sources[current].name)
+            continue
+        parent = manifest.nodes.get(current)  # none for a unit test's stand-in
+        before = set(parent.depends_on.nodes) - seen if parent else set()
+        seen |= before
+        ahead += before
+    return tuple(sorted(found))
 
 
 def _options(settings: Settings) -> list[str]:
@@ -272,7 +329,7 @@ def _log(event: Any) -> None:
         logger.log(level, "dbt: %s: %s, %.1f s", name, status, event.data.execution_time)
 
 
-def _node_result(result: Any) -> NodeResult:
+def _node_result(result: Any, sources: tuple[str, ...]) -> NodeResult:
     return NodeResult(
         name=result.node.name,
         kind=str(result.node.resource_type).replace("_", " "),
@@ -281,4 +338,5 @@ def _node_result(result: Any) -> NodeResult:
         message=result.message or "",
         failures=result.failures,
         compiled_path=getattr(result.node, "compiled_path", None),
+        sources=sources,
     )

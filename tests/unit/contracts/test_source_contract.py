@@ -14,11 +14,8 @@ TEXT = files("nightshift.contracts").joinpath("order_lines.odcs.yaml").read_text
 
 
 def test_every_source_has_a_contract() -> None:
-    assert [load_contract(source).source for source in SOURCES] == [
-        "card_transactions",
-        "chargebacks",
-        "order_lines",
-    ]
+    assert {"card_transactions", "chargebacks", "order_lines"} <= set(SOURCES)
+    assert [load_contract(source).source for source in SOURCES] == list(SOURCES)
 
 
 def test_order_lines_names_and_types() -> None:

@@ -93,9 +93,9 @@ def run(
         done = job.run(work(use_case, months, root, target, bucket))
         assert isinstance(done, job.Done), done
         read |= {month.rpartition("/")[2] for month in done.months_read}
-        if done.part:
-            table = pq.read_table(target / done.part)
-            assert table.num_rows == done.rows
+        for part in done.parts:
+            table = pq.read_table(part.file)
+            assert table.num_rows == part.rows
             rows += table.to_pylist()
     return sorted(rows, key=lambda row: row["customer_id"]), read
 

@@ -42,6 +42,7 @@ def through_the_job(
     nights: Sequence[date],
     known: date | None,
     hindsight: date | None = None,
+    nights_apart: Sequence[Path] = (),
 ) -> list[dict[str, Any]]:
     """All vectors, from the files of all buckets, as the stage runs its tasks."""
     months = {
@@ -49,7 +50,7 @@ def through_the_job(
         for source, key in wanted.streams
     }
     target = root / wanted.name
-    target.mkdir()
+    target.mkdir(parents=True)
     keys = sorted({key for _, key in wanted.streams}, key=lambda key: key == wanted.key)
     rows: list[dict[str, Any]] = []
     for key in keys:
@@ -57,12 +58,12 @@ def through_the_job(
             done = job.run(
                 job.Work(
                     wanted, key, months, tuple(nights), known, root / "state", target,
-                    job.code_sha256(), bucket, BUCKETS, hindsight,
+                    job.code_sha256(), bucket, BUCKETS, hindsight, tuple(nights_apart),
                 )
             )  # fmt: skip
             assert isinstance(done, job.Done), done
-            if done.part:
-                rows += pq.read_table(target / done.part).to_pylist()
+            for part in done.parts:
+                rows += pq.read_table(part.file).to_pylist()
     return in_order(rows, wanted)
 
 
@@ -109,6 +110,23 @@ def test_a_night_equals_its_snapshot_in_a_training_set(tmp_path: Path, wanted: U
         ]
         == night
     )
+
+
+@pytest.mark.parametrize("wanted", [FRAUD, PAIRS, SPENDERS], ids=lambda wanted: wanted.name)
+def test_nights_together_write_the_bytes_that_each_writes_alone(
+    tmp_path: Path, wanted: UseCase
+) -> None:
+    through_the_job(tmp_path, wanted, [AS_OF], None)
+    folders = tuple(tmp_path / str(night) for night in NIGHTS)
+    for folder in folders:
+        folder.mkdir()
+    through_the_job(tmp_path / "together", wanted, NIGHTS, None, nights_apart=folders)
+
+    def vectors_in(folder: Path) -> dict[str, bytes]:
+        return {file.name: file.read_bytes() for file in folder.glob("part-*.parquet")}
+
+    assert vectors_in(tmp_path / wanted.name) == vectors_in(folders[-1]) != {}
+    assert all(vectors_in(folder) for folder in folders)
 
 
 @pytest.mark.parametrize("wanted", [FRAUD, SPENDERS], ids=lambda wanted: wanted.name)

@@ -56,10 +56,12 @@ def test_the_spec_knows_every_metric_and_what_it_reads() -> None:
     cases: list[tuple[Objective, Threshold | TopItems | None]] = [
         ("binary", Threshold(score=0.5)), ("regression", None), ("ranking", TopItems(k=2))
     ]  # fmt: skip
+    ends = {"m": np.column_stack((scores["m"] - 0.1, scores["m"] + 0.1))}
     for objective, point in cases:
         found = measure(
             labels, np.arange(4), scores, ["m"], 1, 5,
             objective=objective, working_point=point, items=np.arange(4),
+            intervals=ends if objective == "regression" else None,
         )  # fmt: skip
         declared = {name for name, rule in METRICS.items() if rule.objective == objective}
         assert set(found.scorers["m"]) == declared

@@ -25,6 +25,17 @@ def test_every_metric_is_the_librarys_of_the_repeated_rows() -> None:
     assert weighed == pytest.approx(expected)
 
 
+def test_an_interval_holds_its_ends() -> None:
+    labels = np.array([0.0, 10.0, 10.0, 30.0])
+    interval = np.array([[0.0, 5.0], [10.0, 20.0], [11.0, 20.0], [0.0, 29.0]])
+    found = statistics(labels, labels, is_scale=True, interval=interval)
+    once = np.ones((1, 4))
+
+    assert found["interval_coverage"](once) == [0.5]
+    assert found["interval_width"](once) == [(5 + 10 + 9 + 29) / 4]
+    assert "interval_coverage" not in statistics(labels, labels, is_scale=True)
+
+
 def test_gini_of_two_classes_is_twice_the_auc_less_one() -> None:
     random = np.random.default_rng(2)
     labels, scores = (

@@ -3,6 +3,7 @@ import pytest
 from nightshift.errors import NightshiftError
 from nightshift.publishing import sql
 from nightshift.use_cases.churn import CHURN
+from nightshift.use_cases.spend import SPEND
 
 
 def test_the_published_columns_are_a_contract() -> None:
@@ -16,6 +17,25 @@ def test_the_published_columns_are_a_contract() -> None:
         "publication_id": "text",
         "scored_at": "timestamp with time zone",
     }
+
+
+def test_amounts_have_their_unit_and_the_interval_beside_them() -> None:
+    found = sql.columns(SPEND)
+
+    assert list(found)[2:6] == [
+        "expected_spend", "expected_spend_low", "expected_spend_high", "band"
+    ]  # fmt: skip
+    assert found["expected_spend"][1].endswith("net of cancellations. In pounds.")
+    assert found["expected_spend_low"] == (
+        "double precision",
+        "The lower end of the interval that holds 80% of what happens: at most 10% are below it."
+        " In pounds.",
+    )
+    assert (
+        "contribution (SHAP, in the multiple of customer_net_amount_sum_365d)"
+        in found["reasons"][1]
+    )
+    assert "Between 0 and 1." in sql.columns(CHURN)["churn_probability"][1]
 
 
 def test_another_use_case_has_tables_of_its_own() -> None:

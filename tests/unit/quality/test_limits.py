@@ -101,7 +101,7 @@ def test_the_budget_never_forbids_three_rows(rows_in: int, fewest: int) -> None:
 
 
 def test_a_first_night_is_held_only_against_what_needs_no_history() -> None:
-    found = checks(ORDERS, parameters(ORDERS, [], {}, BATCH), BATCH.rows, may_stop=True)
+    found = checks(ORDERS, parameters(ORDERS, [], {}, BATCH), BATCH.rows)
 
     assert {"not_empty", "quarantine_within_budget", "price_in_range"} <= {
         check.rule.name for check in found
@@ -117,7 +117,7 @@ def test_limits_are_evaluated() -> None:
         "recent_values_country": ["France"],
         "rows_within_budget": 990,
     }
-    found = checks(ORDERS, known, BATCH.rows, may_stop=True)
+    found = checks(ORDERS, known, BATCH.rows)
 
     assert arguments(found, "rows_are_usual") == {"min_value": 80, "max_value": 4000}
     assert arguments(found, "quarantine_within_budget") == {"min_value": 990}
@@ -131,13 +131,6 @@ def test_limits_are_evaluated() -> None:
         "value_set": ["France"],
         "mostly": 0.75,
     }
-
-
-def test_where_nothing_may_stop_the_night_errors_are_warnings() -> None:
-    known = {"rows_within_budget": 0}
-
-    assert {c.severity for c in checks(ORDERS, known, 1000, may_stop=False)} == {"warning"}
-    assert {c.severity for c in checks(ORDERS, known, 1000, may_stop=True)} == {"error", "warning"}
 
 
 @pytest.mark.parametrize(
@@ -156,4 +149,4 @@ def test_every_rule_can_be_applied_once_enough_has_landed(contract: QualityContr
     day |= {f"recent_values_{c}": ["a"] for c in contract.columns_of("recent_values_")}
     known = parameters(contract, folders, {f.landed_date: day for f in folders}, BATCH)
 
-    assert len(checks(contract, known, BATCH.rows, may_stop=True)) == len(contract.rules)
+    assert len(checks(contract, known, BATCH.rows)) == len(contract.rules)

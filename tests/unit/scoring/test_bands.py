@@ -23,8 +23,12 @@ BANDS = (
     ],
 )
 def test_a_band_begins_at_its_own_score(score: float, band: str) -> None:
-    assert assign(np.array([score]), BANDS) == [band]
+    assert assign(np.array([score]), BANDS) == [[each.name for each in BANDS].index(band)]
+
+
+def test_the_first_band_has_the_amounts_below_zero_too() -> None:
+    assert list(assign(np.array([-5.0, 0.0, 0.4]), BANDS)) == [0, 0, 1]
 
 
 def test_no_scores_have_no_bands() -> None:
-    assert assign(np.array([]), BANDS) == []
+    assert len(assign(np.array([]), BANDS)) == 0

@@ -60,3 +60,27 @@ def test_a_password_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SettingError, match=r"me:\*\*\*@host") as refused:
         load_settings(_env_file=None)
     assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "is_readable"),
+    [
+        ("postgresql://host/db", True),
+        ("postgresql://me@host/db", True),
+        ("postgresql://me:%40%2f#:x@[::1]:5432/db?sslmode=require", True),
+        ("postgresql://me:a@b@host/db", False),
+        ("postgresql://me:a/b@host/db", False),
+        ("postgresql://me:a?b@host/db", False),
+        ("postgresql://me:50%@host/db", False),
+    ],
+)
+@pytest.mark.parametrize("name", ["DATABASE_URL", "READER_DATABASE_URL", "MLFLOW_TRACKING_URI"])
+def test_a_password_that_would_be_taken_for_a_host_is_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str, url: str, is_readable: bool
+) -> None:
+    monkeypatch.setenv(f"NIGHTSHIFT_{name}", url)
+    if is_readable:
+        load_settings(_env_file=None)
+    else:
+        with pytest.raises(SettingError, match=rf"{name}='postgresql://me:\*\*\*@host/db'.*%40"):
+            load_settings(_env_file=None)

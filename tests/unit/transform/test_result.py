@@ -1,4 +1,4 @@
-from nightshift.transform.result import NodeResult, failure, summarise
+from nightshift.transform.result import NodeResult, failure, held_by, summarise
 
 BUILT = NodeResult("stg_order_lines", "model", "success", 0.1, "CREATE VIEW", None, "stg.sql")
 FAILED = NodeResult(
@@ -34,6 +34,23 @@ def test_failure_names_the_node_its_message_and_its_sql() -> None:
         "dbt build: test unique_fct_order_lines_order_line_id failed (2 rows break it): Got 2"
         " results, configured to fail if != 0; its SQL: unique.sql; 1 nodes were skipped"
     )
+
+
+def test_a_failed_node_holds_the_sources_that_it_is_made_of() -> None:
+    def node(name: str, status: str, *sources: str) -> NodeResult:
+        return NodeResult(name, "model", status, 0.1, f"of {name}", None, None, sources)
+
+    both = ("cards", "orders")
+    of_cards, of_orders = node("a", "error", "cards"), node("b", "success", "orders")
+    of_both, of_none = node("c", "error", *both), node("d", "error")
+
+    assert set(held_by([of_cards, of_orders, node("c", "skipped", *both)], both)) == {"cards"}
+    assert "model a failed: of a; 1 nodes" in (
+        held_by([of_cards, node("c", "skipped", *both)], both)["cards"].what
+    )
+    assert set(held_by([of_orders, of_both], both)) == set(both)
+    assert set(held_by([of_orders, of_none], both)) == set(both)
+    assert held_by([of_orders], both) == {}
 
 
 def test_a_warning_is_no_failure() -> None:

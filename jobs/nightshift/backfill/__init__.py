@@ -1,0 +1,1 @@
+"""Many nights at once: what a backfill would do, before it does it."""

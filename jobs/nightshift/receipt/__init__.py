@@ -1,0 +1,1 @@
+"""Where one published row comes from."""

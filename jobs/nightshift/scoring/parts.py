@@ -1,0 +1,185 @@
+"""A part of the features in, a part of the scores out: what a thread or a Spark task does.
+
+The same part and model give the same bytes, wherever they are scored.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from nightshift.booster import (
+    Matrix,
+    Vector,
+    contributions,
+    double,
+    intervals,
+    predict,
+    to_matrix,
+)
+from nightshift.columns import of_numbers, of_texts, texts_at
+from nightshift.errors import NightshiftError
+from nightshift.io import lake
+from nightshift.publication import reasons_per_row
+from nightshift.scoring.bands import assign
+from nightshift.scoring.reasons import explain
+from nightshift.spec import UseCase
+from nightshift.xgboost_core import xgb
+
+BATCH_ROWS = 2**15
+"""Rows that are in memory at once, in each thread or task."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What was written; ``low`` and ``high`` are the least and the greatest score, if there is one.
+
+    Attributes:
+        part: the file's name, which is that of the features' part.
+        sha256: of the file's bytes.
+    """
+
+    part: str
+    rows: int
+    sha256: str
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Why a Spark task did nothing, as a :class:`NightshiftError` says it."""
+
+    what: str
+    remedy: str
+
+
+def score_part(
+    use_case: UseCase,
+    booster: xgb.Booster,
+    doubled: xgb.Booster | None,
+    part: Path,
+    target: Path,
+) -> Scored:
+    """Write key, score, interval, band and reasons of a part's rows, in their order, into
+    ``target``.
+
+    Args:
+        doubled: what ``nightshift.booster.double`` makes of the booster.
+
+    Raises:
+        NightshiftError: when a feature is infinite, a score is none, or the model has no interval
+            where the use case publishes one.
+    """
+    schema = pa.schema(
+        {
+            use_case.key: pq.read_schema(part).field(use_case.key).type,
+            use_case.score_column: pa.float64(),
+            **{name: pa.float64() for name in use_case.interval_columns},
+            "band": pa.string(),
+            "reasons": pa.string(),
+        }
+    )
+    rows, low, high = 0, np.inf, -np.inf
+    file = target / part.name
+    with pq.ParquetWriter(file, schema, compression="zstd") as writer:
+        for batch in _batches(part):
+            keys = batch.column(use_case.key)
+            matrix = to_matrix(batch, use_case.feature_names)
+            _require_finite(use_case, part, keys, matrix)
+            scores = predict(booster, matrix, doubled)
+            _require_probabilities(use_case, part, keys, scores)
+            ends = _interval_columns(use_case, booster, matrix)
+            bands = assign(scores, use_case.bands)
+            columns = [
+                keys,
+                of_numbers(scores),
+                *map(of_numbers, ends),
+                texts_at(bands, [band.name for band in use_case.bands]),
+                of_texts(_reasons(use_case, booster, matrix, bands)),
+            ]
+            writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
+            rows += len(scores)
+            low, high = min(low, float(scores.min())), max(high, float(scores.max()))
+    return Scored(file.name, rows, lake.file_sha256(file), low, high)
+
+
+def score_on_spark(use_case: UseCase, model: bytes, part: Path, target: Path) -> Scored | Refused:
+    """``score_part`` as a task; ``model`` is the booster's UBJSON."""
+    try:
+        return score_part(use_case, *_boosters(model), part, target)
+    except NightshiftError as error:
+        return Refused(error.what, error.remedy)
+
+
+@cache
+def _boosters(model: bytes) -> tuple[xgb.Booster, xgb.Booster | None]:
+    booster = xgb.Booster({"nthread": 1})
+    booster.load_model(bytearray(model))
+    return booster, double(booster)
+
+
+def _batches(part: Path) -> Iterator[pa.RecordBatch]:
+    with pq.ParquetFile(part) as file:
+        yield from (batch for batch in file.iter_batches(BATCH_ROWS) if batch.num_rows)
+
+
+def _reasons(
+    use_case: UseCase, booster: xgb.Booster, matrix: Matrix, bands: npt.NDArray[np.intp]
+) -> Sequence[str]:
+    """Each row's reasons, as its band asks for them; ``[]`` where it asks for none."""
+    found = np.full(len(matrix), "[]", dtype=object)
+    for method in ("exact", "approximate"):
+        asking = [n for n, band in enumerate(use_case.bands) if band.reasons == method]
+        chosen = np.flatnonzero(np.isin(bands, asking))
+        if len(chosen):
+            names = use_case.feature_names
+            some = matrix[chosen]
+            parts = contributions(booster, some, is_exact=method == "exact")[:, : len(names)]
+            found[chosen] = explain(some, parts, names, reasons_per_row(use_case))
+    return list(found)
+
+
+def _interval_columns(use_case: UseCase, booster: xgb.Booster, matrix: Matrix) -> Sequence[Vector]:
+    """Low and high, each (rows,); nothing where the use case has no interval."""
+    if use_case.interval is None:
+        return ()
+    found = intervals(booster, matrix)
+    if found is None:
+        raise NightshiftError(
+            f"{use_case.name} publishes an interval, and the model carries none: it was trained "
+            "before that was declared",
+            f"train again with `nightshift train {use_case.name}`",
+        )
+    return tuple(found.T)
+
+
+def _require_finite(use_case: UseCase, part: Path, keys: pa.Array, matrix: Matrix) -> None:
+    """Refuse infinite features: the model has learned from none."""
+    infinite = np.argwhere(np.isinf(matrix))
+    if len(infinite):
+        row, column = (int(place) for place in infinite[0])
+        raise NightshiftError(
+            f"{use_case.name}: feature {use_case.feature_names[column]} of {use_case.key} "
+            f"{keys[row].as_py()!r} in {part.name} is {matrix[row, column]}; "
+            f"{len(infinite)} values of {matrix.shape[0]:,} rows are infinite",
+            "mend what the mart holds, or the declaration that divides by it, and run the night "
+            "again",
+        )
+
+
+def _require_probabilities(use_case: UseCase, part: Path, keys: pa.Array, scores: Vector) -> None:
+    outside = np.flatnonzero(~((scores >= 0) & (scores <= 1)))
+    if use_case.objective == "binary" and len(outside):
+        first = int(outside[0])
+        raise NightshiftError(
+            f"{use_case.name}: the model gives {use_case.key} {keys[first].as_py()!r} the score "
+            f"{scores[first]}, and {len(outside) - 1} more of {part.name} are no probability "
+            "either",
+            f"train again with `nightshift train {use_case.name}`",
+        )
