@@ -89,6 +89,10 @@ bench-score: setup ## 1 M rows scored and published from a cold process, against
 bench-nightly: setup ## A whole night through Airflow on 10 M of history, against the command line; BENCH_ARGS=…
 	@$(RUN)/python tests/benchmarks/bench_nightly.py $(BENCH_ARGS)
 
+.PHONY: bench-usecases
+bench-usecases: setup ## A night of all use cases, against one of churn alone; BENCH_ARGS=…
+	@$(RUN)/python tests/benchmarks/bench_usecases.py $(BENCH_ARGS)
+
 .PHONY: audit
 audit: setup ## Known vulnerabilities of the locked packages; AUDIT_ARGS=--may-skip
 	@$(RUN)/python scripts/audit.py $(AUDIT_ARGS)

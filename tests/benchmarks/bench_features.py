@@ -36,10 +36,8 @@ import os
 import platform
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -52,12 +50,12 @@ from typing import NamedTuple
 import duckdb
 import feature_workload as workload
 import numpy as np
-import psutil
 import psycopg2
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
+import watching
 from answers import require_same_answers
 from pyspark.sql import SparkSession
 
@@ -477,59 +475,17 @@ COMPARED = (
 
 
 def in_a_process_of_its_own(name: str, rows: Path, out: Path, is_watched: bool = True) -> Took:
-    """Run a measurement in a fresh interpreter; watch what its tree of processes holds, or not.
-
-    To ask for that costs a night of a second a tenth of its time.
-    """
-    child = psutil.Popen(
+    """Run a measurement in a fresh interpreter; watch what its tree of processes holds, or not."""
+    # Spark's workers import the workload too
+    ended = watching.run(
         [sys.executable, __file__, "--measure", name, "--rows", str(rows), "--out", str(out)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        # Spark's workers import the workload too
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-    )  # fmt: skip
-    peak, cpu, ended = 0, dict[int, float](), threading.Event()
-
-    def watch() -> None:
-        nonlocal peak, cpu
-        while not ended.wait(0.5):
-            held, used = _resources(child)
-            peak, cpu = max(peak, held), cpu | used
-
-    watcher = threading.Thread(target=watch)
-    if is_watched:
-        watcher.start()
-    try:
-        output, errors = child.communicate()
-    finally:
-        ended.set()
-        if is_watched:
-            watcher.join()
-        for process in _tree(child):
-            process.kill()
-    if child.returncode != 0:
-        raise SystemExit(f"{name} failed:\n{errors[-4000:]}")
-    seconds, start = json.loads(output.splitlines()[-1])
-    return Took(round(seconds, 2), round(start, 2), round(sum(cpu.values()), 1), peak // 2**20)
-
-
-def _tree(root: psutil.Process) -> list[psutil.Process]:
-    try:
-        return [root, *root.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return []
-
-
-def _resources(root: psutil.Process) -> tuple[int, dict[int, float]]:
-    """Bytes that the tree holds (of a page that two share, each has half), CPU seconds by pid."""
-    held, used = 0, {}
-    for process in _tree(root):
-        try:
-            held += process.memory_full_info().pss
-            times = process.cpu_times()
-        except psutil.NoSuchProcess:
-            continue
-        used[process.pid] = times.user + times.system
-    return held, used
+        is_watched=is_watched,
+        PYTHONPATH=os.pathsep.join(sys.path),
+    )
+    seconds, start = json.loads(ended.output.splitlines()[-1])
+    return Took(
+        round(seconds, 2), round(start, 2), round(ended.cpu_seconds, 1), ended.peak_bytes // 2**20
+    )
 
 
 def answer(folder: Path) -> pa.Table:
