@@ -249,12 +249,21 @@ class Through(Measure):
     """A measure whose value is a feature of another entity, which each event touches.
 
     Its value for an event is ``feature`` of the entity that ``column`` names, as that entity is
-    seen at the request: the return rate of the products a customer bought. Events whose entity
-    has none (null) do not count.
+    seen at the request: the return rate of the products a customer bought. Of ``mean``, ``sum``,
+    ``min`` and ``max``, events whose entity has none (null) do not count.
+
+    ``last`` is the relation as it is now: ``feature`` of the entity that the last event names, and
+    null where that one has none. Over the history of a machine's attributes, that is the failures
+    of the plant in which the machine stands at the request, and no longer of those where it stood.
+    An event that names no entity (null) changes nothing. For an older relation, give the window a
+    lag; the other entity is seen at the request all the same.
+
+    One step is all there is: an event has to name both entities. For a relation over several
+    tables, join them in a mart of your own.
 
     Attributes:
         group: the other entity's features; its key is ``column``.
-        feature: one of them, by name.
+        feature: one of them, by name; a number.
     """
 
     group: "FeatureGroup"
@@ -281,7 +290,7 @@ class Through(Measure):
         return self
 
 
-THROUGH_AGGREGATIONS: frozenset[Aggregation] = frozenset({"mean", "sum", "min", "max"})
+THROUGH_AGGREGATIONS: frozenset[Aggregation] = frozenset({"mean", "sum", "min", "max", "last"})
 """What can be taken of a :class:`Through` measure."""
 
 

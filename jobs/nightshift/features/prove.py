@@ -22,6 +22,7 @@ from nightshift.spec import (
     Aggregate,
     Feature,
     FeatureGroup,
+    Measure,
     Reported,
     Source,
     Through,
@@ -447,10 +448,11 @@ def _with_counts(use_case: UseCase) -> UseCase:
     groups = []
     for group in use_case.feature_groups:
         counted = {(f.measure, f.window, f.lag) for f in group.features if f.aggregation == "count"}
+        named = {m.name: _naming(m) for m in group.measures if isinstance(m, Through)}
+        measures = {measure.name: measure for measure in (*group.measures, *named.values())}
         wanted = dict.fromkeys(
-            (f.measure, f.window, f.lag)
+            (named[f.measure].name if f.measure in named else f.measure, f.window, f.lag)
             for f in group.features
-            if not isinstance(group.measure(f.measure), Through)
         )
         missing = tuple(
             Aggregate.model_construct(
@@ -459,10 +461,20 @@ def _with_counts(use_case: UseCase) -> UseCase:
                 windows=(Window.model_construct(days=days, lag=lag),),
             )
             for measure, days, lag in wanted
-            if (measure, days, lag) not in counted and group.measure(measure).category is None
+            if (measure, days, lag) not in counted and measures[measure].category is None
         )
-        groups.append(group.model_copy(update={"aggregates": group.aggregates + missing}))
+        counting = {
+            "measures": tuple(measures.values()), "aggregates": group.aggregates + missing
+        }  # fmt: skip
+        groups.append(group.model_copy(update=counting))
     return use_case.model_copy(update={"feature_groups": tuple(groups)})
+
+
+def _naming(through: Through) -> Measure:
+    """The events that a measure through another entity goes over: what it is of need not tell."""
+    return Measure.model_construct(
+        name=f"{through.name}__named", column=through.column, where=through.where
+    )
 
 
 class _Rows:

@@ -115,7 +115,7 @@ def test_a_window_that_is_a_day_too_long_is_caught(monkeypatch: pytest.MonkeyPat
         # rows of two sources, labels, reports, edges of each window of each source, instants
         (payments.FRAUD, 4 + 1 + 1 + (5 * 4 - 1) + 3 + 2),
         (payments.PAIRS, 4 + 1 + 1 + (5 * 4 - 1) + 3),
-        (payments.SPENDERS, 4 + 1 + 0 + (2 * 4) + 3),
+        (payments.SPENDERS, 4 + 1 + 0 + (2 * 4) + 3 + 3),
     ],
     ids=lambda value: getattr(value, "name", ""),
 )
