@@ -683,16 +683,25 @@ class AnyEvent(_WindowLabel):
 
 
 class Count(_WindowLabel):
-    """How many events that satisfy ``where`` happen in ``[as_of, as_of + horizon)``."""
+    """How many events that satisfy ``where`` happen in ``[as_of, as_of + horizon)``.
+
+    No number is foretold below 0.
+    """
 
     kind: Literal["count"] = "count"
 
 
 class Sum(_WindowLabel):
-    """The sum of ``column`` over the events in ``[as_of, as_of + horizon)``; 0 without events."""
+    """The sum of ``column`` over the events in ``[as_of, as_of + horizon)``; 0 without events.
+
+    ``non_negative``: no sum is below 0, so no amount and no end of an interval is foretold below
+    it; a training refuses labels that are. Leave it out where something is taken back, as by
+    cancellations: then what is to come may well add up to less than 0.
+    """
 
     kind: Literal["sum"] = "sum"
     column: Name
+    non_negative: bool = False
 
     @model_validator(mode="after")
     def _sums_a_number(self) -> Self:
@@ -937,7 +946,8 @@ class Interval(_Declaration):
     Of 0.8 one label in ten is below the interval, and one in ten above, at most: two quantiles are
     boosted, and moved apart until that holds for entities that they have not learned from
     (conformalised quantile regression, Romano, Patterson and Candès 2019). It is published in the
-    columns ``<score_column>_low`` and ``<score_column>_high``.
+    columns ``<score_column>_low`` and ``<score_column>_high``, and always holds the score: amounts
+    and quantiles are of other trees, and where an amount lies beyond, the interval is widened.
     """
 
     share: Annotated[float, Field(gt=0, lt=1)] = 0.8
@@ -1469,6 +1479,14 @@ class UseCase(_Declaration):
         if self.mode == "candidate":
             return "ranking"
         return "regression" if isinstance(self.label, Sum | Count) else "binary"
+
+    @property
+    def is_non_negative(self) -> bool:
+        """Of amounts, whether no label is below 0, and so none is foretold below it."""
+        label = self.label
+        return self.objective == "regression" and (
+            isinstance(label, Count) or (isinstance(label, Sum) and label.non_negative)
+        )
 
     @property
     def judged_metrics(self) -> tuple[Metric, ...]:
