@@ -458,6 +458,8 @@ def nightly(as_of: AsOf, use_case: UseCaseNames = None) -> None:
                 f" (model version {each.model_version}, publication {each.publication_id})"
             )
         for served in use_cases:
+            if not served.is_due(as_of.date()):
+                console.print(f"{served.name}: {served.why_not_due(as_of.date())}")
             show_top(settings, served.name)
 
 

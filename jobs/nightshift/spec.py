@@ -13,6 +13,7 @@ still knows what landed before D, the day after it.
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import date, timedelta
 from typing import Annotated, Literal, Self
 
 from pydantic import (
@@ -1218,6 +1219,32 @@ class Retention(_Declaration):
     days: Annotated[int, Field(ge=0, le=36500)] = 30
 
 
+class Nights(_Declaration):
+    """On which nights a use case is scored: every ``every_days``, counted from ``since``.
+
+    Every night (1), every Monday (7, since any Monday), every 30 days. On the nights between it is
+    not due: nothing of it is computed or published, readers keep the newest night, and a backfill
+    leaves these dates out. Landings are loaded and checked every night all the same. How far apart
+    the snapshots are that a training learns from is told by :class:`Snapshots`, whatever this is.
+    """
+
+    every_days: Days = 1
+    since: date = date(2024, 1, 1)
+
+    def is_due(self, as_of: date) -> bool:
+        """Whether it is scored for ``as_of``."""
+        return (as_of - self.since).days % self.every_days == 0
+
+    def next_after(self, as_of: date) -> date:
+        """The first night after ``as_of`` on which it is."""
+        return as_of + timedelta(days=self.every_days - (as_of - self.since).days % self.every_days)
+
+    @property
+    def words(self) -> str:
+        """As people are told it."""
+        return "every night" if self.every_days == 1 else f"every {self.every_days} nights"
+
+
 class UseCase(_Declaration):
     """One prediction task. All else (DAG ids, tables, registered model) follows from its name.
 
@@ -1240,6 +1267,7 @@ class UseCase(_Declaration):
         population: who is scored; for single events ``EveryEvent``.
         label: what is predicted, over which days, and when it is known.
         feature_groups: what the model sees, of the key or of another column of what is scored.
+        nights: on which of them it is scored; every night unless it says otherwise.
         snapshots: the training set, through history.
         model: how it is fitted.
         heuristics: what one would do without a model; a gate can ask to beat each.
@@ -1262,6 +1290,7 @@ class UseCase(_Declaration):
     population: Population | EveryEvent
     label: Label
     feature_groups: tuple[FeatureGroup, ...] = Field(min_length=1)
+    nights: Nights = Nights()
     snapshots: Snapshots
     model: Model = Model()
     heuristics: tuple[Heuristic, ...]
@@ -1417,6 +1446,23 @@ class UseCase(_Declaration):
                 )
 
     @model_validator(mode="after")
+    def _is_due_in_time(self) -> Self:
+        apart = self.nights.every_days
+        if apart > 1 and self.mode == "event":
+            raise ValueError(
+                f"use case {self.name}: each event is scored in the night after its day; "
+                f"{self.nights.words} would leave out those of the days between"
+            )
+        for audit in self.audits:
+            if isinstance(audit, StableSincePrevious) and audit.within_days < apart:
+                raise ValueError(
+                    f"use case {self.name}: audit {audit_name(audit)}: of the last "
+                    f"{audit.within_days} days there is no publication where it is scored "
+                    f"{self.nights.words}; give it within_days={apart} or more"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _is_of_one_mode(self) -> Self:
         where, population, label = f"use case {self.name}", self.population, self.label
         groups = [*self.feature_groups, *self._through_groups]
@@ -1472,6 +1518,17 @@ class UseCase(_Declaration):
         if isinstance(self.population, EveryEvent):
             return "event"
         return "snapshot" if isinstance(self.population.key, str) else "candidate"
+
+    def is_due(self, as_of: date) -> bool:
+        """Whether it is scored for ``as_of``."""
+        return self.nights.is_due(as_of)
+
+    def why_not_due(self, as_of: date) -> str:
+        """What people are told of a night on which it is not."""
+        return (
+            f"not due on {as_of}: it is scored {self.nights.words}, next on"
+            f" {self.nights.next_after(as_of)}"
+        )
 
     @property
     def objective(self) -> Objective:

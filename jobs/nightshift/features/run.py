@@ -56,10 +56,15 @@ def build_features(
     A use case to whose population nobody belongs holds none of the others: it has no dataset
     afterwards, and is not in the result. One that reads a source which is held is left out.
 
+    Args:
+        use_cases: those that are due; without any there is nothing to do.
+
     Raises:
         RefusedAsOf: when nobody belongs to any of the populations at ``as_of``.
         NightshiftError: what sources were refused for, where no use case is left.
     """
+    if not use_cases:
+        return {}
     use_cases = free(settings, use_cases, as_of)
     found = _build_nights(settings, {as_of: use_cases}, is_all_or_none=False)
     return found.get(as_of, {})

@@ -13,7 +13,7 @@ import pytest
 from payment_cases import AS_OF, FRAUD, PAIRS, PAYMENTS, RISK, SPENDERS, SPENDING, TABLES, TOUCHED
 
 from nightshift.features import extract, job, vectors
-from nightshift.spec import EveryEvent, Source, UseCase
+from nightshift.spec import EveryEvent, Nights, Source, UseCase
 
 BUCKETS = 16
 NIGHTS = tuple(AS_OF - timedelta(days=days) for days in (33, 2, 1, 0))
@@ -265,6 +265,7 @@ def test_what_other_entities_tell_a_snapshot_equals_plain_sql(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("wanted", "changes", "message"),
     [
+        (FRAUD, {"nights": Nights(every_days=7)}, "every 7 nights would leave out those of the"),
         (FRAUD, {"key": "merchant_id"}, "key 'merchant_id' is not a column of payments"),
         (FRAUD, {"feature_groups": (TOUCHED,)}, "goes through other entities, which is for snap"),
         (SPENDERS, {"feature_groups": (RISK,)}, "a row that is scored has .'customer_id',."),
