@@ -922,8 +922,15 @@ def new_use_case(
     ] = None,
     active_days: Annotated[int | None, typer.Option(min=1, help="How recent.")] = None,
     label: Annotated[
-        str | None, typer.Option(help="any_event or no_event, of the label's source.")
+        str | None,
+        typer.Option(
+            help="any_event or no_event, of the label's source; or an amount: count, sum."
+        ),
     ] = None,
+    label_column: Annotated[str | None, typer.Option(help="Of a sum: what is added up.")] = None,
+    non_negative: Annotated[
+        bool, typer.Option("--non-negative", help="Of a sum: it is never below 0.")
+    ] = False,
     label_source: Annotated[str | None, typer.Option(help="Source of the label.")] = None,
     label_where: Annotated[
         str | None, typer.Option(help="Condition (SQL) on the events that count.")
@@ -945,7 +952,17 @@ def new_use_case(
     stride_days: Annotated[
         int, typer.Option(min=1, help="Between two snapshots of the training set.")
     ] = 7,
-    score_column: Annotated[str | None, typer.Option(help="The published probability.")] = None,
+    every_days: Annotated[
+        int, typer.Option(min=1, help="Nights from one that is scored to the next.")
+    ] = 1,
+    score_column: Annotated[
+        str | None, typer.Option(help="The published probability or amount.")
+    ] = None,
+    bands: Annotated[
+        str | None,
+        typer.Option(help="From which score a row is medium, and high, with a comma between."),
+    ] = None,
+    unit: Annotated[str, typer.Option(help="Of amounts, as people are told it.")] = "",
     owner: Annotated[str, typer.Option(help="The team that answers for it.")] = "data-team",
     yes: Annotated[
         bool, typer.Option("--yes", help="Do not ask: refuse what is left out.")
@@ -957,7 +974,15 @@ def new_use_case(
     """
     with refusals():
         from nightshift.scaffold.run import write_use_case
-        from nightshift.scaffold.use_case import LABELS, Asked, declared_sources, proposed_features
+        from nightshift.scaffold.use_case import (
+            AMOUNTS,
+            BANDS,
+            LABELS,
+            Asked,
+            declared_sources,
+            numbers_of,
+            proposed_features,
+        )
 
         def given(value: str | int | None, option: str, question: str, default: str = "") -> str:
             if value is not None:
@@ -973,10 +998,19 @@ def new_use_case(
         active = given(active_days, "--active-days", "in how many days before", "30")
         label = given(label, "--label", f"What is predicted ({', '.join(LABELS)})", "any_event")
         label_source = given(label_source, "--label-source", f"of ({sources})")
+        if label == "sum" and label_column is None:
+            numbers = ", ".join(numbers_of(label_source))
+            label_column = given(None, "--label-column", f"the sum of ({numbers})")
+            non_negative = non_negative or (
+                not yes and typer.confirm("which is never below 0", default=False)
+            )
         horizon = given(horizon_days, "--horizon-days", "within how many days", "30")
         if not features:
             proposed = " ".join(proposed_features(key, [population, label_source]))
             features = given(None, "--features", "Features, with blanks between", proposed).split()
+        if label in AMOUNTS and bands is None and not yes:
+            guess = ",".join(f"{each:g}" for each in BANDS[label])
+            bands = given(None, "--bands", "From which amounts it is medium, and high", guess)
         asked = Asked(
             name=name,
             entity=entity,
@@ -986,6 +1020,11 @@ def new_use_case(
             label=label,
             label_source=label_source,
             label_where=label_where,
+            label_column=label_column,
+            non_negative=non_negative,
+            bands=None if bands is None else _scores("--bands", bands),
+            unit=unit,
+            every_days=every_days,
             horizon_days=_number("--horizon-days", horizon),
             reporting_delay_days=reporting_delay_days,
             features=tuple(features),
@@ -995,7 +1034,12 @@ def new_use_case(
             ),
             stride_days=stride_days,
             score_column=given(
-                score_column, "--score-column", "Published probability", f"{name}_probability"
+                score_column,
+                "--score-column",
+                "Published amount" if label in AMOUNTS else "Published probability",
+                f"expected_{label_column or label_source}"
+                if label in AMOUNTS
+                else f"{name}_probability",
             ),
             owner=owner,
         )
@@ -1029,6 +1073,15 @@ def _renamed(given: str) -> tuple[str, str]:
     if not landed:
         raise NightshiftError(f"--rename {given}: no '='", "write --rename 'Landed name=new_name'")
     return landed, name
+
+
+def _scores(option: str, text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(each) for each in text.split(","))
+    except ValueError as error:
+        raise NightshiftError(
+            f"{option}: {text!r} is no list of numbers", "give numbers with commas between"
+        ) from error
 
 
 def _number(option: str, text: str) -> int:

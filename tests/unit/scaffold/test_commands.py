@@ -91,11 +91,44 @@ def test_a_use_case_is_asked_for(project: Path) -> None:
     assert "WILL_BUY as WILL_BUY" in (project / run.REGISTRY).read_text()
 
 
+def test_an_amount_is_asked_for(project: Path) -> None:
+    answers = (
+        "customer\n\norder_lines\n60\nsum\norder_lines\nline_amount\nn\n14\n"
+        "order_lines.invoiced_at\n20,200\n\n\ny\n"
+    )
+    done = nightshift("new-use-case", "basket", "--unit", "pounds", answers=answers)
+
+    assert done.exit_code == 0, done.output
+    assert "the sum of (" in done.output
+    assert "From which amounts it is medium, and high [100,1000]" in done.output
+    declared = (project / "jobs/nightshift/use_cases/basket.py").read_text()
+    assert 'score_column="expected_line_amount"' in declared
+    assert 'Band(name="medium", from_score=20.0)' in declared
+    assert "non_negative" not in declared
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         ((), "--entity is left out"),
         (("--entity", "customer", "--key", "customer_id"), "--population is left out"),
+        (
+            (
+                "--entity",
+                "customer",
+                "--key",
+                "customer_id",
+                "--population",
+                "order_lines",
+                "--active-days",
+                "9",
+                "--label",
+                "sum",
+                "--label-source",
+                "order_lines",
+            ),
+            "--label-column is left out",
+        ),
     ],
 )
 def test_what_is_left_out_with_yes(project: Path, arguments: tuple[str, ...], words: str) -> None:
