@@ -23,7 +23,7 @@ from typer.core import TyperGroup
 
 from nightshift.backfill.plan import ModelChoice
 from nightshift.contracts import SOURCES, load_contract
-from nightshift.errors import NightshiftError, joined
+from nightshift.errors import GateError, NightshiftError, joined
 from nightshift.settings import Settings, load_settings
 from nightshift.use_cases import USE_CASES, find_use_case
 
@@ -70,7 +70,7 @@ class _OrRun(TyperGroup):
 train_app = typer.Typer(
     cls=_OrRun,
     no_args_is_help=True,
-    help="Train and judge: `train <use case> --as-of <date>`; or do a training again.",
+    help="Train and judge: `train <use case>… --as-of <date>`; or do a training again.",
 )
 app.add_typer(train_app, name="train")
 
@@ -465,7 +465,9 @@ def nightly(as_of: AsOf, use_case: UseCaseNames = None) -> None:
 
 @train_app.command("run")
 def train(
-    use_case: UseCaseName,
+    use_case: Annotated[
+        list[str], typer.Argument(help=f"Some of: {', '.join(u.name for u in USE_CASES)}.")
+    ],
     as_of: AsOf,
     trials: Annotated[
         int | None,
@@ -480,22 +482,34 @@ def train(
 ) -> None:
     """Train, judge by the gates, and promote when all of them pass; exits with 1 when refused.
 
-    A use case with manual approval is promoted in Airflow, or by `promote`.
+    Of several use cases each is judged for itself; what landed is loaded and checked once. One with
+    manual approval is promoted in Airflow, or by `promote`.
     """
     with refusals() as settings:
         from nightshift import pipeline
 
-        verdict = pipeline.train(
-            settings,
-            find_use_case(use_case),
-            as_of.date(),
-            trials=trials,
-            minutes=minutes,
-            may_promote=not dry_run,
-        )
-        show_gates(verdict.results)
-        verdict.require_passed()
-        console.print(f"{use_case} version {verdict.candidate_version}: {verdict.outcome}")
+        use_cases = [find_use_case(name) for name in dict.fromkeys(use_case)]
+        pipeline.prepare(settings, use_cases, as_of.date())
+        refused: list[NightshiftError] = []
+        for each in use_cases:
+            verdict = pipeline.train(
+                settings,
+                each,
+                as_of.date(),
+                trials=trials,
+                minutes=minutes,
+                may_promote=not dry_run,
+                is_prepared=True,
+            )
+            show_gates(verdict.results)
+            try:
+                verdict.require_passed()
+            except GateError as refusal:
+                refused.append(refusal)
+            else:
+                console.print(f"{each.name} version {verdict.candidate_version}: {verdict.outcome}")
+        if refused:
+            raise joined(refused)
 
 
 @train_app.command()

@@ -210,15 +210,18 @@ def train(
     trials: int | None = None,
     minutes: float | None = None,
     may_promote: bool = True,
+    is_prepared: bool = False,
 ) -> gates.Verdict:
     """Prepare, build the training set, train, judge; the champion moves if every gate passes.
 
     ``trials`` and ``minutes`` replace the budget of the spec's search. Without ``may_promote``, a
-    dry run, the champion stays in any case.
+    dry run, the champion stays in any case. Where it ``is_prepared``, for several use cases at
+    once, that is not done again.
     """
     from nightshift.training import run as training
 
-    prepare(settings, [use_case], as_of)
+    if not is_prepared:
+        prepare(settings, [use_case], as_of)
     with stage("training_set"):
         features.build_training_set(settings, use_case, as_of)
     with stage("training"):

@@ -126,7 +126,12 @@ class _Declaration(BaseModel):
 
 
 class Source(_Declaration):
-    """A mart that events are read from.
+    """A mart that events are read from, or attributes that hold from an instant on.
+
+    ``relation`` is the mart's table, as ``marts.fct_failures``. ``event_time`` is the column with
+    the instant at which a row happened, or from which it holds; ``landed_date`` the one with the
+    date of the folder in which it landed. Both cut what an ``as_of`` may know. An event mart may
+    hold several entities' keys: the machine's, and that of the plant in which it stood.
 
     ``columns`` maps each column that a declaration may use to its type in the lake; a decimal
     has four places. ``row_id`` names the mart's key. ``landed_days`` is the mart's name in
@@ -161,6 +166,7 @@ class Window(_Declaration):
     """``[instant − (days + lag), instant − lag)``; ``days`` None is all time up to ``lag`` ago.
 
     A negative lag would end after the instant, and leak what is to be predicted: it is refused.
+    ``season_last_year(90)`` is the window of the 90 days that follow the same date a year ago.
     ``Window.model_construct`` does not check, which is how a test plants a leak.
     """
 
@@ -199,6 +205,8 @@ def _window(window: AnyWindow) -> Window:
 
 class Measure(_Declaration):
     """What is aggregated, over the rows where ``where`` holds and the value is not null.
+
+    To count events, or to tell how long ago the last was, take the event time as the column.
 
     Attributes:
         name: as features are named after it.
@@ -308,7 +316,10 @@ class Aggregate(_Declaration):
 
 
 class Ratio(_Declaration):
-    """``numerator / denominator``, two features of the group; null where the denominator is 0."""
+    """``numerator / denominator``, two features of the group; null where the denominator is 0.
+
+    ``name`` is the feature's whole name, as ``customer_returns_per_order``.
+    """
 
     name: Name
     numerator: Name
@@ -330,7 +341,8 @@ class Trend(_Declaration):
 
 
 class Feature(_Declaration):
-    """One aggregated column of a feature vector, as the compiler sees it.
+    """One aggregated column of a feature vector, as the compiler makes it of an :class:`Aggregate`;
+    nobody declares one.
 
     Attributes:
         name: ``<entity>_<measure>_<aggregation>_<window>``.
@@ -370,6 +382,11 @@ class Described:
 
 class FeatureGroup(_Declaration):
     """Features of one entity from one source, named ``<entity>_<measure>_<aggregation>_<window>``.
+
+    A use case takes as many groups as it likes, of any sources that hold its key: events in
+    several tables are a group each. The ``last`` of a history of attributes is the attribute as it
+    was at the instant. A group of another entity is reached by a :class:`Through`; where each event
+    is scored, or pairs are, it is a group of the use case, by the key that the event or pair names.
 
     Attributes:
         name: unique among the groups of a use case.
@@ -578,7 +595,8 @@ Through.model_rebuild()
 
 
 class Population(_Declaration):
-    """Who is scored: entities with an event, where ``where`` holds, in the last ``active_days``.
+    """Who is scored: entities with an event, where ``where`` holds, in the ``active_days`` before
+    ``as_of``, whichever source is taken for that.
 
     A key of several columns makes candidates: each pair of customer and product that occurs.
     """
@@ -639,9 +657,9 @@ def _require_columns(what: str, source: Source, where: str | None) -> None:
 
 
 class _WindowLabel(_Declaration):
-    """A label over the events in ``[as_of, as_of + horizon)`` where ``where`` holds.
-
-    Mature once ``[as_of, as_of + horizon + reporting delay)`` has landed.
+    """``source`` is any that holds the ``key`` of what is scored: it need not be the population's.
+    ``horizon_days`` are counted from ``as_of``, its own day included. The label is known, and a
+    training may learn it, once they have landed, and ``reporting_delay_days`` for what lands late.
     """
 
     source: Source
@@ -764,7 +782,8 @@ class Heuristic(_Declaration):
     """A baseline without a model: rank by one feature; a low value first if ``descending``.
 
     With ``scale`` the feature times it is a foretold amount, in the label's unit: of the past
-    year's total ``90 / 365`` foretells 90 days. Without, only the order tells something.
+    year's total ``90 / 365`` foretells 90 days. Without, only the order tells something, and gates
+    cannot compare an error with it. A null takes the median.
     """
 
     name: Name
@@ -793,6 +812,10 @@ class Snapshots(_Declaration):
     ``origins`` cut-offs are evaluated, each split in the same way and its test just before that of
     the next, as far as history reaches; the gates judge the newest. ``staleness_weeks`` are the
     ages of models that are measured on the newest test beside the fresh one.
+
+    So a ``count`` of 26 at a stride of 14 days reaches back a year from the newest mature one. A
+    training without enough landings says so, and from which ``as_of`` on there are. The stride is
+    not that of the nights (:class:`Nights`).
     """
 
     stride_days: Days
@@ -880,7 +903,35 @@ METRICS: dict[Metric, MetricRule] = {
     "map_at_k": MetricRule("ranking", reads="working_point"),
     "coverage_at_k": MetricRule("ranking", None, "working_point"),
 }
-"""What each metric means is told where it is computed, in ``nightshift.metrics``."""
+"""How each metric is computed is told in ``nightshift.metrics``."""
+
+MEANINGS: dict[str, str] = {
+    "auc": "area under the ROC curve: how often a 1 scores higher than a 0, ties by halves",
+    "average_precision": "precision summed over the steps of recall",
+    "lift_top_10": "rate of 1 among the highest tenth of the scores, over the rate among all",
+    "lift_top_20": "the same of the highest fifth",
+    "lift_top_30": "the same of the highest three tenths",
+    "log_loss": "mean negative logarithm of the probability that was given to what happened",
+    "brier": "mean squared error of the probabilities",
+    "calibration_error": "mean distance of probability and rate, over 10 equally large bins",
+    "precision": "share of 1 among the selected",
+    "recall": "share of the selected among all 1",
+    "f1": "harmonic mean of precision and recall",
+    "selection_rate": "share of the selected among all",
+    "spearman": "correlation of the ranks of amounts and scores",
+    "gini": "Gini coefficient in the order of the scores, over that in the true order",
+    "mae": "mean absolute error, in the label's unit",
+    "rmse": "root of the mean squared error, in the label's unit",
+    "r2": "1 less the squared error over that of the mean label",
+    "total_bias": "sum of the scores over that of the labels, less 1: 0.1 foretells 10 % too much",
+    "interval_coverage": "share of the labels within their interval",
+    "interval_width": "width of the intervals, in the label's unit",
+    "ndcg_at_k": "discounted gain of the first k items of a list, over that of the best order",
+    "recall_at_k": "share of a list's relevant items among its first k",
+    "map_at_k": "mean average precision of the first k items",
+    "coverage_at_k": "share of all items that some list shows among its first k",
+}
+"""What each metric means, in words."""
 
 
 class Search(_Declaration):
@@ -1247,6 +1298,11 @@ class Nights(_Declaration):
 
 class UseCase(_Declaration):
     """One prediction task. All else (DAG ids, tables, registered model) follows from its name.
+
+    Population and label tell what kind it is. Of an entity, ``AnyEvent`` and ``NoEvent`` are yes or
+    no (binary), ``Count`` and ``Sum`` amounts (regression). A population of pairs makes candidates
+    that are ranked. ``EveryEvent`` with ``Reported`` scores single events. Losses, metrics, working
+    points and gates are those of its objective; others are refused.
 
     ``unit``: of amounts, as people are told it. ``interval``: None for amounts without one.
 
