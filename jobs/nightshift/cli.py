@@ -876,6 +876,10 @@ def new_source(
     rename: Annotated[
         list[str] | None, typer.Option(help="LANDED=name, where a name will not do.")
     ] = None,
+    type_: Annotated[
+        list[str] | None,
+        typer.Option("--type", help="column=text, integer, number or timestamp, if not as shown."),
+    ] = None,
     attributes: Annotated[
         bool,
         typer.Option("--attributes", help="Rows are attributes that hold from an instant on."),
@@ -899,19 +903,28 @@ def new_source(
             event_time=event_time,
             pii=_split(pii),
             columns=_split(columns),
-            names=dict(_renamed(each) for each in rename or ()),
+            names=dict(_assigned("--rename", each) for each in rename or ()),
+            types=dict(_assigned("--type", each) for each in type_ or ()),
             has_versions=attributes,
         )
         found = look_at_sample(name, sample, chosen)
         show_inferred(found)
         if not yes:
             asked_key = typer.prompt("Key, with commas between; - for none", _joined(found.key))
+            asked_types = typer.prompt(
+                "Other types, as column=text, with commas between; - for none",
+                ",".join(f"{name}={kind}" for name, kind in chosen.types.items()) or "-",
+            )
             asked_pii = typer.prompt("Personal data; - for none", _joined(found.pii))
             chosen = replace(
                 chosen,
                 key=_split("" if asked_key == "-" else asked_key),
                 event_time=typer.prompt("Event time", found.event_time),
                 pii=_split("" if asked_pii == "-" else asked_pii),
+                types=dict(
+                    _assigned("--type", each)
+                    for each in _split("" if asked_types == "-" else asked_types) or ()
+                ),
             )
             found = look_at_sample(name, sample, chosen)
             show_inferred(found)
@@ -1020,7 +1033,9 @@ def new_use_case(
             )
         horizon = given(horizon_days, "--horizon-days", "within how many days", "30")
         if not features:
-            proposed = " ".join(proposed_features(key, [population, label_source]))
+            proposed = " ".join(
+                proposed_features(key, [population, label_source, *declared_sources()])
+            )
             features = given(None, "--features", "Features, with blanks between", proposed).split()
         if label in AMOUNTS and bands is None and not yes:
             guess = ",".join(f"{each:g}" for each in BANDS[label])
@@ -1082,11 +1097,12 @@ def _joined(names: Sequence[object]) -> str:
     return ",".join(map(str, names)) or "-"
 
 
-def _renamed(given: str) -> tuple[str, str]:
-    landed, _, name = given.rpartition("=")
-    if not landed:
-        raise NightshiftError(f"--rename {given}: no '='", "write --rename 'Landed name=new_name'")
-    return landed, name
+def _assigned(option: str, given: str) -> tuple[str, str]:
+    column, _, what = given.rpartition("=")
+    if not column:
+        form = "Landed name=new_name" if option == "--rename" else "column=text"
+        raise NightshiftError(f"{option} {given}: no '='", f"write {option} '{form}'")
+    return column, what
 
 
 def _scores(option: str, text: str) -> tuple[float, ...]:

@@ -150,14 +150,16 @@ def numbers_of(source: str) -> list[str]:
 
 
 def proposed_features(key: str, sources: Sequence[str]) -> list[str]:
-    """Numbers and events of the sources that have the key, as ``source.column``."""
+    """Numbers and events of the sources that have the key, as ``source.column``; of attributes the
+    numbers."""
     return [
         f"{name}.{column}"
         for name in dict.fromkeys(sources)
         for source in [declared_source(name)]
         if key in source.columns
         for column, kind in source.columns.items()
-        if kind in _NUMBERS or column == source.event_time
+        if kind in _NUMBERS
+        or (column == source.event_time and not source.relation.startswith("marts.dim_"))
     ]
 
 

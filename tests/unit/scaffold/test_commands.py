@@ -38,7 +38,7 @@ def nightshift(*arguments: str, answers: str = "") -> Result:
 
 
 def test_what_is_inferred_is_shown_and_can_be_corrected(project: Path, sample: str) -> None:
-    answers = "machine_id,read_at\nmachine_id\nread_at\ny\n"
+    answers = "machine_id,read_at\nheat=text\nmachine_id\nread_at\ny\n"
     done = nightshift("new-source", "readings", "--sample", sample, answers=answers)
 
     assert done.exit_code == 0, done.output
@@ -46,12 +46,13 @@ def test_what_is_inferred_is_shown_and_can_be_corrected(project: Path, sample: s
     assert "Key, with commas between; - for none [reading_id]" in done.output
     contract = (project / "jobs/nightshift/contracts/readings.odcs.yaml").read_text()
     assert contract.count("classification: pii") == 1
+    assert "numeric" not in contract  # as was answered
     # its rule would show which machines have two rows of one instant
     assert "primaryKey:" not in contract
     assert "partition by _landed_date, machine_id, read_at" in contract
 
 
-@pytest.mark.parametrize("answers", ["\n\n\nn\n", ""])
+@pytest.mark.parametrize("answers", ["\n\n\n\nn\n", ""])
 def test_without_a_yes_nothing_is_written(project: Path, sample: str, answers: str) -> None:
     done = nightshift("new-source", "readings", "--sample", sample, answers=answers)
 
@@ -64,6 +65,11 @@ def test_without_a_yes_nothing_is_written(project: Path, sample: str, answers: s
     [
         (("--key", "a", "--without-key"), "give one of them"),
         (("--rename", "heat"), "write --rename"),
+        (("--type", "heat"), "write --type"),
+        (("--type", "cold=text"), "--type cold: there is no such column"),
+        (("--type", "heat=money"), "use one of text, integer, number, timestamp"),
+        (("--type", "heat=integer"), "row 1, column 'heat': '1.5' is no integer"),
+        (("--type", "heat=number", "--pii", "heat"), "personal data is text, as"),
         (("--key", "heat,read"), "--key read: there is no such column"),
     ],
 )
