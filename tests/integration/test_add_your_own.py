@@ -82,8 +82,9 @@ def test_the_guide_leads_from_files_to_predictions(
     assert f"one line more: {REGISTRY}" in shown[3]
     assert "machine_failure version 1: promoted" in shown[5]
     assert "repair_hours version 1: promoted" in shown[5]
+    assert "rows of plants that happen on as_of or after it" in shown[6]
     # of the three dates one is a Monday
-    assert "3 dates: 600 rows are published, 4 of 4 publications are new" in shown[6]
+    assert "3 dates: 600 rows are published, 4 of 4 publications are new" in shown[7]
 
     (query,) = blocks("sql")
     with (

@@ -126,6 +126,18 @@ def test_no_feature_of_any_mode_moves(use_case: UseCase, trials: int) -> None:
     assert len(found) == trials
 
 
+def test_nothing_need_reach_beyond_the_longest_window() -> None:
+    bounded = payments.use_case(
+        name="bounded",
+        population=payments.SPENDERS.population,
+        label=payments.SPENDERS.label,
+        feature_groups=(payments.SPENDING,),
+    )
+    found = list(prove.trials(bounded, payments.TABLES, AS_OF_PAYMENTS))
+    assert "rows a microsecond before and after 30d of payments" in {t.change for t in found}
+    assert [trial for trial in found if not trial.holds] == []
+
+
 def test_reports_that_are_not_known_yet_are_caught() -> None:
     """A rate of fraud that looks back seven days, and does not ask when the fraud was reported."""
     risk = payments.RISK
