@@ -18,7 +18,8 @@ that `as_of` publishes. `as_of` is the logical date, or the param of that name.
 the note of the failed task and the end of its log do; clear the task when that is done. A use case
 that fails, in the group of its name or in its audit, holds none of the others: they are published,
 and the run is failed all the same. A source with a refused file or a broken rule holds only the use
-cases that read it: where not all of them do, its task in the group `sources` is what is red. A lost
+cases that read it: where not all of them do, its task in the group `sources` is what is red. A use
+case that is not due (`nights`) is not scored; the note of its task says so, and when it is. A lost
 server is waited for, a refusal is not tried again. A run that succeeds sends the recovery.
 """
 
@@ -33,14 +34,16 @@ from nightshift.orchestration import (
     TASK_DEFAULTS,
     WaitForLandings,
     assets,
+    due,
     linked,
+    run_due,
     run_stage,
     scored,
     with_card,
 )
 from nightshift.settings import settings
 from nightshift.sources import SOURCES
-from nightshift.use_cases import USE_CASES, find_use_case
+from nightshift.use_cases import USE_CASES
 
 READ = tuple(sorted({source for use_case in USE_CASES for source in use_case.landings}))
 MARTS = sorted(
@@ -131,7 +134,8 @@ with DAG(
             from nightshift.features.run import build_features
 
             run_stage(
-                lambda as_of: build_features(settings(), USE_CASES, as_of), task_notes.of_datasets
+                lambda as_of: build_features(settings(), due(USE_CASES, as_of), as_of),
+                task_notes.of_datasets,
             )
 
         extract_events() >> compute_features()
@@ -140,14 +144,17 @@ with DAG(
     def score(name: str) -> None:
         from nightshift.scoring.run import score
 
-        run_stage(lambda as_of: score(settings(), find_use_case(name), as_of), task_notes.of_score)
+        run_due(
+            name, lambda use_case, as_of: score(settings(), use_case, as_of), task_notes.of_score
+        )
 
     @task
     def challenge(name: str) -> None:
         from nightshift.scoring.run import challenge
 
-        run_stage(
-            lambda as_of: challenge(settings(), find_use_case(name), as_of),
+        run_due(
+            name,
+            lambda use_case, as_of: challenge(settings(), use_case, as_of),
             task_notes.of_challenge,
         )
 
@@ -163,7 +170,8 @@ with DAG(
             from nightshift.publishing.run import publish
 
             run_stage(
-                lambda as_of: publish(settings(), scored(USE_CASES), as_of), task_notes.of_publish
+                lambda as_of: publish(settings(), due(scored(USE_CASES), as_of), as_of),
+                task_notes.of_publish,
             )
 
         @task

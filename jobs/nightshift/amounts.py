@@ -63,12 +63,19 @@ class Exposure:
 
 @dataclass(frozen=True)
 class Amounts:
-    """``factor``, above 0: what the trees' amounts are times, so that their total comes true.
-    ``exposure``: what the trees' multiples are of; None where they are amounts."""
+    """What makes amounts of what the trees add up to.
+
+    Attributes:
+        factor: above 0: what the trees' amounts are times, so that their total comes true.
+        interval: beside each amount; None for none.
+        exposure: what the trees' multiples are of; None where they are amounts.
+        non_negative: amounts, and ends of the interval, below 0 are 0.
+    """
 
     factor: float
     interval: Interval | None = None
     exposure: Exposure | None = None
+    non_negative: bool = False
 
 
 def attach(booster: xgb.Booster, amounts: Amounts) -> None:
@@ -84,6 +91,8 @@ def attach(booster: xgb.Booster, amounts: Amounts) -> None:
             "above": found.above,
         },
         "exposure": amounts.exposure and asdict(amounts.exposure),
+        # told where it says something: models of before have the bytes that they had
+        **({"non_negative": True} if amounts.non_negative else {}),
     }
     booster.set_attr(**{ATTRIBUTE: json.dumps(told)})
 
@@ -113,6 +122,7 @@ def _read(text: str) -> Amounts:
                 found["above"],
             ),
             told["exposure"] and Exposure(**told["exposure"]),
+            told.get("non_negative", False),
         )
         margins = (amounts.interval.below, amounts.interval.above) if amounts.interval else ()
         is_whole = amounts.factor > 0 and bool(np.isfinite([amounts.factor, *margins]).all())
@@ -135,16 +145,31 @@ def quantiles(trees: xgb.Booster, matrix: npt.NDArray[np.float32]) -> Vector:
     return np.asarray(trees.inplace_predict(matrix), dtype=np.float64).reshape(len(matrix), 2)
 
 
-def bounds(
-    interval: Interval, exposure: Exposure | None, matrix: npt.NDArray[np.float32]
-) -> Vector:
-    """Low and high of each row, (rows, 2) float64 in the label's unit; low is never above high."""
+def bounds(carried: Amounts, matrix: npt.NDArray[np.float32]) -> Vector | None:
+    """Low and high of each row, (rows, 2) float64 in the label's unit; low is never above high.
+
+    None where the model carries no interval.
+    """
+    interval = carried.interval
+    if interval is None:
+        return None
     if len(matrix) == 0:
         return np.empty((0, 2), dtype=np.float64)
     moves = np.array([-interval.below, interval.above])
     moved = quantiles(_booster(interval.trees), matrix) + moves
     ends = signed_exp(np.sort(moved, axis=1))
-    return ends if exposure is None else ends * exposure.of(matrix)[:, None]
+    if carried.non_negative:
+        ends = np.maximum(ends, 0)
+    return ends if carried.exposure is None else ends * carried.exposure.of(matrix)[:, None]
+
+
+def holding(ends: Vector, scores: Vector) -> Vector:
+    """The intervals, (rows, 2), each as wide as it takes to hold its own score, (rows,).
+
+    Quantiles and amounts are of other trees, so that an amount may lie beyond them; a wider
+    interval holds no fewer labels.
+    """
+    return np.stack([np.minimum(ends[:, 0], scores), np.maximum(ends[:, 1], scores)], axis=1)
 
 
 @lru_cache(maxsize=8)

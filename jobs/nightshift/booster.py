@@ -96,6 +96,8 @@ def predict(booster: xgb.Booster, matrix: Matrix, doubled: xgb.Booster | None = 
         scores = scores * carried.factor
         if carried.exposure is not None:
             scores = scores * carried.exposure.of(original)
+        if carried.non_negative:
+            scores = np.maximum(scores, 0)
     wrong = np.flatnonzero(~np.isfinite(scores))
     if len(wrong):
         raise NightshiftError(
@@ -106,8 +108,12 @@ def predict(booster: xgb.Booster, matrix: Matrix, doubled: xgb.Booster | None = 
     return scores
 
 
-def intervals(booster: xgb.Booster, matrix: Matrix) -> Vector | None:
+def intervals(booster: xgb.Booster, matrix: Matrix, scores: Vector | None = None) -> Vector | None:
     """Low and high beside each amount, (rows, 2) float64; None where the booster carries none.
+
+    Args:
+        scores: (rows,) of :func:`predict`, which the intervals are to hold, as published ones do;
+            None for the intervals alone.
 
     Raises:
         NightshiftError: when the matrix is not as wide as the model.
@@ -116,7 +122,8 @@ def intervals(booster: xgb.Booster, matrix: Matrix) -> Vector | None:
     if carried is None or carried.interval is None:
         return None
     _check_width(booster, matrix)
-    return amounts.bounds(carried.interval, carried.exposure, matrix)
+    ends = amounts.bounds(carried, matrix)
+    return ends if ends is None or scores is None else amounts.holding(ends, scores)
 
 
 def double(booster: xgb.Booster) -> xgb.Booster | None:

@@ -23,7 +23,7 @@ from typer.core import TyperGroup
 
 from nightshift.backfill.plan import ModelChoice
 from nightshift.contracts import SOURCES, load_contract
-from nightshift.errors import NightshiftError, joined
+from nightshift.errors import GateError, NightshiftError, joined
 from nightshift.settings import Settings, load_settings
 from nightshift.use_cases import USE_CASES, find_use_case
 
@@ -70,7 +70,7 @@ class _OrRun(TyperGroup):
 train_app = typer.Typer(
     cls=_OrRun,
     no_args_is_help=True,
-    help="Train and judge: `train <use case> --as-of <date>`; or do a training again.",
+    help="Train and judge: `train <use case>… --as-of <date>`; or do a training again.",
 )
 app.add_typer(train_app, name="train")
 
@@ -458,12 +458,16 @@ def nightly(as_of: AsOf, use_case: UseCaseNames = None) -> None:
                 f" (model version {each.model_version}, publication {each.publication_id})"
             )
         for served in use_cases:
+            if not served.is_due(as_of.date()):
+                console.print(f"{served.name}: {served.why_not_due(as_of.date())}")
             show_top(settings, served.name)
 
 
 @train_app.command("run")
 def train(
-    use_case: UseCaseName,
+    use_case: Annotated[
+        list[str], typer.Argument(help=f"Some of: {', '.join(u.name for u in USE_CASES)}.")
+    ],
     as_of: AsOf,
     trials: Annotated[
         int | None,
@@ -478,22 +482,34 @@ def train(
 ) -> None:
     """Train, judge by the gates, and promote when all of them pass; exits with 1 when refused.
 
-    A use case with manual approval is promoted in Airflow, or by `promote`.
+    Of several use cases each is judged for itself; what landed is loaded and checked once. One with
+    manual approval is promoted in Airflow, or by `promote`.
     """
     with refusals() as settings:
         from nightshift import pipeline
 
-        verdict = pipeline.train(
-            settings,
-            find_use_case(use_case),
-            as_of.date(),
-            trials=trials,
-            minutes=minutes,
-            may_promote=not dry_run,
-        )
-        show_gates(verdict.results)
-        verdict.require_passed()
-        console.print(f"{use_case} version {verdict.candidate_version}: {verdict.outcome}")
+        use_cases = [find_use_case(name) for name in dict.fromkeys(use_case)]
+        pipeline.prepare(settings, use_cases, as_of.date())
+        refused: list[NightshiftError] = []
+        for each in use_cases:
+            verdict = pipeline.train(
+                settings,
+                each,
+                as_of.date(),
+                trials=trials,
+                minutes=minutes,
+                may_promote=not dry_run,
+                is_prepared=True,
+            )
+            show_gates(verdict.results)
+            try:
+                verdict.require_passed()
+            except GateError as refusal:
+                refused.append(refusal)
+            else:
+                console.print(f"{each.name} version {verdict.candidate_version}: {verdict.outcome}")
+        if refused:
+            raise joined(refused)
 
 
 @train_app.command()
@@ -860,6 +876,10 @@ def new_source(
     rename: Annotated[
         list[str] | None, typer.Option(help="LANDED=name, where a name will not do.")
     ] = None,
+    type_: Annotated[
+        list[str] | None,
+        typer.Option("--type", help="column=text, integer, number or timestamp, if not as shown."),
+    ] = None,
     attributes: Annotated[
         bool,
         typer.Option("--attributes", help="Rows are attributes that hold from an instant on."),
@@ -883,19 +903,28 @@ def new_source(
             event_time=event_time,
             pii=_split(pii),
             columns=_split(columns),
-            names=dict(_renamed(each) for each in rename or ()),
+            names=dict(_assigned("--rename", each) for each in rename or ()),
+            types=dict(_assigned("--type", each) for each in type_ or ()),
             has_versions=attributes,
         )
         found = look_at_sample(name, sample, chosen)
         show_inferred(found)
         if not yes:
             asked_key = typer.prompt("Key, with commas between; - for none", _joined(found.key))
+            asked_types = typer.prompt(
+                "Other types, as column=text, with commas between; - for none",
+                ",".join(f"{name}={kind}" for name, kind in chosen.types.items()) or "-",
+            )
             asked_pii = typer.prompt("Personal data; - for none", _joined(found.pii))
             chosen = replace(
                 chosen,
                 key=_split("" if asked_key == "-" else asked_key),
                 event_time=typer.prompt("Event time", found.event_time),
                 pii=_split("" if asked_pii == "-" else asked_pii),
+                types=dict(
+                    _assigned("--type", each)
+                    for each in _split("" if asked_types == "-" else asked_types) or ()
+                ),
             )
             found = look_at_sample(name, sample, chosen)
             show_inferred(found)
@@ -920,8 +949,15 @@ def new_use_case(
     ] = None,
     active_days: Annotated[int | None, typer.Option(min=1, help="How recent.")] = None,
     label: Annotated[
-        str | None, typer.Option(help="any_event or no_event, of the label's source.")
+        str | None,
+        typer.Option(
+            help="any_event or no_event, of the label's source; or an amount: count, sum."
+        ),
     ] = None,
+    label_column: Annotated[str | None, typer.Option(help="Of a sum: what is added up.")] = None,
+    non_negative: Annotated[
+        bool, typer.Option("--non-negative", help="Of a sum: it is never below 0.")
+    ] = False,
     label_source: Annotated[str | None, typer.Option(help="Source of the label.")] = None,
     label_where: Annotated[
         str | None, typer.Option(help="Condition (SQL) on the events that count.")
@@ -943,7 +979,17 @@ def new_use_case(
     stride_days: Annotated[
         int, typer.Option(min=1, help="Between two snapshots of the training set.")
     ] = 7,
-    score_column: Annotated[str | None, typer.Option(help="The published probability.")] = None,
+    every_days: Annotated[
+        int, typer.Option(min=1, help="Nights from one that is scored to the next.")
+    ] = 1,
+    score_column: Annotated[
+        str | None, typer.Option(help="The published probability or amount.")
+    ] = None,
+    bands: Annotated[
+        str | None,
+        typer.Option(help="From which score a row is medium, and high, with a comma between."),
+    ] = None,
+    unit: Annotated[str, typer.Option(help="Of amounts, as people are told it.")] = "",
     owner: Annotated[str, typer.Option(help="The team that answers for it.")] = "data-team",
     yes: Annotated[
         bool, typer.Option("--yes", help="Do not ask: refuse what is left out.")
@@ -955,7 +1001,15 @@ def new_use_case(
     """
     with refusals():
         from nightshift.scaffold.run import write_use_case
-        from nightshift.scaffold.use_case import LABELS, Asked, declared_sources, proposed_features
+        from nightshift.scaffold.use_case import (
+            AMOUNTS,
+            BANDS,
+            LABELS,
+            Asked,
+            declared_sources,
+            numbers_of,
+            proposed_features,
+        )
 
         def given(value: str | int | None, option: str, question: str, default: str = "") -> str:
             if value is not None:
@@ -971,10 +1025,21 @@ def new_use_case(
         active = given(active_days, "--active-days", "in how many days before", "30")
         label = given(label, "--label", f"What is predicted ({', '.join(LABELS)})", "any_event")
         label_source = given(label_source, "--label-source", f"of ({sources})")
+        if label == "sum" and label_column is None:
+            numbers = ", ".join(numbers_of(label_source))
+            label_column = given(None, "--label-column", f"the sum of ({numbers})")
+            non_negative = non_negative or (
+                not yes and typer.confirm("which is never below 0", default=False)
+            )
         horizon = given(horizon_days, "--horizon-days", "within how many days", "30")
         if not features:
-            proposed = " ".join(proposed_features(key, [population, label_source]))
+            proposed = " ".join(
+                proposed_features(key, [population, label_source, *declared_sources()])
+            )
             features = given(None, "--features", "Features, with blanks between", proposed).split()
+        if label in AMOUNTS and bands is None and not yes:
+            guess = ",".join(f"{each:g}" for each in BANDS[label])
+            bands = given(None, "--bands", "From which amounts it is medium, and high", guess)
         asked = Asked(
             name=name,
             entity=entity,
@@ -984,6 +1049,11 @@ def new_use_case(
             label=label,
             label_source=label_source,
             label_where=label_where,
+            label_column=label_column,
+            non_negative=non_negative,
+            bands=None if bands is None else _scores("--bands", bands),
+            unit=unit,
+            every_days=every_days,
             horizon_days=_number("--horizon-days", horizon),
             reporting_delay_days=reporting_delay_days,
             features=tuple(features),
@@ -993,7 +1063,12 @@ def new_use_case(
             ),
             stride_days=stride_days,
             score_column=given(
-                score_column, "--score-column", "Published probability", f"{name}_probability"
+                score_column,
+                "--score-column",
+                "Published amount" if label in AMOUNTS else "Published probability",
+                f"expected_{label_column or label_source}"
+                if label in AMOUNTS
+                else f"{name}_probability",
             ),
             owner=owner,
         )
@@ -1022,11 +1097,21 @@ def _joined(names: Sequence[object]) -> str:
     return ",".join(map(str, names)) or "-"
 
 
-def _renamed(given: str) -> tuple[str, str]:
-    landed, _, name = given.rpartition("=")
-    if not landed:
-        raise NightshiftError(f"--rename {given}: no '='", "write --rename 'Landed name=new_name'")
-    return landed, name
+def _assigned(option: str, given: str) -> tuple[str, str]:
+    column, _, what = given.rpartition("=")
+    if not column:
+        form = "Landed name=new_name" if option == "--rename" else "column=text"
+        raise NightshiftError(f"{option} {given}: no '='", f"write {option} '{form}'")
+    return column, what
+
+
+def _scores(option: str, text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(each) for each in text.split(","))
+    except ValueError as error:
+        raise NightshiftError(
+            f"{option}: {text!r} is no list of numbers", "give numbers with commas between"
+        ) from error
 
 
 def _number(option: str, text: str) -> int:

@@ -189,6 +189,27 @@ def run_stage[T](function: Callable[[date], T], note_of: Callable[[T], str]) -> 
     return result
 
 
+def run_due[T](
+    name: str, function: Callable[[UseCase, date], T], note_of: Callable[[T], str]
+) -> None:
+    """The same of one use case, where it is due; else the note says that it is not.
+
+    The task succeeds then, for Airflow would skip what follows a skipped one: the publication of
+    the others.
+    """
+    context, use_case = get_current_context(), find_use_case(name)
+    as_of = run_as_of(context)
+    if use_case.is_due(as_of):
+        run_stage(lambda as_of: function(use_case, as_of), note_of)
+    else:
+        keep(context, f"**{use_case.why_not_due(as_of)}**")
+
+
+def due(use_cases: Iterable[UseCase], as_of: date) -> list[UseCase]:
+    """Those that are scored for ``as_of``."""
+    return [use_case for use_case in use_cases if use_case.is_due(as_of)]
+
+
 def run_backfill[T](function: Callable[["Request"], T], note_of: Callable[[T], str]) -> T:
     """The same for what the form of a run of ``backfill`` asks."""
     from nightshift.backfill.run import Request

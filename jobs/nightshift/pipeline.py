@@ -69,17 +69,27 @@ def nightly(
 ) -> publishing.PublishResult:
     """One night: prepare, features, score, publish. Running it again changes nothing.
 
+    Of use cases that are not due nothing is made, and readers keep what they have.
+
     Raises:
         NightshiftError: also when a single use case failed, or a source was refused, once what
             that does not hold is published.
     """
     prepare(settings, use_cases, as_of)
     refusals = list(held_sources(settings, as_of).values())
+    due = [use_case for use_case in use_cases if use_case.is_due(as_of)]
+    for use_case in use_cases:
+        if use_case not in due:
+            log.info("%s is %s", use_case.name, use_case.why_not_due(as_of))
+    if not due:
+        if refusals:
+            raise joined(refusals)
+        return publishing.PublishResult(as_of, ())
     with stage("features"):
-        features.build_features(settings, use_cases, as_of)
+        features.build_features(settings, due, as_of)
     scored: list[UseCase] = []
     with stage("score"):
-        for use_case in free(settings, use_cases, as_of):
+        for use_case in free(settings, due, as_of):
             try:
                 scoring.score(settings, use_case, as_of)
                 scored.append(use_case)
@@ -200,15 +210,18 @@ def train(
     trials: int | None = None,
     minutes: float | None = None,
     may_promote: bool = True,
+    is_prepared: bool = False,
 ) -> gates.Verdict:
     """Prepare, build the training set, train, judge; the champion moves if every gate passes.
 
     ``trials`` and ``minutes`` replace the budget of the spec's search. Without ``may_promote``, a
-    dry run, the champion stays in any case.
+    dry run, the champion stays in any case. Where it ``is_prepared``, for several use cases at
+    once, that is not done again.
     """
     from nightshift.training import run as training
 
-    prepare(settings, [use_case], as_of)
+    if not is_prepared:
+        prepare(settings, [use_case], as_of)
     with stage("training_set"):
         features.build_training_set(settings, use_case, as_of)
     with stage("training"):

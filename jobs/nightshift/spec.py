@@ -13,6 +13,7 @@ still knows what landed before D, the day after it.
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import date, timedelta
 from typing import Annotated, Literal, Self
 
 from pydantic import (
@@ -125,7 +126,12 @@ class _Declaration(BaseModel):
 
 
 class Source(_Declaration):
-    """A mart that events are read from.
+    """A mart that events are read from, or attributes that hold from an instant on.
+
+    ``relation`` is the mart's table, as ``marts.fct_failures``. ``event_time`` is the column with
+    the instant at which a row happened, or from which it holds; ``landed_date`` the one with the
+    date of the folder in which it landed. Both cut what an ``as_of`` may know. An event mart may
+    hold several entities' keys: the machine's, and that of the plant in which it stood.
 
     ``columns`` maps each column that a declaration may use to its type in the lake; a decimal
     has four places. ``row_id`` names the mart's key. ``landed_days`` is the mart's name in
@@ -160,6 +166,7 @@ class Window(_Declaration):
     """``[instant − (days + lag), instant − lag)``; ``days`` None is all time up to ``lag`` ago.
 
     A negative lag would end after the instant, and leak what is to be predicted: it is refused.
+    ``season_last_year(90)`` is the window of the 90 days that follow the same date a year ago.
     ``Window.model_construct`` does not check, which is how a test plants a leak.
     """
 
@@ -198,6 +205,8 @@ def _window(window: AnyWindow) -> Window:
 
 class Measure(_Declaration):
     """What is aggregated, over the rows where ``where`` holds and the value is not null.
+
+    To count events, or to tell how long ago the last was, take the event time as the column.
 
     Attributes:
         name: as features are named after it.
@@ -249,12 +258,21 @@ class Through(Measure):
     """A measure whose value is a feature of another entity, which each event touches.
 
     Its value for an event is ``feature`` of the entity that ``column`` names, as that entity is
-    seen at the request: the return rate of the products a customer bought. Events whose entity
-    has none (null) do not count.
+    seen at the request: the return rate of the products a customer bought. Of ``mean``, ``sum``,
+    ``min`` and ``max``, events whose entity has none (null) do not count.
+
+    ``last`` is the relation as it is now: ``feature`` of the entity that the last event names, and
+    null where that one has none. Over the history of a machine's attributes, that is the failures
+    of the plant in which the machine stands at the request, and no longer of those where it stood.
+    An event that names no entity (null) changes nothing. For an older relation, give the window a
+    lag; the other entity is seen at the request all the same.
+
+    One step is all there is: an event has to name both entities. For a relation over several
+    tables, join them in a mart of your own.
 
     Attributes:
         group: the other entity's features; its key is ``column``.
-        feature: one of them, by name.
+        feature: one of them, by name; a number.
     """
 
     group: "FeatureGroup"
@@ -281,7 +299,7 @@ class Through(Measure):
         return self
 
 
-THROUGH_AGGREGATIONS: frozenset[Aggregation] = frozenset({"mean", "sum", "min", "max"})
+THROUGH_AGGREGATIONS: frozenset[Aggregation] = frozenset({"mean", "sum", "min", "max", "last"})
 """What can be taken of a :class:`Through` measure."""
 
 
@@ -298,7 +316,10 @@ class Aggregate(_Declaration):
 
 
 class Ratio(_Declaration):
-    """``numerator / denominator``, two features of the group; null where the denominator is 0."""
+    """``numerator / denominator``, two features of the group; null where the denominator is 0.
+
+    ``name`` is the feature's whole name, as ``customer_returns_per_order``.
+    """
 
     name: Name
     numerator: Name
@@ -320,7 +341,8 @@ class Trend(_Declaration):
 
 
 class Feature(_Declaration):
-    """One aggregated column of a feature vector, as the compiler sees it.
+    """One aggregated column of a feature vector, as the compiler makes it of an :class:`Aggregate`;
+    nobody declares one.
 
     Attributes:
         name: ``<entity>_<measure>_<aggregation>_<window>``.
@@ -360,6 +382,11 @@ class Described:
 
 class FeatureGroup(_Declaration):
     """Features of one entity from one source, named ``<entity>_<measure>_<aggregation>_<window>``.
+
+    A use case takes as many groups as it likes, of any sources that hold its key: events in
+    several tables are a group each. The ``last`` of a history of attributes is the attribute as it
+    was at the instant. A group of another entity is reached by a :class:`Through`; where each event
+    is scored, or pairs are, it is a group of the use case, by the key that the event or pair names.
 
     Attributes:
         name: unique among the groups of a use case.
@@ -568,7 +595,8 @@ Through.model_rebuild()
 
 
 class Population(_Declaration):
-    """Who is scored: entities with an event, where ``where`` holds, in the last ``active_days``.
+    """Who is scored: entities with an event, where ``where`` holds, in the ``active_days`` before
+    ``as_of``, whichever source is taken for that.
 
     A key of several columns makes candidates: each pair of customer and product that occurs.
     """
@@ -629,9 +657,9 @@ def _require_columns(what: str, source: Source, where: str | None) -> None:
 
 
 class _WindowLabel(_Declaration):
-    """A label over the events in ``[as_of, as_of + horizon)`` where ``where`` holds.
-
-    Mature once ``[as_of, as_of + horizon + reporting delay)`` has landed.
+    """``source`` is any that holds the ``key`` of what is scored: it need not be the population's.
+    ``horizon_days`` are counted from ``as_of``, its own day included. The label is known, and a
+    training may learn it, once they have landed, and ``reporting_delay_days`` for what lands late.
     """
 
     source: Source
@@ -674,16 +702,25 @@ class AnyEvent(_WindowLabel):
 
 
 class Count(_WindowLabel):
-    """How many events that satisfy ``where`` happen in ``[as_of, as_of + horizon)``."""
+    """How many events that satisfy ``where`` happen in ``[as_of, as_of + horizon)``.
+
+    No number is foretold below 0.
+    """
 
     kind: Literal["count"] = "count"
 
 
 class Sum(_WindowLabel):
-    """The sum of ``column`` over the events in ``[as_of, as_of + horizon)``; 0 without events."""
+    """The sum of ``column`` over the events in ``[as_of, as_of + horizon)``; 0 without events.
+
+    ``non_negative``: no sum is below 0, so no amount and no end of an interval is foretold below
+    it; a training refuses labels that are. Leave it out where something is taken back, as by
+    cancellations: then what is to come may well add up to less than 0.
+    """
 
     kind: Literal["sum"] = "sum"
     column: Name
+    non_negative: bool = False
 
     @model_validator(mode="after")
     def _sums_a_number(self) -> Self:
@@ -745,7 +782,8 @@ class Heuristic(_Declaration):
     """A baseline without a model: rank by one feature; a low value first if ``descending``.
 
     With ``scale`` the feature times it is a foretold amount, in the label's unit: of the past
-    year's total ``90 / 365`` foretells 90 days. Without, only the order tells something.
+    year's total ``90 / 365`` foretells 90 days. Without, only the order tells something, and gates
+    cannot compare an error with it. A null takes the median.
     """
 
     name: Name
@@ -774,6 +812,10 @@ class Snapshots(_Declaration):
     ``origins`` cut-offs are evaluated, each split in the same way and its test just before that of
     the next, as far as history reaches; the gates judge the newest. ``staleness_weeks`` are the
     ages of models that are measured on the newest test beside the fresh one.
+
+    So a ``count`` of 26 at a stride of 14 days reaches back a year from the newest mature one. A
+    training without enough landings says so, and from which ``as_of`` on there are. The stride is
+    not that of the nights (:class:`Nights`).
     """
 
     stride_days: Days
@@ -861,7 +903,35 @@ METRICS: dict[Metric, MetricRule] = {
     "map_at_k": MetricRule("ranking", reads="working_point"),
     "coverage_at_k": MetricRule("ranking", None, "working_point"),
 }
-"""What each metric means is told where it is computed, in ``nightshift.metrics``."""
+"""How each metric is computed is told in ``nightshift.metrics``."""
+
+MEANINGS: dict[str, str] = {
+    "auc": "area under the ROC curve: how often a 1 scores higher than a 0, ties by halves",
+    "average_precision": "precision summed over the steps of recall",
+    "lift_top_10": "rate of 1 among the highest tenth of the scores, over the rate among all",
+    "lift_top_20": "the same of the highest fifth",
+    "lift_top_30": "the same of the highest three tenths",
+    "log_loss": "mean negative logarithm of the probability that was given to what happened",
+    "brier": "mean squared error of the probabilities",
+    "calibration_error": "mean distance of probability and rate, over 10 equally large bins",
+    "precision": "share of 1 among the selected",
+    "recall": "share of the selected among all 1",
+    "f1": "harmonic mean of precision and recall",
+    "selection_rate": "share of the selected among all",
+    "spearman": "correlation of the ranks of amounts and scores",
+    "gini": "Gini coefficient in the order of the scores, over that in the true order",
+    "mae": "mean absolute error, in the label's unit",
+    "rmse": "root of the mean squared error, in the label's unit",
+    "r2": "1 less the squared error over that of the mean label",
+    "total_bias": "sum of the scores over that of the labels, less 1: 0.1 foretells 10 % too much",
+    "interval_coverage": "share of the labels within their interval",
+    "interval_width": "width of the intervals, in the label's unit",
+    "ndcg_at_k": "discounted gain of the first k items of a list, over that of the best order",
+    "recall_at_k": "share of a list's relevant items among its first k",
+    "map_at_k": "mean average precision of the first k items",
+    "coverage_at_k": "share of all items that some list shows among its first k",
+}
+"""What each metric means, in words."""
 
 
 class Search(_Declaration):
@@ -928,7 +998,8 @@ class Interval(_Declaration):
     Of 0.8 one label in ten is below the interval, and one in ten above, at most: two quantiles are
     boosted, and moved apart until that holds for entities that they have not learned from
     (conformalised quantile regression, Romano, Patterson and Candès 2019). It is published in the
-    columns ``<score_column>_low`` and ``<score_column>_high``.
+    columns ``<score_column>_low`` and ``<score_column>_high``, and always holds the score: amounts
+    and quantiles are of other trees, and where an amount lies beyond, the interval is widened.
     """
 
     share: Annotated[float, Field(gt=0, lt=1)] = 0.8
@@ -1199,8 +1270,39 @@ class Retention(_Declaration):
     days: Annotated[int, Field(ge=0, le=36500)] = 30
 
 
+class Nights(_Declaration):
+    """On which nights a use case is scored: every ``every_days``, counted from ``since``.
+
+    Every night (1), every Monday (7, since any Monday), every 30 days. On the nights between it is
+    not due: nothing of it is computed or published, readers keep the newest night, and a backfill
+    leaves these dates out. Landings are loaded and checked every night all the same. How far apart
+    the snapshots are that a training learns from is told by :class:`Snapshots`, whatever this is.
+    """
+
+    every_days: Days = 1
+    since: date = date(2024, 1, 1)
+
+    def is_due(self, as_of: date) -> bool:
+        """Whether it is scored for ``as_of``."""
+        return (as_of - self.since).days % self.every_days == 0
+
+    def next_after(self, as_of: date) -> date:
+        """The first night after ``as_of`` on which it is."""
+        return as_of + timedelta(days=self.every_days - (as_of - self.since).days % self.every_days)
+
+    @property
+    def words(self) -> str:
+        """As people are told it."""
+        return "every night" if self.every_days == 1 else f"every {self.every_days} nights"
+
+
 class UseCase(_Declaration):
     """One prediction task. All else (DAG ids, tables, registered model) follows from its name.
+
+    Population and label tell what kind it is. Of an entity, ``AnyEvent`` and ``NoEvent`` are yes or
+    no (binary), ``Count`` and ``Sum`` amounts (regression). A population of pairs makes candidates
+    that are ranked. ``EveryEvent`` with ``Reported`` scores single events. Losses, metrics, working
+    points and gates are those of its objective; others are refused.
 
     ``unit``: of amounts, as people are told it. ``interval``: None for amounts without one.
 
@@ -1221,6 +1323,7 @@ class UseCase(_Declaration):
         population: who is scored; for single events ``EveryEvent``.
         label: what is predicted, over which days, and when it is known.
         feature_groups: what the model sees, of the key or of another column of what is scored.
+        nights: on which of them it is scored; every night unless it says otherwise.
         snapshots: the training set, through history.
         model: how it is fitted.
         heuristics: what one would do without a model; a gate can ask to beat each.
@@ -1243,6 +1346,7 @@ class UseCase(_Declaration):
     population: Population | EveryEvent
     label: Label
     feature_groups: tuple[FeatureGroup, ...] = Field(min_length=1)
+    nights: Nights = Nights()
     snapshots: Snapshots
     model: Model = Model()
     heuristics: tuple[Heuristic, ...]
@@ -1398,6 +1502,23 @@ class UseCase(_Declaration):
                 )
 
     @model_validator(mode="after")
+    def _is_due_in_time(self) -> Self:
+        apart = self.nights.every_days
+        if apart > 1 and self.mode == "event":
+            raise ValueError(
+                f"use case {self.name}: each event is scored in the night after its day; "
+                f"{self.nights.words} would leave out those of the days between"
+            )
+        for audit in self.audits:
+            if isinstance(audit, StableSincePrevious) and audit.within_days < apart:
+                raise ValueError(
+                    f"use case {self.name}: audit {audit_name(audit)}: of the last "
+                    f"{audit.within_days} days there is no publication where it is scored "
+                    f"{self.nights.words}; give it within_days={apart} or more"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _is_of_one_mode(self) -> Self:
         where, population, label = f"use case {self.name}", self.population, self.label
         groups = [*self.feature_groups, *self._through_groups]
@@ -1454,12 +1575,31 @@ class UseCase(_Declaration):
             return "event"
         return "snapshot" if isinstance(self.population.key, str) else "candidate"
 
+    def is_due(self, as_of: date) -> bool:
+        """Whether it is scored for ``as_of``."""
+        return self.nights.is_due(as_of)
+
+    def why_not_due(self, as_of: date) -> str:
+        """What people are told of a night on which it is not."""
+        return (
+            f"not due on {as_of}: it is scored {self.nights.words}, next on"
+            f" {self.nights.next_after(as_of)}"
+        )
+
     @property
     def objective(self) -> Objective:
         """What the scores are for: to tell two classes apart, foretell an amount, order items."""
         if self.mode == "candidate":
             return "ranking"
         return "regression" if isinstance(self.label, Sum | Count) else "binary"
+
+    @property
+    def is_non_negative(self) -> bool:
+        """Of amounts, whether no label is below 0, and so none is foretold below it."""
+        label = self.label
+        return self.objective == "regression" and (
+            isinstance(label, Count) or (isinstance(label, Sum) and label.non_negative)
+        )
 
     @property
     def judged_metrics(self) -> tuple[Metric, ...]:

@@ -80,7 +80,8 @@ def of_extract(result: "ExtractResult") -> str:
 
 def of_datasets(results: "Mapping[str, DatasetResult]") -> str:
     """Vectors of each use case."""
-    return "; ".join(f"{name}: {of_dataset(each)}" for name, each in results.items())
+    found = "; ".join(f"{name}: {of_dataset(each)}" for name, each in results.items())
+    return found or "no use case is due"
 
 
 def of_dataset(result: "DatasetResult") -> str:
@@ -123,7 +124,8 @@ def of_challenge(result: "Challenge | None") -> str:
 
 def of_publish(result: "PublishResult") -> str:
     """Each use case's rows, version and stability."""
-    return "; ".join(f"{each.use_case}: {_published(each)}" for each in result.publications)
+    found = "; ".join(f"{each.use_case}: {_published(each)}" for each in result.publications)
+    return found or "nothing to publish: no use case that is due was scored"
 
 
 def of_publish_nights(results: "Sequence[PublishResult]") -> str:

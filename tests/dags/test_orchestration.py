@@ -30,6 +30,7 @@ from nightshift.orchestration import (
 )
 from nightshift.scoring.run import ScoreResult
 from nightshift.settings import load_settings
+from nightshift.spec import Nights
 from nightshift.task_outcomes import keep
 from nightshift.use_cases.churn import CHURN
 
@@ -138,6 +139,29 @@ def test_the_form_of_a_backfill_reaches_its_tasks(monkeypatch: pytest.MonkeyPatc
     assert not orchestration.is_to_be_done(plan)
     params["plan_only"] = False
     assert orchestration.is_to_be_done(plan)
+
+
+def test_a_use_case_that_is_not_due_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    context: dict[str, Any] = {
+        "params": {},
+        "logical_date": MIDNIGHT,
+        "dag_run": SimpleNamespace(run_after=LATER, run_type="manual"),
+    }
+    monkeypatch.setattr(orchestration, "get_current_context", lambda: context)
+    weekly = CHURN.model_copy(update={"nights": Nights(every_days=7, since=date(2025, 12, 27))})
+    monkeypatch.setattr(orchestration, "find_use_case", lambda name: weekly)
+    called: list[date] = []
+
+    orchestration.run_due("churn", lambda use_case, as_of: called.append(as_of), str)
+    assert called == []
+    assert context["nightshift_note"] == (
+        "**not due on 2025-12-28: it is scored every 7 nights, next on 2026-01-03**"
+    )
+    assert orchestration.due([weekly, CHURN], date(2025, 12, 28)) == [CHURN]
+
+    context["params"] = {"as_of": "2026-01-03"}
+    orchestration.run_due("churn", lambda use_case, as_of: called.append(as_of), str)
+    assert called == [date(2026, 1, 3)]
 
 
 def test_a_refusal_fails_the_task_without_retries(monkeypatch: pytest.MonkeyPatch) -> None:

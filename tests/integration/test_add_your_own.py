@@ -79,8 +79,12 @@ def test_the_guide_leads_from_files_to_predictions(
     assert "2025-05-21" in shown[0]
     assert "new: jobs/nightshift/contracts/machines.odcs.yaml" in shown[1]
     assert f"one line more: {REGISTRY}" in shown[2]
-    assert "machine_failure version 1: " in shown[4]
-    assert "1 dates: 150 rows are published" in shown[5]
+    assert f"one line more: {REGISTRY}" in shown[3]
+    assert "machine_failure version 1: promoted" in shown[5]
+    assert "repair_hours version 1: promoted" in shown[5]
+    assert "rows of plants that happen on as_of or after it" in shown[6]
+    # of the three dates one is a Monday
+    assert "3 dates: 600 rows are published, 4 of 4 publications are new" in shown[7]
 
     (query,) = blocks("sql")
     with (
@@ -90,18 +94,26 @@ def test_the_guide_leads_from_files_to_predictions(
         cursor.execute(query)
         rows = cursor.fetchall()
     assert len(rows) == 5
-    scores = [score for _, score, _, _ in rows]
+    scores = [score for _, score, *_ in rows]
     assert scores == sorted(scores, reverse=True)
-    assert all(re.fullmatch(r"M\d{3}", machine) for machine, *_ in rows)
-    assert all(0 < score < 1 and reason.startswith("machine_") for _, score, _, reason in rows)
+    for machine, score, _, reason, hours, low, high, days_apart in rows:
+        assert re.fullmatch(r"M\d{3}", machine)
+        assert 0 < score < 1
+        assert reason.startswith("machine_")
+        assert 0 <= low <= hours <= high
+        assert days_apart == 2
+    declared = (project / "jobs/nightshift/feature_groups/machine_failure.py").read_text()
+    assert 'name="plant_failures_count_28d"' in declared
+    assert 'name="plant_shifts_last_all"' in declared
 
-    # new files, and one line in one of those that were there
+    # new files, and a line for each use case in one of those that were there
     git(project, "add", "-A")
     changed = git(project, "diff", "--cached", "--numstat", "--diff-filter=a").split("\n")
-    assert [line for line in changed if line] == [f"1\t0\t{REGISTRY}"]
+    assert [line for line in changed if line] == [f"2\t0\t{REGISTRY}"]
     new = git(project, "diff", "--cached", "--name-only", "--diff-filter=A").split()
-    assert len(new) == 35
-    assert all("machine" in path or "failures" in path or "sensor" in path for path in new)
+    words = ("machine", "failures", "sensor", "plants", "repair_hours")
+    assert len(new) == 50
+    assert all(any(word in path for word in words) for path in new)
     ruff = [str(Path(sys.prefix, "bin", "ruff"))]
     python = [path for path in new if path.endswith(".py")]
     for check in (["check"], ["format", "--check"]):

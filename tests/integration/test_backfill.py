@@ -23,6 +23,7 @@ from nightshift.publishing.run import publish
 from nightshift.scoring.run import score
 from nightshift.services.postgres import EmbeddedPostgres
 from nightshift.settings import Settings
+from nightshift.spec import Nights
 from nightshift.use_cases.churn import CHURN
 
 pytestmark = pytest.mark.integration
@@ -251,6 +252,15 @@ def test_each_date_is_scored_by_the_model_that_was_champion_as_it_began(
 
     now = choose_nights(london, ALL)
     assert {night.model.version for night in now} == {second.version}
+
+    alternate = CHURN.model_copy(update={"nights": Nights(every_days=2, since=FIRST)})
+    asked = Request(FIRST, LAST, (alternate,))
+    assert [night.as_of.day for night in choose_nights(london, asked)] == [1, 3]
+    told = "churn: 2 dates are not due: it is scored every 2 nights, next on 2011-06-05"
+    assert told in plan(london, asked).text.splitlines()
+    between = FIRST + timedelta(days=1)
+    with pytest.raises(RefusedAsOf, match="no use case is due from 2011-06-02 to 2011-06-02"):
+        choose_nights(london, Request(between, between, (alternate,)))
 
 
 @pytest.mark.parametrize(

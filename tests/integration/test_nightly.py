@@ -46,12 +46,14 @@ from chaos.faults import (
 from chaos.worlds import READER, WRITER, execute, nightshift, query, settings_of, victim
 from nightshift import pipeline
 from nightshift.demo_data.run import write_landing
-from nightshift.errors import NightshiftError
+from nightshift.errors import NightshiftError, RefusedAsOf
 from nightshift.io import lake, model_store
+from nightshift.monitoring.run import require_published
 from nightshift.receipt.facts import Receipt
 from nightshift.receipt.page import as_json, page
 from nightshift.services.postgres import EmbeddedPostgres
 from nightshift.settings import PROJECT_ROOT, Settings
+from nightshift.spec import Nights
 from nightshift.use_cases import CHURN
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
@@ -273,6 +275,25 @@ def test_the_same_night_again_changes_nothing(night: Night) -> None:
     assert "unchanged" in shown
     assert (query(url, pointers), query(url, publications)) == before
     assert_same(outcome_of(night.settings, AS_OF), night.outcome)
+
+
+def test_a_night_on_which_it_is_not_due_publishes_nothing_and_succeeds(
+    night: Night, caplog: pytest.LogCaptureFixture
+) -> None:
+    pointers = "select * from predictions.pointers order by use_case, as_of"
+    before = query(night.settings.warehouse_url, pointers)
+    nights = Nights(every_days=30, since=AS_OF + timedelta(days=1))
+    rare = CHURN.model_copy(update={"nights": nights})
+
+    with caplog.at_level("INFO"):
+        assert pipeline.nightly(night.settings, [rare], AS_OF).publications == ()
+
+    assert f"churn is not due on {AS_OF}: it is scored every 30 nights" in caplog.text
+    assert "stage quality_marts: done" in caplog.text
+    assert "stage features" not in caplog.text
+    assert query(night.settings.warehouse_url, pointers) == before
+    with pytest.raises(RefusedAsOf, match=r"churn is not due on .*; nothing is published"):
+        require_published(night.settings, rare, AS_OF - timedelta(days=1))
 
 
 def test_what_was_published_is_measured_on_what_then_happened(night: Night) -> None:

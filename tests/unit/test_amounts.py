@@ -85,6 +85,35 @@ def test_ends_that_cross_change_places(booster: xgb.Booster, trees: bytes) -> No
     assert (ends[:, 0] < ends[:, 1]).all()
 
 
+def test_a_published_interval_holds_its_score(booster: xgb.Booster, trees: bytes) -> None:
+    amounts.attach(booster, Amounts(1.0, Interval(0.8, trees, below=-0.2, above=-0.2)))
+    ends, scores = intervals(booster, MATRIX), predict(booster, MATRIX)
+    assert ends is not None
+    low, high = ends.T
+    assert (scores < low).any()  # the guard can fail
+    assert (scores > high).any()
+    held = intervals(booster, MATRIX, scores)
+    assert held is not None
+    np.testing.assert_array_equal(held[:, 0], np.minimum(low, scores))
+    np.testing.assert_array_equal(held[:, 1], np.maximum(high, scores))
+
+
+def test_no_amount_of_what_cannot_be_negative_is(trees: bytes) -> None:
+    booster = boosted("reg:squarederror", MATRIX[:, 0])
+    wide = Interval(0.8, trees, below=9.0, above=0.0)
+    amounts.attach(booster, Amounts(2.0, wide))
+    scores, ends = predict(booster, MATRIX), intervals(booster, MATRIX)
+    assert ends is not None
+    assert min(scores.min(), ends.min()) < 0
+    carried = Amounts(2.0, wide, non_negative=True)
+    amounts.attach(booster, carried)
+    loaded = xgb.Booster()
+    loaded.load_model(bytearray(booster.save_raw("ubj")))
+    assert amounts.of(loaded) == carried
+    np.testing.assert_array_equal(predict(loaded, MATRIX), np.maximum(scores, 0))
+    np.testing.assert_array_equal(intervals(loaded, MATRIX), np.maximum(ends, 0))
+
+
 @pytest.mark.parametrize(
     "told",
     [

@@ -1,5 +1,6 @@
 """A nonsense in a declaration fails where it is written, and says what is wrong."""
 
+from datetime import date
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from nightshift.spec import (
     Interval,
     Measure,
     Model,
+    Nights,
     NoEvent,
     Population,
     Ratio,
@@ -50,6 +52,23 @@ def group(**changes: Any) -> FeatureGroup:
 
 def use_case(**changes: Any) -> UseCase:
     return UseCase(**(dict(CHURN) | changes))
+
+
+def test_nights_are_counted_from_a_date() -> None:
+    monthly = Nights(every_days=30, since=date(2025, 3, 1))
+    due = [day for day in range(1, 32) if monthly.is_due(date(2025, 3, day))]
+    assert due == [1, 31]
+    assert monthly.is_due(date(2025, 1, 30))  # and before it as well
+    assert monthly.next_after(date(2025, 3, 1)) == date(2025, 3, 31)
+    assert monthly.next_after(date(2025, 3, 30)) == date(2025, 3, 31)
+    assert Nights(every_days=7).is_due(date(2025, 12, 29))  # a Monday
+    assert all(Nights().is_due(date(2025, 3, day)) for day in range(1, 32))
+    declared = use_case(nights=monthly)
+    assert declared.why_not_due(date(2025, 3, 2)) == (
+        "not due on 2025-03-02: it is scored every 30 nights, next on 2025-03-31"
+    )
+    with pytest.raises(ValidationError, match="give it within_days=40 or more"):
+        use_case(nights=Nights(every_days=40))
 
 
 def test_features_are_named_by_one_rule() -> None:
@@ -256,7 +275,7 @@ def test_nonsense_through_a_relation_is_refused(fields: dict[str, Any], message:
     }  # fmt: skip
     with pytest.raises(ValidationError, match=message):
         Through(**(declared | fields))
-    with pytest.raises(ValidationError, match="a measure through another entity has max, mean"):
+    with pytest.raises(ValidationError, match="through another entity has last, max, mean"):
         group(
             measures=(Through(**declared),),
             aggregates=(Aggregate(measure="sold", aggregations=("std",)),),

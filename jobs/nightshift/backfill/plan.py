@@ -1,7 +1,7 @@
 """What a backfill will do, from what is known before it begins."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from itertools import groupby
 from statistics import linear_regression, median
@@ -73,6 +73,7 @@ class Plan:
         newest: use case → the newest date that readers see now.
         estimates: stage → what it will take, by earlier runs; None where there is none.
         consumers: who reads what will change.
+        not_due: use case → which of the dates are left out because it is not scored then.
     """
 
     nights: tuple[Night, ...]
@@ -82,6 +83,7 @@ class Plan:
     newest: Mapping[str, date]
     estimates: Mapping[str, Estimate | None]
     consumers: tuple[Exposure, ...]
+    not_due: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def text(self) -> str:
@@ -98,6 +100,7 @@ class Plan:
             )
             found += [f"  {line}" for line in _models(of_it)]
             found += [f"  {line}" for line in self._changes(of_it)]
+        found += [f"{name}: {why}" for name, why in sorted(self.not_due.items())]
         found += [f"skipped: {name} for {day}, without a champion" for day, name in self.skipped]
         found.append(_time(self.estimates))
         found += [

@@ -1,6 +1,7 @@
 """Choose the nights and models of a backfill, and look at what it will change."""
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
@@ -58,21 +59,29 @@ class Request:
 
 
 def choose_nights(settings: Settings, request: Request) -> tuple[Night, ...]:
-    """The nights of a backfill by date, then by name, each with its model.
+    """The nights of a backfill by date, then by name, each with its model; those that are due.
 
     Raises:
-        RefusedAsOf: when the dates are none, in the future or before any landing, or when a use
-            case had no champion at one of them.
+        RefusedAsOf: when the dates are none, in the future or before any landing, when no use case
+            is due at any of them, or when one that is had no champion.
     """
     _require_dates(settings, request)
     found: list[Night] = []
     missing: list[tuple[date, str]] = []
     for use_case in request.use_cases:
         for as_of, model in _models(settings, request, use_case.name).items():
+            if not use_case.is_due(as_of):
+                continue
             if model is None:
                 missing.append((as_of, use_case.name))
             else:
                 found.append(Night(as_of, use_case, model))
+    if not found and not missing:
+        raise RefusedAsOf(
+            f"no use case is due from {request.first} to {request.last}: "
+            + "; ".join(f"{u.name} is {u.why_not_due(request.last)}" for u in request.use_cases),
+            "choose dates on which one of them is scored",
+        )
     if missing and not (found and request.skip_without_champion):
         _refuse_without_champion(settings, request, sorted(missing))
     return tuple(sorted(found, key=lambda night: (night.as_of, night.use_case.name)))
@@ -85,7 +94,9 @@ def plan(settings: Settings, request: Request) -> Plan:
         RefusedAsOf: as of :func:`choose_nights`.
     """
     nights = choose_nights(settings, request)
-    wanted = {(as_of, use_case.name) for as_of in request.dates for use_case in request.use_cases}
+    asked = [(as_of, use_case) for as_of in request.dates for use_case in request.use_cases]
+    wanted = {(as_of, use_case.name) for as_of, use_case in asked if use_case.is_due(as_of)}
+    not_due = Counter(use_case.name for as_of, use_case in asked if not use_case.is_due(as_of))
     published, newest = _published(settings, request)
     rows = _rows_known(settings, request) | {key: p.rows for key, p in published.items()}
     expected = [
@@ -102,6 +113,12 @@ def plan(settings: Settings, request: Request) -> Plan:
             _runs(settings), len(nights), None if None in expected else sum(filter(None, expected))
         ),
         consumers=_consumers(request.use_cases),
+        not_due={
+            use_case.name: f"{not_due[use_case.name]} dates are not due: it is scored"
+            f" {use_case.nights.words}, next on {use_case.nights.next_after(request.last)}"
+            for use_case in request.use_cases
+            if use_case.name in not_due
+        },
     )
 
 

@@ -184,6 +184,8 @@ class _Run:
             result[rows] = (at - self.earliest[start]) / DAY_US
         elif feature.aggregation == "last":
             values = self.last[end - 1]
+            if asked.values is not None:  # of the entity that the last row names
+                values = asked.values[values]
             result[rows] = values if feature.type == "string" else values / asked.scale
         else:
             result[rows] = self._gap_feature(feature.aggregation, start, end)

@@ -22,6 +22,7 @@ from nightshift.spec import (
     Aggregate,
     Feature,
     FeatureGroup,
+    Measure,
     Reported,
     Source,
     Through,
@@ -316,10 +317,13 @@ class _Prover:
                 inside.append(since)
                 outside.append(since - 1)
             what = f"rows in the first and last microsecond of {name}"
-            yield self._with_rows_at(source, what, inside)
+            within = self._with_rows_at(source, what, inside)
+            yield within
             if (days, lag) != (None, 0):  # which has nothing outside but the future
                 what = f"rows a microsecond before and after {name}"
-                yield self._with_rows_at(source, what, outside)
+                beyond = self._with_rows_at(source, what, outside)
+                # no other window need reach there; the same rows within this one are seen
+                yield replace(beyond, witnesses=beyond.witnesses or within.witnesses)
 
     def _without_edge(
         self, source: Source, name: str, since: int, until: int, which: Literal["oldest", "newest"]
@@ -447,10 +451,11 @@ def _with_counts(use_case: UseCase) -> UseCase:
     groups = []
     for group in use_case.feature_groups:
         counted = {(f.measure, f.window, f.lag) for f in group.features if f.aggregation == "count"}
+        named = {m.name: _naming(m) for m in group.measures if isinstance(m, Through)}
+        measures = {measure.name: measure for measure in (*group.measures, *named.values())}
         wanted = dict.fromkeys(
-            (f.measure, f.window, f.lag)
+            (named[f.measure].name if f.measure in named else f.measure, f.window, f.lag)
             for f in group.features
-            if not isinstance(group.measure(f.measure), Through)
         )
         missing = tuple(
             Aggregate.model_construct(
@@ -459,10 +464,20 @@ def _with_counts(use_case: UseCase) -> UseCase:
                 windows=(Window.model_construct(days=days, lag=lag),),
             )
             for measure, days, lag in wanted
-            if (measure, days, lag) not in counted and group.measure(measure).category is None
+            if (measure, days, lag) not in counted and measures[measure].category is None
         )
-        groups.append(group.model_copy(update={"aggregates": group.aggregates + missing}))
+        counting = {
+            "measures": tuple(measures.values()), "aggregates": group.aggregates + missing
+        }  # fmt: skip
+        groups.append(group.model_copy(update=counting))
     return use_case.model_copy(update={"feature_groups": tuple(groups)})
+
+
+def _naming(through: Through) -> Measure:
+    """The events that a measure through another entity goes over: what it is of need not tell."""
+    return Measure.model_construct(
+        name=f"{through.name}__named", column=through.column, where=through.where
+    )
 
 
 class _Rows:

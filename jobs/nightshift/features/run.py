@@ -56,10 +56,15 @@ def build_features(
     A use case to whose population nobody belongs holds none of the others: it has no dataset
     afterwards, and is not in the result. One that reads a source which is held is left out.
 
+    Args:
+        use_cases: those that are due; without any there is nothing to do.
+
     Raises:
         RefusedAsOf: when nobody belongs to any of the populations at ``as_of``.
         NightshiftError: what sources were refused for, where no use case is left.
     """
+    if not use_cases:
+        return {}
     use_cases = free(settings, use_cases, as_of)
     found = _build_nights(settings, {as_of: use_cases}, is_all_or_none=False)
     return found.get(as_of, {})
@@ -275,19 +280,32 @@ def prove(settings: Settings, use_case: UseCase, as_of: date | None = None) -> l
 
 
 def _tables_of_some(settings: Settings, use_case: UseCase) -> dict[str, pa.Table]:
-    """All rows of some entities, of each source: by the use case's own key where that reads it."""
+    """All rows of some entities, of each source: by the use case's own key where that reads it; of
+    the others, those of the entities that these rows name."""
     streams = dict[str, tuple[Source, str]]()
     for source, key in use_case.streams:  # its own key comes first
         streams.setdefault(source.name, (source, key))
     for bucket in range(settings.lake_buckets):
         tables = {}
         for name, (source, key) in streams.items():
+            if key != use_case.key:
+                continue
             wanted = list(source.columns)
             files = [month.file for month in _months_there(settings, source, key)]
             parts = [plan.read(file, bucket, source, wanted) for file in files]
             tables[name] = pa.concat_tables(parts).unify_dictionaries().combine_chunks()
-        if tables[use_case.source.name].num_rows:
-            return tables
+        if not tables[use_case.source.name].num_rows:
+            continue
+        own = dict(tables)
+        for name, (source, key) in streams.items():
+            if key != use_case.key:
+                named = [_text(table, key) for table in own.values() if key in table.column_names]
+                among = pc.drop_null(
+                    pc.unique(pa.chunked_array([c for n in named for c in n.chunks]))
+                )
+                rows = _rows_among(settings, source, key, among)
+                tables[name] = rows.unify_dictionaries().combine_chunks()
+        return tables
     raise NightshiftError(
         f"the extract of {use_case.source.name} has no row with a {use_case.key}",
         "land files, and run the stages before",

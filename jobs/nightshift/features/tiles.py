@@ -161,10 +161,10 @@ def is_by_item(group: FeatureGroup, feature: Feature) -> bool:
     measure = group.measure(feature.measure)
     is_double = group.type_of(measure) == "double"
     # A sum of doubles depends on its order: it is taken over the window's values, sorted.
-    return (
-        isinstance(measure, Through)
-        or feature.aggregation in _BY_ITEM
-        or (is_double and feature.aggregation in _SUMS_OF_DOUBLES)
+    if isinstance(measure, Through):  # the last needs no more than the name of its entity
+        return feature.aggregation != "last"
+    return feature.aggregation in _BY_ITEM or (
+        is_double and feature.aggregation in _SUMS_OF_DOUBLES
     )
 
 

@@ -13,7 +13,7 @@ from psycopg2.extras import execute_values
 
 from nightshift.baselines import LINEAR, fit_linear, heuristic_scores, linear_scores
 from nightshift.booster import Matrix, Vector, to_matrix
-from nightshift.errors import NightshiftError
+from nightshift.errors import NightshiftError, RefusedAsOf
 from nightshift.io import lake
 from nightshift.io.model_store import client
 from nightshift.io.warehouse import connect, recorded_run
@@ -172,6 +172,11 @@ def _published(
             rows = cursor.fetchall()
             if rows:
                 return rows[0][0], rows[0][1], {key: tuple(row) for _, _, key, *row in rows}
+    if not use_case.is_due(as_of):
+        raise RefusedAsOf(
+            f"{use_case.name} is {use_case.why_not_due(as_of)}; nothing is published for it",
+            "measure a date on which it was due",
+        )
     raise NightshiftError(
         f"nothing is published in {use_case.table} for {as_of}",
         f"run `nightshift nightly --as-of {as_of}` first",

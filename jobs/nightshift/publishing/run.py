@@ -85,6 +85,8 @@ def publish(settings: Settings, use_cases: Sequence[UseCase], as_of: date) -> Pu
         AuditError: when scores break a rule; they stay in a table of their own for inspection,
             readers keep what they have of that use case, and the others are published.
     """
+    if not use_cases:  # none is due
+        return PublishResult(as_of, ())
     (result,) = _publish(settings, {as_of: use_cases}, is_all_or_none=False)
     return result
 

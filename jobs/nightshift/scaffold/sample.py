@@ -22,6 +22,8 @@ _INSTANT = r"^\d{4}-\d{2}-\d{2} \d{2}:\d{2}:\d{2}$"
 _ALMOST_INSTANT = r"^\d{4}-\d{2}-\d{2}([T ].*)?$|^\d{1,2}[/.]\d{1,2}[/.]\d{2,4}"
 _INTEGER = r"^-?(0|[1-9][0-9]{0,17})$"
 _NUMBER = r"^-?(0|[1-9][0-9]{0,13})(\.[0-9]{1,16})?$"
+TYPES = {"text": "", "integer": _INTEGER, "number": _NUMBER, "timestamp": _INSTANT}
+"""Types of columns, and what their values look like."""
 _CODE = "^[0-9A-Za-z._-]{1,64}$"
 _IDS = ("id", "key", "code", "no", "number")
 _STAMPS = {"landed_date", "file_id", "row_number"}
@@ -45,6 +47,7 @@ class Choices:
         pii: columns with personal data.
         columns: those that are taken, by landed name; None for all.
         names: landed name → name.
+        types: column → one of ``TYPES``, where what the sample shows is not what later days bring.
         has_versions: a row holds from its instant on, so that the instant is part of its key.
     """
 
@@ -53,6 +56,7 @@ class Choices:
     pii: tuple[str, ...] | None = None
     columns: tuple[str, ...] | None = None
     names: Mapping[str, str] = field(default_factory=dict)
+    types: Mapping[str, str] = field(default_factory=dict)
     has_versions: bool = False
 
 
@@ -169,8 +173,24 @@ def infer(
     names = _names(path, source, rows.column_names, chosen.names)
     text = {name: _trimmed(rows[landed]) for landed, name in names.items()}
     pii = _known(path, "--pii", chosen.pii, names) if chosen.pii is not None else None
+    wanted = dict(
+        zip(_known(path, "--type", list(chosen.types), names), chosen.types.values(), strict=True)
+    )
+    for name, kind in wanted.items():
+        _require_type(path, name, kind, text[name])
+        if kind != "text" and (_is_personal(name) if pii is None else name in pii):
+            raise NightshiftError(
+                f"{path}: --type {name}={kind}: personal data is text, as a pseudonym is",
+                f"leave {name} out of --pii, or its --type",
+            )
     columns = {
-        name: _column(landed, name, text[name], _is_personal(name) if pii is None else name in pii)
+        name: _column(
+            landed,
+            name,
+            text[name],
+            _is_personal(name) if pii is None else name in pii,
+            wanted.get(name),
+        )
         for landed, name in names.items()
     }
     event_time = _event_time(path, columns, text, chosen.event_time)
@@ -245,23 +265,39 @@ def _trimmed(column: pa.ChunkedArray) -> pa.Array:
     return pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text)
 
 
-def _column(landed: str, name: str, text: pa.Array, is_pii: bool) -> Column:
+def _require_type(path: str, name: str, kind: str, text: pa.Array) -> None:
+    if kind not in TYPES:
+        raise NightshiftError(
+            f"{path}: --type {name}={kind}: there is no such type", f"use one of {', '.join(TYPES)}"
+        )
+    wrong = pc.invert(pc.fill_null(pc.match_substring_regex(text, TYPES[kind]), True))
+    if pc.any(wrong).as_py():
+        row = _first(wrong)
+        raise NightshiftError(
+            f"{path}, row {row}, column {name!r}: {text[row - 1].as_py()[:40]!r} is no {kind}",
+            "choose text, or have its sender export it so",
+        )
+
+
+def _column(
+    landed: str, name: str, text: pa.Array, is_pii: bool, wanted: str | None = None
+) -> Column:
+    """A column of the contract; ``wanted`` is its type, None to infer it."""
     values = text.drop_null()
+    shown = wanted or _type_shown(name, values, is_pii)
     kind, sql_type = "string", "text"
     pattern = max_length = None
-    if len(values) and _all(values, _INSTANT):
-        kind, sql_type = "timestamp", "timestamp"
-    elif len(values) and not is_pii and not _is_id(name) and _all(values, _INTEGER):
+    if shown == "timestamp":
+        kind = sql_type = "timestamp"
+    elif shown == "integer":
         # room for what later days bring: nine digits are all that an integer takes
-        kind, sql_type = (
-            "integer",
-            "integer" if pc.max(pc.utf8_length(values)).as_py() <= 6 else "bigint",
-        )
-    elif len(values) and not is_pii and not _is_id(name) and _all(values, _NUMBER):
+        digits = pc.max(pc.utf8_length(values)).as_py()
+        kind, sql_type = "integer", "integer" if digits is not None and digits <= 6 else "bigint"
+    elif shown == "number":
         places = pc.max(
             pc.utf8_length(pc.replace_substring_regex(values, r"^[^.]*\.?", ""))
         ).as_py()
-        kind, sql_type = "number", "numeric(18,4)" if places <= 4 else "numeric(30,16)"
+        kind, sql_type = "number", "numeric(18,4)" if (places or 0) <= 4 else "numeric(30,16)"
     elif len(values) and _is_id(name) and _all(values, _CODE):
         pattern = _CODE
     else:
@@ -280,6 +316,15 @@ def _column(landed: str, name: str, text: pa.Array, is_pii: bool) -> Column:
             "max_length": max_length,
         }
     )
+
+
+def _type_shown(name: str, values: pa.Array, is_pii: bool) -> str:
+    """The type of a column, by all of its values."""
+    if len(values) and _all(values, _INSTANT):
+        return "timestamp"
+    if len(values) and not is_pii and not _is_id(name):
+        return next((kind for kind in ("integer", "number") if _all(values, TYPES[kind])), "text")
+    return "text"
 
 
 def _all(values: pa.Array, pattern: str) -> bool:

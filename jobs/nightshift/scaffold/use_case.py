@@ -19,10 +19,21 @@ from nightshift.publishing import sql
 from nightshift.publishing.schema import json_schema
 from nightshift.scaffold.sample import require_name
 from nightshift.scaffold.templates import render
-from nightshift.spec import Source, UseCase
+from nightshift.spec import Source, StableSincePrevious, UseCase
 
-LABELS = {"any_event": "AnyEvent", "no_event": "NoEvent"}
+LABELS = {"any_event": "AnyEvent", "no_event": "NoEvent", "count": "Count", "sum": "Sum"}
 """Kinds of labels, with the class that declares each."""
+AMOUNTS = ("count", "sum")
+"""The labels that are amounts: foretold with an interval, and judged as such."""
+BANDS = {"count": (1.0, 3.0), "sum": (100.0, 1000.0)}
+"""From which amounts a band is medium, and high; of yes or no from these probabilities:"""
+BANDS_OF_PROBABILITIES = (0.2, 0.5)
+LARGEST = 1_000
+"""Times the high band: an amount beyond that is held back from readers."""
+_AUDITS = (
+    "KeyKnown", "ReasonsPresent", "RowsAsInPopulation", "ScoreInRange", "StableSincePrevious",
+    "StableSinceTraining",
+)  # fmt: skip
 _NUMBERS = ("integer", "decimal", "double")
 _PUBLISHED = ("as_of", "band", "reasons", "model_version", "publication_id", "scored_at")
 
@@ -35,14 +46,19 @@ class Asked:
         name: of the use case, its tables, its model.
         entity: what is scored, as ``machine``; ``key`` its column in every source it is read from.
         population: the source by whose events, in the last ``active_days``, an entity is scored.
-        label: ``any_event`` or ``no_event`` of ``label_source`` within ``horizon_days``, where the
-            condition ``label_where`` holds.
+        label: of ``label_source`` within ``horizon_days``, where the condition ``label_where``
+            holds: ``any_event`` or ``no_event``; or an amount, the ``count`` of events or the
+            ``sum`` of ``label_column``.
+        non_negative: no sum is below 0.
         reporting_delay_days: after which everything of a day has landed.
         features: ``source.column``, or ``other_key:source.column`` for those of another entity that
             the entity's events name.
         windows: days before ``as_of`` that features are taken over.
         stride_days: between the snapshots of the training set.
-        score_column: the published probability.
+        score_column: the published probability or amount.
+        bands: from which score a row is medium, and high; None for a guess.
+        unit: of amounts, as people are told it.
+        every_days: nights from one that is scored to the next.
     """
 
     name: str
@@ -57,6 +73,11 @@ class Asked:
     windows: tuple[int, ...]
     score_column: str
     label_where: str | None = None
+    label_column: str | None = None
+    non_negative: bool = False
+    bands: tuple[float, ...] | None = None
+    unit: str = ""
+    every_days: int = 1
     reporting_delay_days: int = 0
     stride_days: int = 7
     owner: str = "data-team"
@@ -69,6 +90,7 @@ class _Measure:
     aggregates: tuple[tuple[tuple[str, ...], tuple[int | None, ...]], ...]
     through: str | None = None
     feature: str | None = None
+    where: str | None = None
 
 
 @dataclass
@@ -122,15 +144,22 @@ def declared_sources() -> list[str]:
     return found
 
 
+def numbers_of(source: str) -> list[str]:
+    """The columns of a source that can be added up."""
+    return [name for name, kind in declared_source(source).columns.items() if kind in _NUMBERS]
+
+
 def proposed_features(key: str, sources: Sequence[str]) -> list[str]:
-    """Numbers and events of the sources that have the key, as ``source.column``."""
+    """Numbers and events of the sources that have the key, as ``source.column``; of attributes the
+    numbers."""
     return [
         f"{name}.{column}"
         for name in dict.fromkeys(sources)
         for source in [declared_source(name)]
         if key in source.columns
         for column, kind in source.columns.items()
-        if kind in _NUMBERS or column == source.event_time
+        if kind in _NUMBERS
+        or (column == source.event_time and not source.relation.startswith("marts.dim_"))
     ]
 
 
@@ -149,6 +178,7 @@ def files(asked: Asked) -> dict[Path, str]:
         raise NightshiftError(
             f"--label {asked.label}: there is no such label", f"use one of {', '.join(LABELS)}"
         )
+    _require_label(asked)
     for what in ("entity", "key", "score_column"):
         require_name(what.replace("_", " "), getattr(asked, what))
     if asked.score_column in {asked.key, *_PUBLISHED}:
@@ -178,6 +208,42 @@ def files(asked: Asked) -> dict[Path, str]:
         ),
         package / "use_cases" / f"{asked.name}.py": texts["use_cases"],
     }
+
+
+def _require_label(asked: Asked) -> None:
+    """Refuse what an author of a label, or of its bands, cannot mean."""
+    if (asked.label == "sum") != (asked.label_column is not None):
+        raise NightshiftError(
+            f"--label {asked.label}: "
+            + ("of which column?" if asked.label == "sum" else "takes no --label-column"),
+            "give --label-column with --label sum, and with no other",
+        )
+    if asked.label_column is not None:
+        numbers = numbers_of(asked.label_source)
+        if asked.label_column not in numbers:
+            raise NightshiftError(
+                f"--label-column {asked.label_column}: {asked.label_source} has no such number",
+                f"it has {', '.join(numbers) or 'none: take another label'}",
+            )
+    if asked.non_negative and asked.label != "sum":
+        raise NightshiftError(
+            f"--non-negative says something of a sum, and the label is {asked.label}",
+            "leave it out: a count is never below 0, and a probability neither",
+        )
+    if asked.unit and asked.label not in AMOUNTS:
+        raise NightshiftError(
+            f"--unit {asked.unit}: a probability has none", "leave it out, or choose another label"
+        )
+    bands = _bands(asked)
+    if len(bands) != 2 or not 0 < bands[0] < bands[1]:
+        raise NightshiftError(
+            f"--bands {','.join(f'{each:g}' for each in bands)}: not two rising numbers above 0",
+            "give from which score a row is medium, and from which it is high: --bands 0.2,0.5",
+        )
+
+
+def _bands(asked: Asked) -> tuple[float, ...]:
+    return asked.bands or BANDS.get(asked.label, BANDS_OF_PROBABILITIES)
 
 
 def with_listed(registry: str, name: str) -> str | None:
@@ -220,18 +286,35 @@ def _groups(asked: Asked) -> list[_Group]:
             group = others.setdefault((key, source_name), _Group(entity, key, source_name))
         is_shared = columns.count(column) > 1
         group.measures.append(_measure(asked, source, column, is_shared=is_shared))
+    if asked.label in AMOUNTS:
+        past = own.setdefault(
+            asked.label_source, _Group(asked.entity, asked.key, asked.label_source)
+        )
+        past.measures.append(_past(asked))
     for (key, source_name), group in others.items():
         link = _link(asked, key, [*own, source_name])
         linked = own.setdefault(link, _Group(asked.entity, asked.key, link))
         is_attribute = declared_source(link).relation.startswith("marts.dim_")
         linked.measures += [
             _Measure(
-                name, key, ((("mean",), (None,) if is_attribute else (max(asked.windows),)),),
+                # of attributes the relation as it is now, of events all that they touch
+                name, key, ((("last",), (None,)),) if is_attribute
+                else ((("mean",), (max(asked.windows),)),),
                 through=group.name.upper(), feature=name,
             )
             for name in group.feature_names
         ]  # fmt: skip
     return [*others.values(), *own.values()]
+
+
+def _past(asked: Asked) -> _Measure:
+    """What the label's events have come to so far, by which people would guess."""
+    source = declared_source(asked.label_source)
+    column = asked.label_column or source.event_time
+    _require_columns(source, "the label", asked.key, column)
+    what = ("sum",) if asked.label == "sum" else ("count",)
+    named = f"past_{asked.label_column or asked.label_source}"
+    return _Measure(named, column, ((what, asked.windows),), where=asked.label_where)
 
 
 def _split(asked: Asked, feature: str) -> tuple[str, str, str]:
@@ -272,14 +355,16 @@ def _link(asked: Asked, key: str, near: Sequence[str]) -> str:
     """The source whose rows name both entities: best one of attributes, which every entity has."""
     found = [
         name
-        for name in dict.fromkeys([asked.population, *near, asked.label_source])
+        for name in dict.fromkeys(
+            [asked.population, *near, asked.label_source, *declared_sources()]
+        )
         if {asked.key, key} <= declared_source(name).columns.keys()
     ]
     if not found:
         raise NightshiftError(
-            f"use case {asked.name}: no source that it reads has both {asked.key} and {key}, which"
+            f"use case {asked.name}: no source has both {asked.key} and {key}, which"
             f" tells whose {key} is whose",
-            f"take a feature of a source that has both, or leave those of {key} out",
+            f"make a mart that has both, or leave the features of {key} out",
         )
     return min(found, key=lambda name: not declared_source(name).relation.startswith("marts.dim_"))
 
@@ -289,14 +374,40 @@ def _values(asked: Asked, groups: Sequence[_Group]) -> dict[str, object]:
     _require_columns(declared_source(asked.population), "the population", asked.key)
     _require_columns(label, "the label", asked.key)
     own = [group for group in groups if group.key == asked.key]
-    what = "any" if asked.label == "any_event" else "no"
-    description = (
-        f"The probability that a {asked.entity} with {asked.population.replace('_', ' ')} in the"
-        f" last {asked.active_days} days has {what} {asked.label_source.replace('_', ' ')} in the"
-        f" {asked.horizon_days} days from as_of."
-    )
+    own_events, events = (name.replace("_", " ") for name in (asked.population, asked.label_source))
+    whose = f"a {asked.entity} with {own_events} in the last {asked.active_days} days"
+    when = f"in the {asked.horizon_days} days from as_of"
+    description = {
+        "any_event": f"The probability that {whose} has any {events} {when}.",
+        "no_event": f"The probability that {whose} has no {events} {when}.",
+        "count": f"How many {events} {whose} is expected to have {when}.",
+        "sum": f"What the {(asked.label_column or '').replace('_', ' ')} of the {events} of {whose}"
+        f" is expected to add up to {when}.",
+    }[asked.label]
+    is_amount = asked.label in AMOUNTS
+    # the publication before is as old as the stride
+    default = StableSincePrevious().within_days
+    within = f"within_days={asked.every_days}" if asked.every_days > default else ""
+    longest = max(asked.windows)
     heuristic = next(name for group in own for name in group.feature_names)
+    if is_amount:
+        heuristic = f"{asked.entity}_{(past := _past(asked)).name}_{past.aggregates[0][0][0]}"
+        heuristic += f"_{longest}d"
+    imported = {
+        "AtLeast", "Band", "BeatsChampion", "CalibrationWithin", "Heuristic", "LoadsAndScores",
+        "Population", "Reproducible", "Snapshots", "UseCase", LABELS[asked.label],
+        *(("BeatsBaseline", "Interval", "Model") if is_amount else ("AtMost",)),
+        *(_AUDITS if is_amount or within else ()),
+        *(("Nights",) if asked.every_days > 1 else ()),
+    }  # fmt: skip
     return {
+        "is_amount": is_amount,
+        "within": within,
+        "is_non_negative": asked.non_negative or asked.label == "count",
+        "bands": _bands(asked),
+        "largest": LARGEST * max(1.0, _bands(asked)[-1]),
+        "longest": longest,
+        "imported": sorted(imported),
         "asked": asked,
         "constant": asked.name.upper(),
         "title": asked.name.replace("_", " ").capitalize(),

@@ -94,7 +94,7 @@ def score_part(
             _require_finite(use_case, part, keys, matrix)
             scores = predict(booster, matrix, doubled)
             _require_probabilities(use_case, part, keys, scores)
-            ends = _interval_columns(use_case, booster, matrix)
+            ends = _interval_columns(use_case, booster, matrix, scores)
             bands = assign(scores, use_case.bands)
             columns = [
                 keys,
@@ -145,11 +145,13 @@ def _reasons(
     return list(found)
 
 
-def _interval_columns(use_case: UseCase, booster: xgb.Booster, matrix: Matrix) -> Sequence[Vector]:
+def _interval_columns(
+    use_case: UseCase, booster: xgb.Booster, matrix: Matrix, scores: Vector
+) -> Sequence[Vector]:
     """Low and high, each (rows,); nothing where the use case has no interval."""
     if use_case.interval is None:
         return ()
-    found = intervals(booster, matrix)
+    found = intervals(booster, matrix, scores)
     if found is None:
         raise NightshiftError(
             f"{use_case.name} publishes an interval, and the model carries none: it was trained "

@@ -356,7 +356,7 @@ def explain_rows(
     matrix = to_matrix(vectors, use_case.feature_names)
     scores = predict(booster, matrix)
     parts = contributions(booster, matrix)
-    ends = intervals(booster, matrix) if use_case.interval else None
+    ends = intervals(booster, matrix, scores) if use_case.interval else None
     bands = assign(scores, use_case.bands)
     published = _published(settings, use_case, as_of, vectors)
     found = []

@@ -127,6 +127,9 @@ def read_dataset(
     if use_case.objective == "ranking":
         asked = f"finite and at least 0, as the loss {use_case.loss} asks"
         _check_labels(folder, dataset.labels, np.less(dataset.labels, 0), asked)
+    if use_case.is_non_negative:
+        asked = "at least 0, as the label is declared (non_negative)"
+        _check_labels(folder, dataset.labels, np.less(dataset.labels, 0), asked)
     return dataset
 
 

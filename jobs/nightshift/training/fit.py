@@ -74,12 +74,14 @@ class Recipe:
         parameters: XGBoost's, every one that is not its default.
         half_life_days, label_cap: as ``nightshift.spec.Model`` has them.
         exposure: what the labels are learned as multiples of; None for amounts as they are.
+        non_negative: no amount is foretold below 0, for no label is.
     """
 
     parameters: dict[str, Any]
     half_life_days: int | None
     label_cap: float | None = None
     exposure: amounts.Exposure | None = None
+    non_negative: bool = False
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,11 @@ def recipe(use_case: UseCase, seed: int, chosen: Mapping[str, Any] | None = None
             fitted.exposure.floor,
         )
     return Recipe(
-        {**parameters, **(chosen or {})}, fitted.half_life_days, fitted.label_cap, exposure
+        {**parameters, **(chosen or {})},
+        fitted.half_life_days,
+        fitted.label_cap,
+        exposure,
+        use_case.is_non_negative,
     )
 
 
@@ -141,7 +147,7 @@ def fit_split(dataset: Dataset, parts: Split, made: Recipe) -> Fitted:
     if has_amounts(made):
         found = _foretold(booster, dataset.vectors(rows), made)
         factor = total_factor(dataset.labels[rows], found)
-        amounts.attach(booster, amounts.Amounts(factor, exposure=made.exposure))
+        amounts.attach(booster, _carried(made, factor))
     if not has_probabilities(made):
         return Fitted(booster, None)
     found, labels = log_odds(booster, dataset.vectors(rows)), dataset.labels[rows]
@@ -210,12 +216,18 @@ def _attach_amounts(
         truth = _logs(dataset, made).labels[calibrated_on]
         interval = conformalised(whole, share, truth, ends[calibrated_on])
     factor = total_factor(labels, foretold[calibrated_on])
-    amounts.attach(booster, amounts.Amounts(factor, interval, made.exposure))
+    amounts.attach(booster, _carried(made, factor, interval))
+
+
+def _carried(
+    made: Recipe, factor: float, interval: amounts.Interval | None = None
+) -> amounts.Amounts:
+    return amounts.Amounts(factor, interval, made.exposure, made.non_negative)
 
 
 def _foretold(booster: xgb.Booster, matrix: npt.NDArray[np.float32], made: Recipe) -> Vector:
     """The amounts of trees without a factor yet, (rows,)."""
-    amounts.attach(booster, amounts.Amounts(1.0, exposure=made.exposure))
+    amounts.attach(booster, _carried(made, 1.0))
     return predict(booster, matrix)
 
 
@@ -240,7 +252,7 @@ def attach_interval(
     rows = dataset.rows_of(parts.validation)
     ends = amounts.quantiles(trees, dataset.vectors(rows))
     interval = conformalised(model_bytes(trees), share, logs.labels[rows], ends)
-    carried = amounts.of(booster) or amounts.Amounts(1.0)
+    carried = amounts.of(booster) or _carried(made, 1.0)
     amounts.attach(booster, replace(carried, interval=interval))
     return int(trees.num_boosted_rounds())
 

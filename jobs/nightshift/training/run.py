@@ -153,7 +153,7 @@ def train(
             "fitted %d trees to %s rows in %.1f s",
             trees, f"{len(dataset.labels):,}", time.perf_counter() - started,
         )  # fmt: skip
-        ends = intervals(evaluation.booster, dataset.matrix)
+        ends = intervals(evaluation.booster, dataset.matrix, scores[MODEL])
         measured = {
             part: measure_part(use_case, dataset, parts, part, scores, settings.seed, ends)
             for part in ("validation", "test")
@@ -358,6 +358,7 @@ def _rebuilt(dataset: Path, signature: Mapping[str, Any], place: Path | None) ->
             told["half_life_days"],
             told["label_cap"],
             told["exposure"] and Exposure(**told["exposure"]),
+            told.get("non_negative", False),
         ),
         told["trees"],
         calibrated["method"] if calibrated else None,
@@ -433,6 +434,7 @@ def _write_models(
             "half_life_days": made.half_life_days,
             "label_cap": made.label_cap,
             "exposure": made.exposure and asdict(made.exposure),
+            "non_negative": made.non_negative,
             "trees": shipped.num_boosted_rounds(),
             "quantile_trees": quantile_trees,
             "newest_snapshots": [day.isoformat() for day in newest],

@@ -75,6 +75,7 @@ def study_name(
         defaults.half_life_days,
         defaults.label_cap,
         repr(defaults.exposure),
+        *(["non-negative"] if defaults.non_negative else []),
         {name: repr(each) for name, each in _space(defaults).items()},
         [[split.train, split.validation] for split in splits],
         [optuna.__version__, xgb.__version__],

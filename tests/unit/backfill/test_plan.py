@@ -1,8 +1,8 @@
-"""How long a backfill will take, by earlier runs."""
+"""What a backfill will do, and how long it will take by earlier runs."""
 
 import pytest
 
-from nightshift.backfill.plan import Estimate, estimates
+from nightshift.backfill.plan import Estimate, Plan, estimates
 
 
 def ran(nights: int, seconds: float) -> tuple[str, float, dict[str, object]]:
@@ -29,3 +29,9 @@ def test_the_time_of_thirty_nights(runs: list[tuple], expected: Estimate | None)
         assert found["features"] is not None
         assert found["features"].seconds == pytest.approx(expected.seconds, abs=1)
         assert found["features"].is_bound == expected.is_bound
+
+
+def test_the_plan_tells_of_dates_that_are_not_due() -> None:
+    why = "25 dates are not due: it is scored every 7 nights, next on 2025-07-07"
+    plan = Plan((), (), {}, {}, {}, {}, (), not_due={"spend": why})
+    assert f"spend: {why}" in plan.text.splitlines()

@@ -124,6 +124,7 @@ TOUCHED = FeatureGroup(
     ),
     aggregates=(
         Aggregate(measure="terminal_payments", aggregations=("mean", "max"), windows=(30,)),
+        Aggregate(measure="terminal_payments", aggregations=("last",), windows=(7, None)),
     ),
 )
 

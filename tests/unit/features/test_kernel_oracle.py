@@ -348,7 +348,7 @@ def test_what_other_entities_tell_equals_plain_sql() -> None:
         aggregates=(
             Aggregate(
                 measure="product_fraud",
-                aggregations=("mean", "sum", "min", "max"),
+                aggregations=("mean", "sum", "min", "max", "last"),
                 windows=(30, None),
             ),
         ),
@@ -372,7 +372,9 @@ def test_what_other_entities_tell_equals_plain_sql() -> None:
         expected = database.sql(
             f"with rates as (select product_id, avg(is_fraud::int) as rate from payments"
             f" where {seen} and {recent} group by product_id)"
-            " select customer_id, avg(rate), coalesce(sum(rate), 0), min(rate), max(rate)"
+            " select customer_id, avg(rate), coalesce(sum(rate), 0), min(rate), max(rate),"
+            # a struct, for `first` leaves out a rate that is null
+            " (first({'rate': rate} order by paid_at desc, landed_date desc, product_id desc)).rate"
             f" from payments left join rates using (product_id) where {seen} and {condition}"
             " and amount is not null group by customer_id"
         ).fetchall()
@@ -382,7 +384,7 @@ def test_what_other_entities_tell_equals_plain_sql() -> None:
             code = codes[(customer,)]
             actual = [
                 found[f"payer_product_fraud_{a}_{window}"][code]
-                for a in ("mean", "sum", "min", "max")
+                for a in ("mean", "sum", "min", "max", "last")
             ]
             np.testing.assert_allclose(
                 actual, [np.nan if v is None else v for v in wanted], rtol=1e-12

@@ -13,7 +13,7 @@ import pytest
 from payment_cases import AS_OF, FRAUD, PAIRS, PAYMENTS, RISK, SPENDERS, SPENDING, TABLES, TOUCHED
 
 from nightshift.features import extract, job, vectors
-from nightshift.spec import EveryEvent, Source, UseCase
+from nightshift.spec import EveryEvent, Nights, Source, UseCase
 
 BUCKETS = 16
 NIGHTS = tuple(AS_OF - timedelta(days=days) for days in (33, 2, 1, 0))
@@ -248,6 +248,11 @@ def test_what_other_entities_tell_a_snapshot_equals_plain_sql(tmp_path: Path) ->
             (select avg(counted) from payments p join t using (terminal_id)
               where {{of}} and p.customer_id = e.customer_id and t.snapshot = e.snapshot
               and p.paid_at >= e.at - interval 30 day) as customer_terminal_payments_mean_30d,
+            (select counted from t where t.snapshot = e.snapshot and t.terminal_id = (
+                select terminal_id from payments p where {{of}}
+                and p.customer_id = e.customer_id and terminal_id is not null
+                order by paid_at desc, landed_date desc, terminal_id desc limit 1
+            )) as customer_terminal_payments_last_all,
             exists (select 1 from customers p where p.customer_id = e.customer_id
                 and p.valid_from >= e.at and p.valid_from < e.at + interval 5 day
                 and p.landed_date < date '{KNOWN}')::int as label
@@ -260,6 +265,7 @@ def test_what_other_entities_tell_a_snapshot_equals_plain_sql(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("wanted", "changes", "message"),
     [
+        (FRAUD, {"nights": Nights(every_days=7)}, "every 7 nights would leave out those of the"),
         (FRAUD, {"key": "merchant_id"}, "key 'merchant_id' is not a column of payments"),
         (FRAUD, {"feature_groups": (TOUCHED,)}, "goes through other entities, which is for snap"),
         (SPENDERS, {"feature_groups": (RISK,)}, "a row that is scored has .'customer_id',."),

@@ -115,7 +115,7 @@ def test_a_window_that_is_a_day_too_long_is_caught(monkeypatch: pytest.MonkeyPat
         # rows of two sources, labels, reports, edges of each window of each source, instants
         (payments.FRAUD, 4 + 1 + 1 + (5 * 4 - 1) + 3 + 2),
         (payments.PAIRS, 4 + 1 + 1 + (5 * 4 - 1) + 3),
-        (payments.SPENDERS, 4 + 1 + 0 + (2 * 4) + 3),
+        (payments.SPENDERS, 4 + 1 + 0 + (2 * 4) + 3 + 3),
     ],
     ids=lambda value: getattr(value, "name", ""),
 )
@@ -124,6 +124,18 @@ def test_no_feature_of_any_mode_moves(use_case: UseCase, trials: int) -> None:
 
     assert [trial for trial in found if not trial.holds] == []
     assert len(found) == trials
+
+
+def test_nothing_need_reach_beyond_the_longest_window() -> None:
+    bounded = payments.use_case(
+        name="bounded",
+        population=payments.SPENDERS.population,
+        label=payments.SPENDERS.label,
+        feature_groups=(payments.SPENDING,),
+    )
+    found = list(prove.trials(bounded, payments.TABLES, AS_OF_PAYMENTS))
+    assert "rows a microsecond before and after 30d of payments" in {t.change for t in found}
+    assert [trial for trial in found if not trial.holds] == []
 
 
 def test_reports_that_are_not_known_yet_are_caught() -> None:

@@ -16,7 +16,8 @@ import pytest
 from nightshift.booster import content_hashes, row_order
 from nightshift.errors import NightshiftError
 from nightshift.io.lake import workspace
-from nightshift.training.dataset import read_rows
+from nightshift.training.dataset import read_dataset, read_rows
+from nightshift.use_cases.spend import SPEND
 
 NAMES = ("a", "b")
 OLD, NEW = date(2025, 1, 1), date(2025, 2, 1)
@@ -113,6 +114,18 @@ def test_a_ranking_has_items(tmp_path: Path) -> None:
         "i0": "x", "i1": "x", "i2": "y", "i3": "z",
     }  # fmt: skip
     assert found.labels.dtype == np.float64
+
+
+def test_a_label_below_zero_is_refused_where_none_is_declared(tmp_path: Path) -> None:
+    row = {"customer_id": "x", "snapshot": OLD} | dict.fromkeys(SPEND.feature_names, 1.0)
+    kinds = {name: pa.float64() for name in ("label", *SPEND.feature_names)}
+    schema = pa.schema({"customer_id": pa.string(), "snapshot": pa.date32()} | kinds)
+    folder = write(tmp_path / "rows", [row | {"label": 3.0}, row | {"label": -2.5}], schema=schema)
+    assert read_dataset(folder, SPEND, NEW.replace(year=2026)).labels.min() == -2.5
+    label = SPEND.label.model_copy(update={"non_negative": True})
+    declared = SPEND.model_copy(update={"label": label})
+    with pytest.raises(NightshiftError, match=r"1 values of 2 that are not at least 0, .* -2\.5"):
+        read_dataset(folder, declared, NEW.replace(year=2026))
 
 
 @pytest.mark.parametrize(
