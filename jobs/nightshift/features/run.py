@@ -221,15 +221,14 @@ def catalogue(settings: Settings, use_case: UseCase) -> Catalogue:
         features=tuple(
             Described(
                 name=each.name,
-                group=group.name,
+                group=group,
                 type=each.type,
                 null=each.null,
                 description=each.description,
                 null_share=null_shares.get(each.name),
                 importance=None if gains is None else gains.get(each.name, 0.0),
             )
-            for group in use_case.feature_groups
-            for each in group.catalogue
+            for group, each in use_case.catalogue
         ),
         as_of=as_of,
         cpu_seconds=newest.get("cpu_seconds", {}),

@@ -17,7 +17,7 @@ from nightshift.errors import NightshiftError
 from nightshift.io import lake
 from nightshift.io.model_store import client
 from nightshift.io.warehouse import connect, recorded_run
-from nightshift.metrics import Estimates, measure
+from nightshift.metrics import Estimates, measure, settled_rows
 from nightshift.settings import Settings
 from nightshift.spec import Metric, UseCase
 
@@ -92,6 +92,7 @@ def measure_matured(settings: Settings, use_case: UseCase, as_of: date) -> Matur
             objective=use_case.objective,
             working_point=use_case.working_point,
             intervals={CHAMPION: found[:, 1:]} if use_case.interval else None,
+            settled=settled_rows(use_case.settled, use_case.feature_names, matrix),
         )
         rows = [
             (use_case.name, as_of, version, scorer, metric, estimate.value, measured.rows)
