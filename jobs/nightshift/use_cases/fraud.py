@@ -122,8 +122,8 @@ FRAUD = UseCase(
         ),
         Rule(
             name="compromised_card",
-            where="customer_fraud_count_21d >= 1",
-            description="a payment with the card in the last three weeks is a known fraud",
+            where="customer_fraud_count_14d >= 1",
+            description="a payment with the card in the last two weeks is a known fraud",
             action="review",
         ),
         Rule(
@@ -144,7 +144,7 @@ FRAUD = UseCase(
     ),
     working_point=TopEntities(k=100),
     # As the Fraud Detection Handbook does: cards with a fraud that was reported lately are blocked.
-    settled=Settled(feature="customer_fraud_count_21d"),
+    settled=Settled(feature="customer_fraud_count_14d"),
     studies=Studies(learning_curve=(0.25,), ablation=False),
     gates=(
         AtLeast(metric="auc", value=0.7),

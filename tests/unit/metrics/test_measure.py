@@ -8,7 +8,7 @@ from scipy.stats import spearmanr
 from sklearn.metrics import log_loss, mean_absolute_error, roc_auc_score
 
 from nightshift.metrics import Confusion, Groups, measure, read_measured
-from nightshift.spec import METRICS, Objective, Threshold, TopItems, TopShare
+from nightshift.spec import METRICS, Objective, Threshold, TopEntities, TopItems, TopShare
 
 
 def test_measure_agrees_with_scikit_learn_and_pairs_the_differences() -> None:
@@ -53,8 +53,8 @@ def test_the_spec_knows_every_metric_and_what_it_reads() -> None:
         np.array([0.0, 1, 0, 1]),
         {"m": np.array([0.2, 0.7, 0.4, 0.9]), "r": np.arange(4.0)},
     )
-    cases: list[tuple[Objective, Threshold | TopItems | None]] = [
-        ("binary", Threshold(score=0.5)), ("regression", None), ("ranking", TopItems(k=2))
+    cases: list[tuple[Objective, TopEntities | TopItems | None]] = [
+        ("binary", TopEntities(k=1)), ("regression", None), ("ranking", TopItems(k=2))
     ]  # fmt: skip
     ends = {"m": np.column_stack((scores["m"] - 0.1, scores["m"] + 0.1))}
     for objective, point in cases:
