@@ -15,6 +15,7 @@ from nightshift.spec import AlertBudget, Alerts
 FEWEST_ALERTS = 20
 """Of which a precision is told from chance, more or less."""
 DIGITS = 6
+ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -53,13 +54,13 @@ def choose(alerts: Alerts, outcomes: Outcomes | None, previous: float | None) ->
     if outcomes is None or not outcomes.nights:
         kept = alerts.initial if previous is None else previous
         what = "the initial one" if previous is None else "the one before is kept"
-        return _railed(alerts, kept, previous, f"no outcome is known yet: {what}", {})
+        return Chosen(*_railed(alerts, kept, previous, f"no outcome is known yet: {what}"), {})
     wanted, said, is_told = _wanted(alerts, outcomes)
     reason = f"{outcomes.of}: {said}"
     if not is_told and previous is not None:
         wanted, reason = previous, f"{reason}; the one before is kept"
-    chosen = _railed(alerts, wanted, previous, reason, {})
-    alerted = outcomes.scores >= chosen.threshold
+    threshold, reason = _railed(alerts, wanted, previous, reason)
+    alerted = outcomes.scores >= threshold
     found = int((alerted & outcomes.is_found).sum())
     evidence = {
         "nights": outcomes.nights,
@@ -68,7 +69,7 @@ def choose(alerts: Alerts, outcomes: Outcomes | None, previous: float | None) ->
         "precision": round(found / int(alerted.sum()), 4) if alerted.any() else None,
         "recall": round(found / int(outcomes.is_found.sum()), 4) if found else None,
     }
-    return Chosen(chosen.threshold, chosen.reason, evidence)
+    return Chosen(threshold, reason, evidence)
 
 
 def _wanted(alerts: Alerts, outcomes: Outcomes) -> tuple[float, str, bool]:
@@ -104,13 +105,14 @@ def _wanted(alerts: Alerts, outcomes: Outcomes) -> tuple[float, str, bool]:
 
 
 def _railed(
-    alerts: Alerts, wanted: float, previous: float | None, reason: str, evidence: dict[str, Any]
-) -> Chosen:
+    alerts: Alerts, wanted: float, previous: float | None, reason: str
+) -> tuple[float, str]:
+    """At most a step from the one before, and within the rails; and the reason for that."""
     found = wanted
-    if previous is not None and abs(found - previous) > alerts.step:
+    if previous is not None and abs(found - previous) > alerts.step + ROUNDING:
         found = previous + alerts.step * (1 if found > previous else -1)
         reason += f"; one step of {alerts.step:g} from {previous:.4f}"
     railed = min(max(found, alerts.low), alerts.high)
     if railed != found:
         reason += f"; held at the guard rail {railed:g}"
-    return Chosen(round(railed, DIGITS), reason, evidence)
+    return round(railed, DIGITS), reason
