@@ -380,6 +380,14 @@ class Described:
     description: str
 
 
+def ratio_described(ratio: Ratio) -> Described:
+    """A ratio for the catalogue."""
+    return Described(
+        ratio.name, "double", "null where a part is null or the denominator is 0",
+        ratio.description or f"{ratio.numerator} / {ratio.denominator}",
+    )  # fmt: skip
+
+
 class FeatureGroup(_Declaration):
     """Features of one entity from one source, named ``<entity>_<measure>_<aggregation>_<window>``.
 
@@ -581,14 +589,7 @@ class FeatureGroup(_Declaration):
     def catalogue(self) -> tuple[Described, ...]:
         """Every column with its type, null semantics and description, in order."""
         aggregated = (Described(f.name, f.type, f.null, f.description) for f in self.features)
-        divided = (
-            Described(
-                q.name, "double", "null where a part is null or the denominator is 0",
-                q.description or f"{q.numerator} / {q.denominator}",
-            )
-            for q in self.quotients
-        )  # fmt: skip
-        return (*aggregated, *divided)
+        return (*aggregated, *map(ratio_described, self.quotients))
 
 
 Through.model_rebuild()
@@ -618,11 +619,28 @@ class EveryEvent(_Declaration):
     """What is scored: each event, where ``where`` holds, that happened and landed on the day before
     ``as_of``, at its own instant.
 
-    Its features see neither itself nor what happened at its instant or later.
+    Its features see neither itself nor what happened at its instant or later; but for ``own``,
+    which are columns of the event itself, or expressions of them, and features by the measure's
+    name: a number, or true and false as 1 and 0.
     """
 
     source: Source
     where: str | None = None
+    own: tuple[Measure, ...] = ()
+
+    @model_validator(mode="after")
+    def _has_numbers_of_its_own(self) -> Self:
+        for measure in self.own:
+            where = f"population: own {measure.name!r}"
+            _require_columns(where, self.source, measure.value)
+            if measure.where or measure.known or measure.category is not None:
+                raise ValueError(
+                    f"{where}: is of one event, and takes neither `where`, `known` nor `category`"
+                )
+            kind = self.source.columns.get(measure.value, measure.type)
+            if kind not in _NUMBERS | {"boolean"}:
+                raise ValueError(f"{where} is of type {kind}, and models take numbers")
+        return self
 
     @model_validator(mode="after")
     def _reads_columns(self) -> Self:
@@ -854,7 +872,7 @@ Parameter = Literal[
 ]
 Metric = Literal[
     "auc", "average_precision", "log_loss", "brier", "calibration_error",
-    "precision", "recall", "f1", "selection_rate",
+    "precision", "recall", "f1", "selection_rate", "entity_precision_at_k",
     "lift_top_10", "lift_top_20", "lift_top_30",
     "mae", "rmse", "r2", "total_bias", "spearman", "gini", "interval_coverage", "interval_width",
     "ndcg_at_k", "recall_at_k", "map_at_k", "coverage_at_k",
@@ -890,6 +908,7 @@ METRICS: dict[Metric, MetricRule] = {
     "recall": MetricRule("binary", reads="working_point"),
     "f1": MetricRule("binary", reads="working_point"),
     "selection_rate": MetricRule("binary", None, "working_point"),
+    "entity_precision_at_k": MetricRule("binary", reads="working_point"),
     "spearman": MetricRule("regression"),
     "gini": MetricRule("regression"),
     "mae": MetricRule("regression", "lower", "scale"),
@@ -1026,7 +1045,23 @@ class TopItems(_Declaration):
     k: Annotated[int, Field(ge=1, le=1000)]
 
 
-WorkingPoint = Annotated[Threshold | TopShare | TopItems, Field(discriminator="kind")]
+class TopEntities(_Declaration):
+    """Each night the ``k`` entities of the highest score are looked into: an entity's score is that
+    of its highest row. Selected are all rows that score at least as high as the last of them."""
+
+    kind: Literal["top_entities"] = "top_entities"
+    k: Annotated[int, Field(ge=1, le=100_000)]
+
+
+WorkingPoint = Annotated[Threshold | TopShare | TopItems | TopEntities, Field(discriminator="kind")]
+
+
+class Settled(_Declaration):
+    """Rows that need no model, for their ``feature`` is above ``above``: a card that is known to be
+    stolen. They are scored and published, and no metric is of them."""
+
+    feature: str
+    above: float = 0.0
 
 
 class Slice(_Declaration):
@@ -1262,6 +1297,100 @@ def audit_name(audit: Audit) -> str:
     return f"{audit.kind}_{audit.band}" if isinstance(audit, BandShare) else audit.kind
 
 
+Action = Literal["review", "block"]
+DECISIONS: tuple[str, ...] = ("pass", "review", "block")
+"""What is decided of a row, the gravest last."""
+
+
+class Rule(_Declaration):
+    """What somebody knows beside the model: rows where ``where`` holds are hit.
+
+    ``where`` is a condition in SQL (of DuckDB) over the features, an event's own among them; a row
+    for which it is null is not hit. Of what is hit the decision is at least ``action``. Each night
+    the hits are published with the row, and once labels have matured its precision and recall are
+    kept in ``monitoring.rule_quality``.
+    """
+
+    name: Name
+    where: Annotated[str, Field(min_length=1)]
+    description: Annotated[str, Field(min_length=1)]
+    action: Action = "review"
+
+    @model_validator(mode="after")
+    def _is_a_condition(self) -> Self:
+        bare = re.sub(r"'(?:[^']|'')*'", "", self.where)
+        depth = 0
+        for letter in bare:
+            depth += {"(": 1, ")": -1}.get(letter, 0)
+            if depth < 0:
+                break
+        if depth or "'" in bare or ";" in bare or "--" in bare:
+            raise ValueError(
+                f"rule {self.name!r}: {self.where!r} is not one condition: look at its brackets "
+                "and quotes"
+            )
+        if not re.search(r"[<>=]|\b(?:is|in|between|like)\b", bare.lower()):
+            raise ValueError(
+                f"rule {self.name!r}: {self.where!r} compares nothing, so that it is no condition"
+            )
+        if not _columns_read(self.where):
+            raise ValueError(
+                f"rule {self.name!r}: {self.where!r} reads no feature: it hits every row, or none"
+            )
+        return self
+
+
+class AlertBudget(_Declaration):
+    """So many entities a night are to be alerted of, on average."""
+
+    kind: Literal["alert_budget"] = "alert_budget"
+    entities: Annotated[int, Field(ge=1)]
+
+
+class TargetPrecision(_Declaration):
+    """At least this share of the entities that are alerted of are to have a label 1 that night."""
+
+    kind: Literal["target_precision"] = "target_precision"
+    value: Annotated[float, Field(gt=0, lt=1)]
+
+
+class Alerts(_Declaration):
+    """From which score on a row is alerted of: its decision is at least ``review``.
+
+    The threshold is chosen each night: the one with which the ``nights`` newest nights whose labels
+    are known would have met the target. Of fewer than ``min_nights`` published ones the test scores
+    of the model's training stand in. It moves by at most ``step`` a night, and stays within ``low``
+    and ``high``. Each choice is a row of ``ops.thresholds`` with its reason; a night that is run
+    again keeps it.
+
+    Attributes:
+        target: how many alerts, or how good.
+        initial: where nothing is known.
+    """
+
+    target: Annotated[AlertBudget | TargetPrecision, Field(discriminator="kind")]
+    low: Share
+    high: Share
+    step: Annotated[float, Field(gt=0, le=1)]
+    initial: Share
+    nights: Annotated[int, Field(ge=1, le=366)] = 14
+    min_nights: Annotated[int, Field(ge=1, le=366)] = 3
+
+    @model_validator(mode="after")
+    def _has_guard_rails(self) -> Self:
+        if not self.low < self.high:
+            raise ValueError(f"alerts: low {self.low:g} is not below high {self.high:g}")
+        if not self.low <= self.initial <= self.high:
+            raise ValueError(
+                f"alerts: initial {self.initial:g} is not between {self.low:g} and {self.high:g}"
+            )
+        if self.min_nights > self.nights:
+            raise ValueError(
+                f"alerts: min_nights {self.min_nights} is more than nights {self.nights}"
+            )
+        return self
+
+
 class Retention(_Declaration):
     """How long a publication is kept once readers see another one for its date: while it is one of
     the ``versions`` newest of the date, or was published in the last ``days``."""
@@ -1324,13 +1453,17 @@ class UseCase(_Declaration):
         label: what is predicted, over which days, and when it is known.
         feature_groups: what the model sees, of the key or of another column of what is scored.
         nights: on which of them it is scored; every night unless it says otherwise.
+        ratios: of two features of any groups, such as an amount by what is usual.
         snapshots: the training set, through history.
         model: how it is fitted.
         heuristics: what one would do without a model; a gate can ask to beat each.
         score_column: of the published table.
         bands: named ranges of the score, published beside it.
         reasons: features that are published with each row, those that move its score most.
+        rules: what is known beside the model; their hits are published with each row.
+        alerts: how the threshold follows outcomes from which on a row is alerted of.
         working_point: which rows somebody acts on, for metrics that depend on it.
+        settled: which rows no metric is of; None for none.
         slices: groups of rows that are measured by themselves.
         studies: what the model card tells beside the model.
         gates: what a model must meet to become champion.
@@ -1347,6 +1480,7 @@ class UseCase(_Declaration):
     label: Label
     feature_groups: tuple[FeatureGroup, ...] = Field(min_length=1)
     nights: Nights = Nights()
+    ratios: tuple[Ratio, ...] = ()
     snapshots: Snapshots
     model: Model = Model()
     heuristics: tuple[Heuristic, ...]
@@ -1355,7 +1489,10 @@ class UseCase(_Declaration):
     interval: Interval | None = None
     bands: tuple[Band, ...] = Field(min_length=1)
     reasons: Annotated[int, Field(ge=1, le=10)] = 3
+    rules: tuple[Rule, ...] = ()
+    alerts: Alerts | None = None
     working_point: WorkingPoint | None = None
+    settled: Settled | None = None
     slices: tuple[Slice, ...] = ()
     linear_margin: Annotated[float, Field(ge=0)] = 0.0
     studies: Studies = Studies()
@@ -1377,6 +1514,12 @@ class UseCase(_Declaration):
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             raise ValueError(f"use case {self.name}: two groups declare {', '.join(repeated)}")
+        for position, ratio in enumerate(self.ratios, len(names) - len(self.ratios)):
+            for part in (ratio.numerator, ratio.denominator):
+                if part not in names[:position]:
+                    raise ValueError(
+                        f"use case {self.name}: ratio {ratio.name!r}: no feature {part!r}"
+                    )
         for feature in (f for group in self.feature_groups for f in group.features):
             if feature.type == "string":
                 raise ValueError(
@@ -1442,6 +1585,12 @@ class UseCase(_Declaration):
             raise ValueError(
                 f"{where}: a ranking asks for a working_point: how many items are shown"
             )
+        if isinstance(self.working_point, TopEntities) and self.objective != "binary":
+            raise ValueError(
+                f"{where}: a working point of top_entities is none of a {self.objective} objective"
+            )
+        if self.settled is not None and self.settled.feature not in self.feature_names:
+            raise ValueError(f"{where}: settled: no feature {self.settled.feature!r}")
         slices = [each.name for each in self.slices]
         if len(set(slices)) != len(slices):
             raise ValueError(f"{where}: two slices of one name: {slices}")
@@ -1453,6 +1602,28 @@ class UseCase(_Declaration):
             raise ValueError(f"{where}: the same gate twice: {gates}")
         for gate in self.gates:
             self._check_gate(gate)
+        return self
+
+    @model_validator(mode="after")
+    def _can_decide(self) -> Self:
+        where = f"use case {self.name}"
+        names = [rule.name for rule in self.rules]
+        if len(set(names)) != len(names):
+            raise ValueError(f"{where}: two rules of one name: {names}")
+        for rule in self.rules:
+            unknown = sorted(_columns_read(rule.where) - set(self.feature_names))
+            if unknown:
+                raise ValueError(
+                    f"{where}: rule {rule.name!r}: {rule.where!r} reads {', '.join(unknown)}, "
+                    "which is no feature; declare it, or an event's own column as a feature"
+                )
+        if self.alerts is not None and not isinstance(self.label, Reported):
+            raise ValueError(
+                f"{where}: alerts follow what is reported of events; its label is {self.label.kind}"
+            )
+        taken = {*self.row_key, self.score_column, "as_of", "band", "reasons", "model_version"}
+        if both := sorted(taken & set(self.decision_columns)):
+            raise ValueError(f"{where}: rename {', '.join(both)}, which is a column of decisions")
         return self
 
     def _check_gate(self, gate: Gate) -> None:
@@ -1476,6 +1647,10 @@ class UseCase(_Declaration):
                 )
             if rule.reads == "working_point" and self.working_point is None:
                 raise ValueError(f"{where}: {gate.metric} asks for a working_point, declare one")
+            if gate.metric == "entity_precision_at_k" and not isinstance(
+                self.working_point, TopEntities
+            ):
+                raise ValueError(f"{where}: {gate.metric} asks for the working point TopEntities")
             if rule.reads == "interval" and (
                 self.interval is None or not isinstance(gate, AtLeast | AtMost)
             ):
@@ -1536,6 +1711,8 @@ class UseCase(_Declaration):
                 raise ValueError(
                     f"{where}: key {self.key!r} is not a column of {population.source.name}"
                 )
+            if isinstance(label, Reported):
+                self._knows_no_report(population, label)
             if isinstance(label, Reported) and label.source != population.source:
                 raise ValueError(
                     f"{where}: what is reported of events is read from {population.source.name}, "
@@ -1567,6 +1744,17 @@ class UseCase(_Declaration):
                     f"for snapshots; take features of the {group.key_columns} of each event"
                 )
         return self
+
+    def _knows_no_report(self, population: EveryEvent, label: Reported) -> None:
+        """An event's own columns are known when it lands; those of its report are not."""
+        measures = (m for group in self.feature_groups for m in group.measures)
+        told = _columns_read(label.where) | {label.known} | {m.known for m in measures if m.known}
+        for measure in population.own:
+            if leaks := sorted(_columns_read(measure.value) & told):
+                raise ValueError(
+                    f"use case {self.name}: own {measure.name!r} reads {', '.join(leaks)}, which "
+                    "is not known before the event is reported"
+                )
 
     @property
     def mode(self) -> Literal["snapshot", "candidate", "event"]:
@@ -1619,6 +1807,17 @@ class UseCase(_Declaration):
         return (f"{self.score_column}_low", f"{self.score_column}_high")
 
     @property
+    def decision_columns(self) -> tuple[str, ...]:
+        """The published columns of what is decided, or none."""
+        if not self.rules and self.alerts is None:
+            return ()
+        return (
+            "decision",
+            *(("rule_hits",) if self.rules else ()),
+            *(("threshold_version",) if self.alerts else ()),
+        )
+
+    @property
     def order_only(self) -> frozenset[str]:
         """The baselines whose scores are no probabilities or amounts, and tell an order only."""
         return frozenset(each.name for each in self.heuristics if each.scale is None)
@@ -1647,9 +1846,38 @@ class UseCase(_Declaration):
         return key_columns(self.population.key)
 
     @property
+    def row_key(self) -> tuple[str, ...]:
+        """The same columns as rows are published by: the key first, by which readers look up."""
+        return (self.key, *(name for name in self.vector_key if name != self.key))
+
+    @property
     def feature_names(self) -> tuple[str, ...]:
-        """The feature vector's columns, in order."""
-        return tuple(name for group in self.feature_groups for name in group.feature_names)
+        """The feature vector's columns, in order: an event's own, the groups', the ratios."""
+        own = (measure.name for measure in self.own_features)
+        of_groups = (name for group in self.feature_groups for name in group.feature_names)
+        return (*own, *of_groups, *(ratio.name for ratio in self.ratios))
+
+    @property
+    def own_features(self) -> tuple[Measure, ...]:
+        """What the features of an event are that it has itself."""
+        return self.population.own if isinstance(self.population, EveryEvent) else ()
+
+    @property
+    def catalogue(self) -> tuple[tuple[str, Described], ...]:
+        """Every feature, in order, with the name of its group, or ``own`` or ``ratios``."""
+        own = (
+            Described(
+                each.name, "double", f"null where {each.value} is",
+                each.description or each.name.replace("_", " "),
+            )
+            for each in self.own_features
+        )  # fmt: skip
+        divided = (ratio_described(ratio) for ratio in self.ratios)
+        return (
+            *(("own", each) for each in own),
+            *((group.name, each) for group in self.feature_groups for each in group.catalogue),
+            *(("ratios", each) for each in divided),
+        )
 
     @property
     def source(self) -> Source:

@@ -465,7 +465,7 @@ def test_an_amount_does_not_fall_with_what_foretells_it() -> None:
 
 
 def test_an_unknown_use_case_is_refused_with_those_that_exist() -> None:
-    with pytest.raises(Exception, match="there are: churn, spend"):
+    with pytest.raises(Exception, match="there are: churn, fraud, spend"):
         find_use_case("chrun")
 
 

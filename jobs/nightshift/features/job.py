@@ -482,7 +482,9 @@ def output_schema(use_case: UseCase, with_snapshot: bool, with_label: bool) -> p
     if with_label:
         kind = pa.float64() if use_case.label.kind == "sum" else pa.int32()
         fields.append(pa.field(LABEL, kind, nullable=False))
-    return pa.schema([*fields, *_feature_types(use_case.feature_groups)])
+    own = [pa.field(measure.name, pa.float64()) for measure in use_case.own_features]
+    ratios = [pa.field(ratio.name, pa.float64()) for ratio in use_case.ratios]
+    return pa.schema([*fields, *own, *_feature_types(use_case.feature_groups), *ratios])
 
 
 def _feature_types(groups: Sequence[FeatureGroup]) -> list[pa.Field]:

@@ -160,6 +160,25 @@ create or replace trigger gate_results_are_append_only
     before update or delete or truncate on ops.gate_results
     for each statement execute function ops.refuse_change();
 
+-- From which score on rows were alerted of each night, and why; a night that is run again keeps it.
+create table if not exists ops.thresholds (
+    threshold_id bigint generated always as identity primary key,
+    use_case text not null,
+    as_of date not null,
+    model_version text not null,
+    threshold_version text not null,
+    threshold double precision not null,
+    previous double precision,
+    target jsonb not null,
+    reason text not null,
+    evidence jsonb not null,
+    chosen_at timestamptz not null default now(),
+    unique (use_case, threshold_version)
+);
+create or replace trigger thresholds_are_append_only
+    before update or delete or truncate on ops.thresholds
+    for each statement execute function ops.refuse_change();
+
 -- One row a publication: one (use_case, as_of, model_version) scored once.
 create table if not exists ops.publications (
     publication_id text primary key,
@@ -341,6 +360,22 @@ create table if not exists monitoring.matured_quality (
     primary key (use_case, as_of, model_version, scorer, metric)
 );
 
+-- What each rule of a published night found, measured once its labels are mature; threshold is the
+-- rule of all rows from the night's threshold on, decision of all that did not pass.
+create table if not exists monitoring.rule_quality (
+    use_case text not null,
+    as_of date not null,
+    rule text not null,
+    rows bigint not null,
+    hits bigint not null,
+    found bigint not null,
+    positives bigint not null,
+    precision double precision,
+    recall double precision,
+    measured_at timestamptz not null default now(),
+    primary key (use_case, as_of, rule)
+);
+
 -- The key under which personal data are pseudonymised on their way into staging, as the two padded
 -- keys of HMAC (RFC 2104); migrate() makes it once. Only its owner, nightshift_writer, may read it.
 create table if not exists ops.pseudonym_keys (
@@ -465,22 +500,24 @@ declare
     d ops.promotions;
     partition regclass;
     key name;
+    names text;
     day date := as_of;
     found jsonb;
     missing text[] := '{}';
     erased bigint;
 begin
     if publication is null and day is null then
-        select a.attname into key
+        select string_agg(format('v.%I', a.attname), ', ' order by a.attnum) into names
         from pg_class as c
-        inner join pg_attribute as a on a.attrelid = c.oid and a.attnum = 1
+        inner join pg_attribute as a on a.attrelid = c.oid and a.attnum > 0
+        inner join pg_attribute as d on d.attrelid = c.oid and d.attname = 'as_of'
         where
             c.relnamespace = 'predictions'::regnamespace and c.relname = asked_use_case
-            and c.relkind = 'v'
+            and c.relkind = 'v' and a.attnum < d.attnum
             and exists (select from predictions.pointers as p where p.use_case = asked_use_case);
-        if key is not null then
+        if names is not null then
             execute format(
-                'select max(v.as_of) from predictions.%I as v where v.%I = $1', asked_use_case, key
+                'select max(v.as_of) from predictions.%I as v where $1 in (%s)', asked_use_case, names
             ) using entity into day;
         end if;
         if day is null then
@@ -518,8 +555,14 @@ begin
         );
     else
         select attname into strict key from pg_attribute where attrelid = partition and attnum = 1;
-        execute format('select to_jsonb(r) from %s as r where r.%I = $1', partition, key)
-        using entity into found;
+        -- what names a row stands before as_of: the key, then what tells rows of one key apart
+        select string_agg(format('r.%I', a.attname), ', ' order by a.attnum) into strict names
+        from pg_attribute as a
+        inner join pg_attribute as d on d.attrelid = a.attrelid and d.attname = 'as_of'
+        where a.attrelid = partition and a.attnum > 0 and a.attnum < d.attnum;
+        execute format(
+            'select to_jsonb(r) from %1$s as r where $1 in (%2$s) order by %2$s limit 1', partition, names
+        ) using entity into found;
         if found is null then
             select count(*) into erased
             from ops.erasures as e
@@ -597,7 +640,7 @@ begin
         'sources', (
             select coalesce(jsonb_agg(
                 s.source || jsonb_build_object(
-                    'landed_files', ops.landed_files_of(s.source, entity, o.as_of)
+                    'landed_files', ops.landed_files_of(s.source, coalesce(found ->> key, entity), o.as_of)
                 )
             ), '[]')
             from jsonb_array_elements(o.made_from -> 'sources') as s (source)

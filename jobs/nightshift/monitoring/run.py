@@ -1,9 +1,11 @@
 """Measures published predictions against their matured labels."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,13 +19,15 @@ from nightshift.errors import NightshiftError, RefusedAsOf
 from nightshift.io import lake
 from nightshift.io.model_store import client
 from nightshift.io.warehouse import connect, recorded_run
-from nightshift.metrics import Estimates, measure
+from nightshift.metrics import Estimates, measure, settled_rows
 from nightshift.settings import Settings
-from nightshift.spec import Metric, UseCase
+from nightshift.spec import DECISIONS, Metric, UseCase
 
 log = logging.getLogger(__name__)
 
 CHAMPION = "champion"
+THRESHOLD, DECISION = "threshold", "decision"
+"""Rules that nobody declares: the model's alerts, and all that did not pass."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ def measure_matured(settings: Settings, use_case: UseCase, as_of: date) -> Matur
     with recorded_run(settings, "evaluation", as_of, use_case.name) as run:
         labelled = _labelled(settings, use_case, as_of)
         version, run_id, published = _published(settings, use_case, as_of)
-        keys = labelled[use_case.key].to_pylist()
+        keys = _names(labelled, use_case)
         unknown = len(set(keys) ^ set(published))
         if unknown:
             raise NightshiftError(
@@ -85,13 +89,14 @@ def measure_matured(settings: Settings, use_case: UseCase, as_of: date) -> Matur
             scores[LINEAR] = linear
         measured = measure(
             labelled["label"].to_numpy(),
-            np.array(keys),
+            np.array(labelled[use_case.key].to_pylist()),
             scores,
             [name for name in scores if name not in use_case.order_only],
             settings.seed,
             objective=use_case.objective,
             working_point=use_case.working_point,
             intervals={CHAMPION: found[:, 1:]} if use_case.interval else None,
+            settled=settled_rows(use_case.settled, use_case.feature_names, matrix),
         )
         rows = [
             (use_case.name, as_of, version, scorer, metric, estimate.value, measured.rows)
@@ -107,6 +112,9 @@ def measure_matured(settings: Settings, use_case: UseCase, as_of: date) -> Matur
                 " on conflict (use_case, as_of, model_version, scorer, metric) do update"
                 " set value = excluded.value, rows = excluded.rows, measured_at = now()",
                 rows,
+            )
+            _keep_rules(
+                cursor, use_case, as_of, dict(zip(keys, labelled["label"].to_pylist(), strict=True))
             )
         totals: tuple[Metric, ...] = ("total_bias",) if use_case.objective == "regression" else ()
         metrics = tuple(dict.fromkeys((*use_case.judged_metrics, *totals)))
@@ -132,6 +140,106 @@ def measure_matured(settings: Settings, use_case: UseCase, as_of: date) -> Matur
         )  # fmt: skip
 
 
+def _keep_rules(
+    cursor: Any, use_case: UseCase, as_of: date, labels: Mapping[tuple[str, ...], int]
+) -> None:
+    """What each rule, the threshold and the decision found among what was published."""
+    if not use_case.decision_columns:
+        return
+    rule_hits = sql.SQL("rule_hits" if use_case.rules else "'[]'::jsonb")
+    cursor.execute(
+        sql.SQL(
+            "select {names}, v.decision, {hits}, coalesce(v.{score} >= t.threshold, false)"
+            " from {table} as v left join ops.thresholds as t"
+            " on t.use_case = %s and t.threshold_version = {version} where v.as_of = %s"
+        ).format(
+            names=sql.SQL(", ").join(sql.Identifier("v", name) for name in use_case.row_key),
+            hits=rule_hits,
+            score=sql.Identifier(use_case.score_column),
+            version=sql.SQL("v.threshold_version" if use_case.alerts else "null"),
+            table=sql.Identifier(*use_case.table.split(".")),
+        ),
+        (use_case.name, as_of),
+    )
+    named = {rule.name: [0, 0] for rule in use_case.rules} | {DECISION: [0, 0]}
+    named |= {THRESHOLD: [0, 0]} if use_case.alerts else {}
+    rows = cursor.fetchall()
+    for *names, decision, hits, is_alerted in rows:
+        label = labels[tuple(names)]
+        hit = [*(name for name in hits if name in named)]
+        hit += [DECISION] if decision != DECISIONS[0] else []
+        hit += [THRESHOLD] if is_alerted and THRESHOLD in named else []
+        for name in hit:
+            named[name][0] += 1
+            named[name][1] += label
+    positives = sum(labels.values())
+    execute_values(
+        cursor,
+        "insert into monitoring.rule_quality"
+        " (use_case, as_of, rule, rows, hits, found, positives, precision, recall) values %s"
+        " on conflict (use_case, as_of, rule) do update set (rows, hits, found, positives,"
+        " precision, recall, measured_at) = (excluded.rows, excluded.hits, excluded.found,"
+        " excluded.positives, excluded.precision, excluded.recall, now())",
+        [
+            (
+                use_case.name, as_of, name, len(rows), hits, found, positives,
+                found / hits if hits else None, found / positives if positives else None,
+            )
+            for name, (hits, found) in named.items()
+        ],
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RuleFigures:
+    """What a rule found on the nights that were measured, ``precision`` and ``recall`` of all their
+    rows together; ``newest`` is the precision of the newest night with a hit."""
+
+    rule: str
+    nights: int
+    hits: int
+    precision: float | None
+    recall: float | None
+    newest: float | None
+
+
+@dataclass(frozen=True)
+class ChosenThreshold:
+    """A row of ``ops.thresholds``."""
+
+    as_of: date
+    threshold_version: str
+    threshold: float
+    previous: float | None
+    reason: str
+
+
+def rule_figures(settings: Settings, use_case: UseCase, nights: int) -> list[RuleFigures]:
+    """Each rule over the newest measured nights."""
+    with connect(settings) as connection, connection.cursor() as cursor:
+        cursor.execute(
+            "select rule, count(*), sum(hits)::bigint, sum(found)::float8 / nullif(sum(hits), 0),"
+            " sum(found)::float8 / nullif(sum(positives), 0),"
+            " (array_agg(precision order by as_of desc) filter (where precision is not null))[1]"
+            " from monitoring.rule_quality where use_case = %s and as_of in"
+            " (select distinct as_of from monitoring.rule_quality where use_case = %s"
+            " order by 1 desc limit %s) group by rule order by rule",
+            (use_case.name, use_case.name, nights),
+        )
+        return [RuleFigures(*row) for row in cursor.fetchall()]
+
+
+def thresholds(settings: Settings, use_case: UseCase, nights: int) -> list[ChosenThreshold]:
+    """The newest choices, newest first."""
+    with connect(settings) as connection, connection.cursor() as cursor:
+        cursor.execute(
+            "select as_of, threshold_version, threshold, previous, reason from ops.thresholds"
+            " where use_case = %s order by as_of desc, threshold_id desc limit %s",
+            (use_case.name, nights),
+        )
+        return [ChosenThreshold(*row) for row in cursor.fetchall()]
+
+
 def _labelled(settings: Settings, use_case: UseCase, as_of: date) -> pa.Table:
     folder = lake.dataset_dir(settings.lake_dir, "matured", use_case.name, as_of)
     if lake.read_manifest(folder) is None:
@@ -139,7 +247,12 @@ def _labelled(settings: Settings, use_case: UseCase, as_of: date) -> pa.Table:
             f"no matured labels of {use_case.name} for {as_of}",
             f"run `nightshift evaluate {use_case.name} --as-of {as_of}`",
         )
-    return _read_parts(folder).sort_by(use_case.key)
+    return _read_parts(folder).sort_by([(name, "ascending") for name in use_case.row_key])
+
+
+def _names(rows: pa.Table, use_case: UseCase) -> list[tuple[str, ...]]:
+    """What names each row."""
+    return list(zip(*(rows[name].to_pylist() for name in use_case.row_key), strict=True))
 
 
 def _read_parts(folder: Path) -> pa.Table:
@@ -148,19 +261,21 @@ def _read_parts(folder: Path) -> pa.Table:
 
 def _published(
     settings: Settings, use_case: UseCase, as_of: date
-) -> tuple[str, str, dict[str, tuple[float, ...]]]:
-    """The model version that readers see for ``as_of``, its MLflow run, and key → score, followed
-    by low and high where the use case has an interval."""
+) -> tuple[str, str, dict[tuple[str, ...], tuple[float, ...]]]:
+    """The model version that readers see for ``as_of``, its MLflow run, and of each row by what
+    names it the score, followed by low and high where the use case has an interval."""
     with connect(settings) as connection, connection.cursor() as cursor:
         cursor.execute("select to_regclass(%s)", (use_case.table,))
         row = cursor.fetchone()
         if row is not None and row[0] is not None:
             cursor.execute(
                 sql.SQL(
-                    "select v.model_version, p.mlflow_run_id, v.{key}, {scores} from {table} as v"
+                    "select v.model_version, p.mlflow_run_id, {names}, {scores} from {table} as v"
                     " join ops.publications as p using (publication_id) where v.as_of = %s"
                 ).format(
-                    key=sql.Identifier(use_case.key),
+                    names=sql.SQL(", ").join(
+                        sql.Identifier("v", name) for name in use_case.row_key
+                    ),
                     scores=sql.SQL(", ").join(
                         sql.Identifier("v", name)
                         for name in (use_case.score_column, *use_case.interval_columns)
@@ -171,7 +286,8 @@ def _published(
             )
             rows = cursor.fetchall()
             if rows:
-                return rows[0][0], rows[0][1], {key: tuple(row) for _, _, key, *row in rows}
+                ends = 2 + len(use_case.row_key)
+                return rows[0][0], rows[0][1], {tuple(r[2:ends]): tuple(r[ends:]) for r in rows}
     if not use_case.is_due(as_of):
         raise RefusedAsOf(
             f"{use_case.name} is {use_case.why_not_due(as_of)}; nothing is published for it",
@@ -189,7 +305,9 @@ def _linear_scores(
     folder = lake.dataset_dir(settings.lake_dir, "training", use_case.name, as_of)
     if lake.read_manifest(folder) is None:
         return None
-    table = _read_parts(folder).sort_by([("snapshot", "ascending"), (use_case.key, "ascending")])
+    table = _read_parts(folder).sort_by(
+        [(name, "ascending") for name in ("snapshot", *use_case.row_key)]
+    )
     model = fit_linear(
         to_matrix(table, use_case.feature_names),
         table["label"].to_numpy(),

@@ -4,7 +4,7 @@ from typing import Any
 
 from nightshift.publication import reasons_of
 from nightshift.publishing import sql
-from nightshift.spec import ScoreInRange, UseCase
+from nightshift.spec import DECISIONS, ScoreInRange, UseCase
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -25,6 +25,14 @@ def json_schema(use_case: UseCase) -> dict[str, Any]:
     for audit in use_case.audits:
         if isinstance(audit, ScoreInRange):
             properties[use_case.score_column] |= {"minimum": audit.low, "maximum": audit.high}
+    if use_case.decision_columns:
+        properties["decision"]["enum"] = list(DECISIONS)
+    if use_case.rules:
+        properties["rule_hits"] = {
+            "type": "array",
+            "items": {"enum": [rule.name for rule in use_case.rules]},
+            "description": properties["rule_hits"]["description"],
+        }
     properties["band"]["enum"] = [band.name for band in use_case.bands]
     properties["publication_id"]["pattern"] = "^[0-9a-f]{16}$"
     return {

@@ -3,6 +3,7 @@
 The same part and model give the same bytes, wherever they are scored.
 """
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -26,9 +27,10 @@ from nightshift.columns import of_numbers, of_texts, texts_at
 from nightshift.errors import NightshiftError
 from nightshift.io import lake
 from nightshift.publication import reasons_per_row
+from nightshift.rules import hits
 from nightshift.scoring.bands import assign
 from nightshift.scoring.reasons import explain
-from nightshift.spec import UseCase
+from nightshift.spec import DECISIONS, UseCase
 from nightshift.xgboost_core import xgb
 
 BATCH_ROWS = 2**15
@@ -52,6 +54,14 @@ class Scored:
 
 
 @dataclass(frozen=True)
+class Threshold:
+    """From which score on a row is alerted of, and which choice that was."""
+
+    value: float
+    version: str
+
+
+@dataclass(frozen=True)
 class Refused:
     """Why a Spark task did nothing, as a :class:`NightshiftError` says it."""
 
@@ -65,31 +75,35 @@ def score_part(
     doubled: xgb.Booster | None,
     part: Path,
     target: Path,
+    threshold: Threshold | None = None,
 ) -> Scored:
-    """Write key, score, interval, band and reasons of a part's rows, in their order, into
-    ``target``.
+    """Write key, score, interval, band, decision and reasons of a part's rows, in their order, into
+    ``target``; the key with what else names a row.
 
     Args:
         doubled: what ``nightshift.booster.double`` makes of the booster.
+        threshold: from which score on a row is alerted of; None where the use case has none.
 
     Raises:
         NightshiftError: when a feature is infinite, a score is none, or the model has no interval
             where the use case publishes one.
     """
+    there = pq.read_schema(part)
     schema = pa.schema(
         {
-            use_case.key: pq.read_schema(part).field(use_case.key).type,
+            **{name: there.field(name).type for name in use_case.row_key},
             use_case.score_column: pa.float64(),
             **{name: pa.float64() for name in use_case.interval_columns},
             "band": pa.string(),
             "reasons": pa.string(),
+            **dict.fromkeys(use_case.decision_columns, pa.string()),
         }
     )
     rows, low, high = 0, np.inf, -np.inf
     file = target / part.name
     with pq.ParquetWriter(file, schema, compression="zstd") as writer:
         for batch in _batches(part):
-            keys = batch.column(use_case.key)
+            keys = [batch.column(name) for name in use_case.row_key]
             matrix = to_matrix(batch, use_case.feature_names)
             _require_finite(use_case, part, keys, matrix)
             scores = predict(booster, matrix, doubled)
@@ -97,11 +111,12 @@ def score_part(
             ends = _interval_columns(use_case, booster, matrix, scores)
             bands = assign(scores, use_case.bands)
             columns = [
-                keys,
+                *keys,
                 of_numbers(scores),
                 *map(of_numbers, ends),
                 texts_at(bands, [band.name for band in use_case.bands]),
                 of_texts(_reasons(use_case, booster, matrix, bands)),
+                *_decisions(use_case, batch, scores, threshold),
             ]
             writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
             rows += len(scores)
@@ -109,10 +124,12 @@ def score_part(
     return Scored(file.name, rows, lake.file_sha256(file), low, high)
 
 
-def score_on_spark(use_case: UseCase, model: bytes, part: Path, target: Path) -> Scored | Refused:
+def score_on_spark(
+    use_case: UseCase, model: bytes, part: Path, target: Path, threshold: Threshold | None = None
+) -> Scored | Refused:
     """``score_part`` as a task; ``model`` is the booster's UBJSON."""
     try:
-        return score_part(use_case, *_boosters(model), part, target)
+        return score_part(use_case, *_boosters(model), part, target, threshold)
     except NightshiftError as error:
         return Refused(error.what, error.remedy)
 
@@ -161,26 +178,60 @@ def _interval_columns(
     return tuple(found.T)
 
 
-def _require_finite(use_case: UseCase, part: Path, keys: pa.Array, matrix: Matrix) -> None:
+def _decisions(
+    use_case: UseCase, batch: pa.RecordBatch, scores: Vector, threshold: Threshold | None
+) -> list[pa.Array]:
+    """The use case's ``decision_columns``."""
+    if not use_case.decision_columns:
+        return []
+    found = hits(use_case.rules, batch)
+    gravest = np.zeros(len(scores), dtype=np.intp)
+    if threshold is not None:
+        gravest[scores >= threshold.value] = DECISIONS.index("review")
+    for position, rule in enumerate(use_case.rules):
+        hit = found[:, position]
+        gravest[hit] = np.maximum(gravest[hit], DECISIONS.index(rule.action))
+    columns = {"decision": texts_at(gravest, DECISIONS)}
+    if use_case.rules:
+        names = [rule.name for rule in use_case.rules]
+        columns["rule_hits"] = of_texts(
+            [json.dumps([names[i] for i in np.flatnonzero(row)]) for row in found]
+        )
+    if threshold is not None:
+        columns["threshold_version"] = of_texts([threshold.version] * len(scores))
+    return [columns[name] for name in use_case.decision_columns]
+
+
+def _named(use_case: UseCase, keys: Sequence[pa.Array], row: int) -> str:
+    """A row, as an error tells it."""
+    named = zip(use_case.row_key, keys, strict=True)
+    return " · ".join(f"{name} {values[row].as_py()!r}" for name, values in named)
+
+
+def _require_finite(
+    use_case: UseCase, part: Path, keys: Sequence[pa.Array], matrix: Matrix
+) -> None:
     """Refuse infinite features: the model has learned from none."""
     infinite = np.argwhere(np.isinf(matrix))
     if len(infinite):
         row, column = (int(place) for place in infinite[0])
         raise NightshiftError(
-            f"{use_case.name}: feature {use_case.feature_names[column]} of {use_case.key} "
-            f"{keys[row].as_py()!r} in {part.name} is {matrix[row, column]}; "
+            f"{use_case.name}: feature {use_case.feature_names[column]} of "
+            f"{_named(use_case, keys, row)} in {part.name} is {matrix[row, column]}; "
             f"{len(infinite)} values of {matrix.shape[0]:,} rows are infinite",
             "mend what the mart holds, or the declaration that divides by it, and run the night "
             "again",
         )
 
 
-def _require_probabilities(use_case: UseCase, part: Path, keys: pa.Array, scores: Vector) -> None:
+def _require_probabilities(
+    use_case: UseCase, part: Path, keys: Sequence[pa.Array], scores: Vector
+) -> None:
     outside = np.flatnonzero(~((scores >= 0) & (scores <= 1)))
     if use_case.objective == "binary" and len(outside):
         first = int(outside[0])
         raise NightshiftError(
-            f"{use_case.name}: the model gives {use_case.key} {keys[first].as_py()!r} the score "
+            f"{use_case.name}: the model gives {_named(use_case, keys, first)} the score "
             f"{scores[first]}, and {len(outside) - 1} more of {part.name} are no probability "
             "either",
             f"train again with `nightshift train {use_case.name}`",

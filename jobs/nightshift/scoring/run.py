@@ -1,5 +1,6 @@
 """Score one night's population with the champion: features in, scores and reasons out."""
 
+import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,7 +33,8 @@ from nightshift.publication import (
 )
 from nightshift.scoring.bands import assign
 from nightshift.scoring.comparison import Comparison, compare
-from nightshift.scoring.parts import Refused, Scored, score_on_spark, score_part
+from nightshift.scoring.parts import Refused, Scored, Threshold, score_on_spark, score_part
+from nightshift.scoring.threshold import Chosen, Outcomes, choose
 from nightshift.settings import Settings
 from nightshift.spec import UseCase
 from nightshift.xgboost_core import xgb
@@ -47,7 +49,8 @@ ROWS_TO_DIFFER = 100
 
 @dataclass(frozen=True)
 class ScoreResult:
-    """One scored night; ``is_new`` is False when the same scores were there already."""
+    """One scored night; ``is_new`` is False when the same scores were there already. ``threshold``:
+    from which score on a row is alerted of; None where the use case has no alerts."""
 
     use_case: str
     as_of: date
@@ -55,6 +58,7 @@ class ScoreResult:
     publication_id: str
     rows: int
     is_new: bool
+    threshold: Threshold | None = None
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,7 @@ def score_nights(
     for number, as_of in enumerate(sorted(models), 1):
         version = models[as_of]
         if version not in loaded:
-            loaded[version] = Model(version, model_store.load_model(settings, version))
+            loaded[version] = Model(version, model_store.load_model(settings, version, use_case))
         results.append(score(settings, use_case, as_of, loaded[version]))
         log.info("%s: %d of %d nights scored", use_case.name, number, len(models))
     return results
@@ -114,15 +118,16 @@ def score(
         features_sha256 = str(features_manifest["sha256"])
         identity = publication_id(use_case.name, as_of, champion.version, features_sha256)
         folder = lake.dataset_dir(settings.lake_dir, "scores", use_case.name, as_of)
+        threshold = _threshold(settings, use_case, as_of, champion)
         rows = _rows_already_there(folder, identity)
         is_new = rows is None
         lake.remove_leftovers(folder)
         if rows is None:
             booster, signature = (
-                model.loaded if model else model_store.load_model(settings, champion)
+                model.loaded if model else model_store.load_model(settings, champion, use_case)
             )
             with lake.replacing(folder) as target:
-                scored = _score_parts(settings, use_case, booster, features, target)
+                scored = _score_parts(settings, use_case, booster, features, target, threshold)
                 _require_scores(use_case, scored)
                 rows = sum(each.rows for each in scored)
                 manifest = ScoresManifest(
@@ -153,8 +158,11 @@ def score(
             "model_version": champion.version,
             "publication_id": identity,
             "is_new": is_new,
+            **({} if threshold is None else {"threshold": asdict(threshold)}),
         }
-        return ScoreResult(use_case.name, as_of, champion.version, identity, rows, is_new)
+        return ScoreResult(
+            use_case.name, as_of, champion.version, identity, rows, is_new, threshold
+        )
 
 
 def _made_from(
@@ -196,7 +204,7 @@ def _made_from(
         sources=tuple(
             SourceUsed(
                 name=source.name,
-                landed=source.landed_days or source.name,
+                landed=(*source.landed_from, source.landed_days or source.name)[0],
                 relation=source.relation,
                 key=key,
                 row_id=source.row_id,
@@ -255,9 +263,9 @@ def challenge(settings: Settings, use_case: UseCase, as_of: date) -> Challenge |
                 f"{use_case.name} has no scores of these features for {as_of}",
                 f"run `nightshift score {use_case.name} --as-of {as_of}` first",
             )
-        booster, _ = model_store.load_model(settings, challenger)
+        booster, _ = model_store.load_model(settings, challenger, use_case)
         bands = tuple(band.model_copy(update={"reasons": "none"}) for band in use_case.bands)
-        unexplained = use_case.model_copy(update={"bands": bands})
+        unexplained = use_case.model_copy(update={"bands": bands, "rules": (), "alerts": None})
         _score_parts(settings, unexplained, booster, features, place)
         champion_version = str(manifest["model_version"])
         pairs = list(zip(lake.parts(folder), lake.parts(place), strict=True))
@@ -352,7 +360,7 @@ def explain_rows(
                 f"see `nightshift history {use_case.name}`",
             )
         model = known[version]
-    booster, _ = model_store.load_model(settings, model)
+    booster, _ = model_store.load_model(settings, model, use_case)
     matrix = to_matrix(vectors, use_case.feature_names)
     scores = predict(booster, matrix)
     parts = contributions(booster, matrix)
@@ -379,7 +387,9 @@ def explain_rows(
                     )
                     for i in order
                 ),
-                published=published.get(str(vectors[use_case.key][row])),
+                published=published.get(
+                    tuple(str(vectors[name][row]) for name in use_case.row_key)
+                ),
             )
         )
     return found
@@ -387,26 +397,125 @@ def explain_rows(
 
 def _published(
     settings: Settings, use_case: UseCase, as_of: date, vectors: pa.Table
-) -> dict[str, Published]:
-    """By key, where a key names a row."""
-    if use_case.mode != "snapshot":
-        return {}
+) -> dict[tuple[str, ...], Published]:
+    """By the columns that name a row."""
     with connect(settings) as connection, connection.cursor() as cursor:
         cursor.execute("select to_regclass(%s)", (use_case.table,))
         if cursor.fetchone() == (None,):
             return {}
         cursor.execute(
             sql.SQL(
-                "select {key}, publication_id, model_version, {score} from {table}"
+                "select publication_id, model_version, {score}, {names} from {table}"
                 " where as_of = %s and {key} = any(%s)"
             ).format(
                 key=sql.Identifier(use_case.key),
+                names=sql.SQL(", ").join(map(sql.Identifier, use_case.row_key)),
                 score=sql.Identifier(use_case.score_column),
                 table=sql.Identifier(*use_case.table.split(".")),
             ),
             (as_of, vectors[use_case.key].to_pylist()),
         )
-        return {str(key): Published(*found) for key, *found in cursor.fetchall()}
+        return {tuple(map(str, row[3:])): Published(*row[:3]) for row in cursor.fetchall()}
+
+
+def _threshold(
+    settings: Settings, use_case: UseCase, as_of: date, version: model_store.ModelVersion
+) -> Threshold | None:
+    """The threshold of the night, chosen once: a night that is run again has the same."""
+    alerts = use_case.alerts
+    if alerts is None:
+        return None
+    named = f"{as_of.isoformat()}/{version.version}"
+    with connect(settings) as connection, connection.cursor() as cursor:
+        cursor.execute(
+            "select threshold from ops.thresholds where use_case = %s and threshold_version = %s",
+            (use_case.name, named),
+        )
+        if (row := cursor.fetchone()) is not None:
+            return Threshold(row[0], named)
+        cursor.execute(
+            "select threshold from ops.thresholds where use_case = %s and as_of < %s"
+            " order by as_of desc, threshold_id desc limit 1",
+            (use_case.name, as_of),
+        )
+        before = cursor.fetchone()
+        previous = None if before is None else float(before[0])
+        outcomes = _outcomes(settings, cursor, use_case, as_of)
+        if outcomes is None or outcomes.nights < alerts.min_nights:
+            outcomes = _tested(settings, use_case, version)
+        chosen: Chosen = choose(alerts, outcomes, previous)
+        cursor.execute(
+            "insert into ops.thresholds (use_case, as_of, model_version, threshold_version,"
+            " threshold, previous, target, reason, evidence)"
+            " values (%s, %s, %s, %s, %s, %s, %s, %s, %s)",
+            (
+                use_case.name, as_of, version.version, named, chosen.threshold, previous,
+                alerts.target.model_dump_json(), chosen.reason, json.dumps(chosen.evidence),
+            ),
+        )  # fmt: skip
+    log.info(
+        "%s for %s: threshold %.4f, before %s: %s",
+        use_case.name, as_of, chosen.threshold, "none" if previous is None else f"{previous:.4f}",
+        chosen.reason,
+    )  # fmt: skip
+    return Threshold(chosen.threshold, named)
+
+
+def _outcomes(settings: Settings, cursor: Any, use_case: UseCase, as_of: date) -> Outcomes | None:
+    """What readers were shown on the nights whose labels are known, and what came of it."""
+    folder = lake.dataset_dir(settings.lake_dir, "outcomes", use_case.name, as_of)
+    manifest = lake.read_manifest(folder)
+    cursor.execute("select to_regclass(%s)", (use_case.table,))
+    if manifest is None or cursor.fetchone() == (None,):
+        return None
+    nights = [date.fromisoformat(night) for night in manifest["nights"]]
+    cursor.execute(
+        sql.SQL(
+            "select as_of, {key}, max({score}) from {table} where as_of = any(%s)"
+            " group by as_of, {key} order by as_of, {key}"
+        ).format(
+            key=sql.Identifier(use_case.key),
+            score=sql.Identifier(use_case.score_column),
+            table=sql.Identifier(*use_case.table.split(".")),
+        ),
+        (nights,),
+    )
+    shown = cursor.fetchall()
+    if not shown:
+        return None
+    reported = pa.concat_tables(
+        [pq.read_table(part, partitioning=None) for part in lake.parts(folder)]
+    )
+    found = set(zip(reported["as_of"].to_pylist(), reported[use_case.key].to_pylist(), strict=True))
+    there = sorted({night for night, _, _ in shown})
+    return Outcomes(
+        scores=np.array([score for _, _, score in shown], dtype=np.float64),
+        is_found=np.array([(night, key) in found for night, key, _ in shown], dtype=np.bool_),
+        nights=len(there),
+        of=f"{len(there)} published nights from {there[0]} to {there[-1]}",
+    )
+
+
+def _tested(
+    settings: Settings, use_case: UseCase, version: model_store.ModelVersion
+) -> Outcomes | None:
+    """The test scores of the model's training; None where it keeps none."""
+    try:
+        folder = model_store.fetch(settings, version.run_id, model_store.EVALUATION)
+        rows = pq.ParquetFile(folder / "test_predictions.parquet").read()
+    except (NightshiftError, OSError):
+        return None
+    best = rows.group_by(["snapshot", use_case.key]).aggregate(
+        [("score_model", "max"), ("label", "max")]
+    )
+    nights = rows["snapshot"].unique().to_pylist()
+    return Outcomes(
+        scores=numbers(best["score_model_max"]),
+        is_found=numbers(best["label_max"]) > 0,
+        nights=len(nights),
+        of=f"too few published nights are known, and {len(nights)} test nights of the training of"
+        f" version {version.version}",
+    )
 
 
 def _champion(settings: Settings, use_case: UseCase, as_of: date) -> model_store.ModelVersion:
@@ -442,7 +551,7 @@ def _features(
         raise NightshiftError(
             f"{use_case.name} has no features for {as_of}: nothing complete in {folder}", remedy
         )
-    expected = {use_case.key, *use_case.feature_names}
+    expected = {*use_case.vector_key, *use_case.feature_names}
     for part in parts:
         found = set(pq.read_schema(part).names)
         if found != expected:
@@ -456,7 +565,12 @@ def _features(
 
 
 def _score_parts(
-    settings: Settings, use_case: UseCase, booster: xgb.Booster, features: list[Path], target: Path
+    settings: Settings,
+    use_case: UseCase,
+    booster: xgb.Booster,
+    features: list[Path],
+    target: Path,
+    threshold: Threshold | None = None,
 ) -> list[Scored]:
     """A part of the scores for each of the features, by threads of this process or on Spark."""
     if settings.scoring == "spark":
@@ -467,7 +581,7 @@ def _score_parts(
             model = context.broadcast(bytes(booster.save_raw("ubj")))
             found = (
                 context.parallelize(features, len(features))
-                .map(lambda part: score_on_spark(use_case, model.value, part, target))
+                .map(lambda part: score_on_spark(use_case, model.value, part, target, threshold))
                 .collect()
             )
         for each in found:
@@ -478,7 +592,10 @@ def _score_parts(
     doubled = double(booster)
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
         return list(
-            threads.map(lambda part: score_part(use_case, booster, doubled, part, target), features)
+            threads.map(
+                lambda part: score_part(use_case, booster, doubled, part, target, threshold),
+                features,
+            )
         )
 
 
@@ -504,7 +621,7 @@ def _keep_challenge(
     """Replace the date's rows in one transaction."""
     schema = pa.schema(
         {
-            use_case.key: pa.string(),
+            **dict.fromkeys(use_case.row_key, pa.string()),
             "as_of": pa.date32(),
             "champion_version": pa.string(),
             "champion_score": pa.float64(),
@@ -522,7 +639,7 @@ def _keep_challenge(
     }
 
     def rows() -> Iterator[pa.RecordBatch]:
-        columns = [use_case.key, use_case.score_column, "band"]
+        columns = [*use_case.row_key, use_case.score_column, "band"]
         for ours, theirs in pairs:
             with pq.ParquetFile(ours) as champion, pq.ParquetFile(theirs) as challenger:
                 both = zip(
@@ -532,7 +649,7 @@ def _keep_challenge(
                 )
                 for one, other in both:
                     named = {
-                        use_case.key: one.column(use_case.key),
+                        **{name: one.column(name) for name in use_case.row_key},
                         "champion_score": one.column(use_case.score_column),
                         "champion_band": one.column("band"),
                         "challenger_score": other.column(use_case.score_column),
@@ -553,11 +670,17 @@ def _keep_challenge(
     with connect(settings) as connection, connection.cursor() as cursor:
         cursor.execute(
             sql.SQL(
-                "create table if not exists {table} ({key} text, as_of date, champion_version text,"
+                "create table if not exists {table} ({columns}, as_of date, champion_version text,"
                 " champion_score double precision, champion_band text, challenger_version text,"
                 " challenger_score double precision, challenger_band text,"
-                " primary key (as_of, {key}))"
-            ).format(table=table, key=sql.Identifier(use_case.key))
+                " primary key (as_of, {names}))"
+            ).format(
+                table=table,
+                columns=sql.SQL(", ").join(
+                    sql.SQL("{} text").format(sql.Identifier(name)) for name in use_case.row_key
+                ),
+                names=sql.SQL(", ").join(map(sql.Identifier, use_case.row_key)),
+            )
         )
         cursor.execute(
             sql.SQL(

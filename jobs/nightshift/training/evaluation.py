@@ -6,7 +6,7 @@ from functools import partial
 
 from nightshift.baselines import LINEAR, fit_linear, heuristic_scores, linear_rows, linear_scores
 from nightshift.booster import Matrix, Vector, predict
-from nightshift.metrics import Estimate, Measured, measure
+from nightshift.metrics import Estimate, Measured, measure, settled_rows
 from nightshift.spec import UseCase
 from nightshift.training.dataset import Dataset, has_both_classes
 from nightshift.training.fit import Fitted, Recipe, fit_split, fit_trees
@@ -90,6 +90,7 @@ def measure_part(
         items=None if dataset.items is None else dataset.items[rows],
         intervals=None if ends is None else {MODEL: ends[rows]},
         slices=slices,
+        settled=settled_rows(use_case.settled, use_case.feature_names, dataset.matrix, rows),
     )
 
 
