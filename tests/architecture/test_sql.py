@@ -18,7 +18,7 @@ DECLARED = {
     *("key", "score_column", "landed_days", "source", "contract.name", "column.name"),
 }
 """Attributes of specs and contracts, which refuse what is no identifier (``identifiers.py``)."""
-FRAGMENTS = {"difference", "landed_on", "_is_subject", "_key_index"}
+FRAGMENTS = {"difference", "landed_on", "_is_subject", "_key_index", "_listed"}
 """Functions that give a part of a statement: all their f-strings are looked at."""
 CONTRACT = "of a contract: names are identifiers, expressions are its author's SQL"
 DATES = "dates as ISO, made of date objects"
@@ -44,6 +44,7 @@ ALLOWED = {
     ("features/packing.py", "', '.join(packed)"): OWN,
     ("features/packing.py", "share"): OWN,
     ("features/rows.py", "listed"): "expressions of a declaration: its author's SQL, in DuckDB",
+    ("rules.py", "rule.where"): "a condition of a declaration: its author's SQL, in DuckDB",
     ("quality/run.py", "dates"): DATES,
     ("quality/run.py", "batch.landed_date"): DATES,
     ("io/warehouse.py", "mark"): "a digest and names of this module's roles",

@@ -283,7 +283,7 @@ def copied_schema(use_case: UseCase) -> pa.Schema:
 
 
 def _listed(names: Iterable[str]) -> str:
-    return ", ".join(map(quoted, names))
+    return ", ".join(quoted(name) for name in names)
 
 
 def add_band_index(use_case: UseCase, publication_id: str) -> str:
