@@ -76,8 +76,8 @@ def nightly(
             that does not hold is published.
     """
     prepare(settings, use_cases, as_of)
-<<<<<<< HEAD
-    refusals = list(held_sources(settings, as_of).values())
+    read = {source for use_case in use_cases for source in use_case.landings}
+    refusals = [why for source, why in held_sources(settings, as_of).items() if source in read]
     due = [use_case for use_case in use_cases if use_case.is_due(as_of)]
     for use_case in use_cases:
         if use_case not in due:
@@ -86,10 +86,6 @@ def nightly(
         if refusals:
             raise joined(refusals)
         return publishing.PublishResult(as_of, ())
-=======
-    read = {source for use_case in use_cases for source in use_case.landings}
-    refusals = [why for source, why in held_sources(settings, as_of).items() if source in read]
->>>>>>> fraud
     with stage("features"):
         features.build_features(settings, due, as_of)
     scored: list[UseCase] = []
