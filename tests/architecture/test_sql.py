@@ -18,7 +18,7 @@ DECLARED = {
     *("key", "score_column", "landed_days", "source", "contract.name", "column.name"),
 }
 """Attributes of specs and contracts, which refuse what is no identifier (``identifiers.py``)."""
-FRAGMENTS = {"difference", "landed_on", "_is_subject", "_key_index", "_listed"}
+FRAGMENTS = {"difference", "landed_on", "_is_subject", "_key_index", "_quoted_all"}
 """Functions that give a part of a statement: all their f-strings are looked at."""
 CONTRACT = "of a contract: names are identifiers, expressions are its author's SQL"
 DATES = "dates as ISO, made of date objects"

@@ -282,7 +282,7 @@ def copied_schema(use_case: UseCase) -> pa.Schema:
     return pa.schema([(c, numbers.get(c, pa.string())) for c in copied_columns(use_case)])
 
 
-def _listed(names: Iterable[str]) -> str:
+def _quoted_all(names: Iterable[str]) -> str:
     return ", ".join(quoted(name) for name in names)
 
 
@@ -295,7 +295,7 @@ def add_band_index(use_case: UseCase, publication_id: str) -> str:
 def add_primary_key(use_case: UseCase, publication_id: str) -> str:
     """The key lookup's index, and the proof that no row is there twice."""
     table = quoted(partition(use_case, publication_id))
-    return f"alter table {SCHEMA}.{table} add primary key ({_listed(use_case.row_key)})"
+    return f"alter table {SCHEMA}.{table} add primary key ({_quoted_all(use_case.row_key)})"
 
 
 def key_figures(use_case: UseCase, publication_id: str) -> str:
@@ -304,7 +304,7 @@ def key_figures(use_case: UseCase, publication_id: str) -> str:
     named = f"filter (where {is_named})"
     return (
         f"select count(*) - count(*) {named}, count(*) {named}"
-        f" - count(distinct ({_listed(use_case.row_key)})) {named} "
+        f" - count(distinct ({_quoted_all(use_case.row_key)})) {named} "
         f"from {SCHEMA}.{quoted(partition(use_case, publication_id))}"
     )
 
@@ -396,13 +396,13 @@ def top(use_case: UseCase) -> str:
     listed = ", ".join(quoted(name) for name in columns(use_case))
     return (
         f"select {listed} from {SCHEMA}.{quoted(view_names(use_case)[1])} "
-        f"order by {quoted(use_case.score_column)} desc, {_listed(use_case.row_key)} limit %s"
+        f"order by {quoted(use_case.score_column)} desc, {_quoted_all(use_case.row_key)} limit %s"
     )
 
 
 def difference(use_case: UseCase, before: str, after: str) -> str:
     """The rows of two publications side by side: what names them, and score and band of each."""
-    names, score = _listed(use_case.row_key), quoted(use_case.score_column)
+    names, score = _quoted_all(use_case.row_key), quoted(use_case.score_column)
     old, new = (f"{SCHEMA}.{quoted(partition(use_case, each))}" for each in (before, after))
     return (
         f"select concat_ws('·', {names}) as key,"
