@@ -33,6 +33,8 @@ Identifier = Annotated[Name, AfterValidator(identifier)]
 Key = Identifier | tuple[Identifier, ...]
 """A column that identifies an entity, or several: customer × product."""
 Days = Annotated[int, Field(gt=0, le=3660)]
+Limit = Annotated[int, Field(ge=1, le=1000)]
+"""How many items a generator proposes to an entity."""
 Share = Annotated[float, Field(ge=0, le=1)]
 Category = Annotated[str, Field(pattern=r"^[^\\]*$", min_length=1)] | StrictBool | StrictInt
 
@@ -568,13 +570,10 @@ Through.model_rebuild()
 
 
 class Population(_Declaration):
-    """Who is scored: entities with an event, where ``where`` holds, in the last ``active_days``.
-
-    A key of several columns makes candidates: each pair of customer and product that occurs.
-    """
+    """Who is scored: entities with an event, where ``where`` holds, in the last ``active_days``."""
 
     source: Source
-    key: Key
+    key: Identifier
     where: str | None = None
     active_days: Days
 
@@ -584,6 +583,261 @@ class Population(_Declaration):
         return _count_of(
             "population", self.source, self.key, self.where, Window(days=self.active_days)
         )
+
+    @property
+    def groups(self) -> tuple[FeatureGroup, ...]:
+        """What is asked of the entity's own rows."""
+        return (self.group,)
+
+
+class BoughtBefore(_Declaration):
+    """What the entity itself bought in the last ``days``: the most often first, then the latest."""
+
+    kind: Literal["bought_before"] = "bought_before"
+    days: Days
+    limit: Limit
+
+
+class BoughtTogether(_Declaration):
+    """What is bought in one order with what the entity bought in the last ``days``.
+
+    Two items are as near as ``c / (sqrt(a * b) + shrinkage)`` says, with c orders of both, a of the
+    one and b of the other, among the orders of the last ``days`` that landed in that time; so few
+    common orders make nothing near. An item has ``neighbours`` nearest ones. An item's score is
+    the sum of its nearness to all that the entity bought.
+
+    Attributes:
+        order: the column that names an order.
+        most_items: orders of more different items are left out; a wholesaler's tells little of what
+            goes with what, and much of the work.
+    """
+
+    kind: Literal["bought_together"] = "bought_together"
+    order: Name
+    days: Days
+    limit: Limit
+    neighbours: Annotated[int, Field(ge=1, le=1000)] = 50
+    shrinkage: Annotated[float, Field(ge=0)] = 10.0
+    most_items: Annotated[int, Field(ge=2, le=10_000)] = 300
+
+
+class PopularLately(_Declaration):
+    """What the most entities bought in the last ``days``."""
+
+    kind: Literal["popular_lately"] = "popular_lately"
+    days: Days
+    limit: Limit
+
+
+class PopularWithin(_Declaration):
+    """What the most entities of the same ``column`` (by its last value) bought in the last
+    ``days``."""
+
+    kind: Literal["popular_within"] = "popular_within"
+    column: Name
+    days: Days
+    limit: Limit
+
+
+class NewItems(_Declaration):
+    """What was bought for the first time ever in the last ``days``, by the most entities first."""
+
+    kind: Literal["new_items"] = "new_items"
+    days: Days
+    limit: Limit
+
+
+Generator = Annotated[
+    BoughtBefore | BoughtTogether | PopularLately | PopularWithin | NewItems,
+    Field(discriminator="kind"),
+]
+
+
+def generator_name(generator: Generator) -> str:
+    """As features and the published column name it: the kind, then what tells it apart."""
+    column = getattr(generator, "column", None)
+    return generator.kind + (f"_{column}" if column else "")
+
+
+class Candidates(_Declaration):
+    """What is scored: for each entity with an event in the last ``active_days`` the items that some
+    generator proposes, each pair once.
+
+    An event counts where ``where`` holds. An item that has no event in the last ``sold_days`` is
+    sold no more, and one of which any known row satisfies ``exclude`` is never proposed. Of each
+    generator the features ``candidate_<generator>_rank`` (1 is its first proposal; null where it
+    does not propose the item) and ``candidate_<generator>_score`` are part of the vector.
+
+    Where labels are known, entities without a relevant item are left out: a list of them teaches
+    and measures nothing. Relevant items that no generator has proposed are counted beside each
+    list, and count as missed in every metric.
+    """
+
+    source: Source
+    key: tuple[Identifier, Identifier]
+    where: str | None = None
+    exclude: str | None = None
+    active_days: Days
+    sold_days: Days
+    generators: tuple[Generator, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _refers_to_columns(self) -> Self:
+        for sql in (self.where, self.exclude):
+            _require_columns("candidates", self.source, sql)
+        named = [("order", g.order) for g in self.generators if isinstance(g, BoughtTogether)]
+        named += [("column", g.column) for g in self.generators if isinstance(g, PopularWithin)]
+        named += [("key", name) for name in self.key]
+        for what, name in named:
+            if self.source.columns.get(name) != "string":
+                raise ValueError(
+                    f"candidates: {what} {name!r} is not a column of text of {self.source.name}"
+                )
+        names = [generator_name(each) for each in self.generators]
+        if len(set(names)) != len(names):
+            raise ValueError(f"candidates: two generators of one name: {names}")
+        return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The generators by name, in order."""
+        return tuple(generator_name(each) for each in self.generators)
+
+    @property
+    def catalogue(self) -> tuple[Described, ...]:
+        """The features that come with a candidate: of each generator its rank, then its score."""
+        return tuple(
+            described
+            for name in self.names
+            for words in [name.replace("_", " ")]
+            for described in (
+                Described(
+                    f"candidate_{name}_rank", "double", "null where it does not propose the item",
+                    f"place among the proposals of {words}",
+                ),
+                Described(
+                    f"candidate_{name}_score", "double", "null where it knows nothing of the item",
+                    f"what the proposals of {words} are ordered by",
+                ),
+            )
+        )  # fmt: skip
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """The columns that come with a candidate, in order."""
+        return tuple(each.name for each in self.catalogue)
+
+    @property
+    def segment_columns(self) -> tuple[str, ...]:
+        """The columns within which something is popular."""
+        return tuple(each.column for each in self.generators if isinstance(each, PopularWithin))
+
+    @property
+    def members(self) -> FeatureGroup:
+        """Of each entity: its events in ``active_days``, and the last value of each column within
+        which something is popular."""
+        columns = self.segment_columns
+        return FeatureGroup(
+            name="candidate_members",
+            source=self.source,
+            entity="member",
+            key=self.key[0],
+            measures=(
+                self._event,
+                *(Measure(name=name, column=name, where=self.where) for name in columns),
+            ),
+            aggregates=(
+                Aggregate(measure="event", aggregations=("count",), windows=(self.active_days,)),
+                *(Aggregate(measure=name, aggregations=("last",)) for name in columns),
+            ),
+        )
+
+    @property
+    def pairs(self) -> FeatureGroup:
+        """Of each pair: its events in the days of the generators, and days since the last."""
+        windows = [g.days for g in self.generators if isinstance(g, BoughtBefore | BoughtTogether)]
+        return FeatureGroup(
+            name="candidate_pairs",
+            source=self.source,
+            entity="pair",
+            key=self.key,
+            measures=(self._event,),
+            aggregates=(
+                Aggregate(measure="event", aggregations=("days_since_last",)),
+                Aggregate(
+                    measure="event",
+                    aggregations=("count",),
+                    windows=tuple(dict.fromkeys(windows)) or (self.active_days,),
+                ),
+            ),
+        )
+
+    @property
+    def items(self) -> FeatureGroup:
+        """Of each item: how many entities bought it, in the days of the generators; whether it is
+        sold, new or excluded."""
+        windows = [g.days for g in self.generators if isinstance(g, PopularLately | NewItems)]
+        excluded = Measure(name="excluded", column=self.source.event_time, where=self.exclude)
+        is_any = self.exclude is not None
+        return FeatureGroup(
+            name="candidate_items",
+            source=self.source,
+            entity="item",
+            key=self.key[1],
+            measures=(self._event, self._buyer, *((excluded,) if is_any else ())),
+            aggregates=(
+                Aggregate(measure="event", aggregations=("days_since_first",)),
+                Aggregate(measure="event", aggregations=("count",), windows=(self.sold_days,)),
+                Aggregate(
+                    measure="buyer",
+                    aggregations=("distinct",),
+                    windows=tuple(dict.fromkeys(windows)) or (self.sold_days,),
+                ),
+                *((Aggregate(measure="excluded", aggregations=("count",)),) if is_any else ()),
+            ),
+        )
+
+    @property
+    def segments(self) -> dict[str, FeatureGroup]:
+        """Generator → of each item and value of its column, how many entities bought it."""
+        return {
+            generator_name(each): FeatureGroup(
+                name=f"candidate_items_{each.column}",
+                source=self.source,
+                entity="item",
+                key=(self.key[1], each.column),
+                measures=(self._buyer,),
+                aggregates=(
+                    Aggregate(measure="buyer", aggregations=("distinct",), windows=(each.days,)),
+                ),
+            )
+            for each in self.generators
+            if isinstance(each, PopularWithin)
+        }
+
+    @property
+    def groups(self) -> tuple[FeatureGroup, ...]:
+        """What is asked of the entity's own rows."""
+        return (self.members, self.pairs)
+
+    @property
+    def item_groups(self) -> tuple[FeatureGroup, ...]:
+        """What is asked of the rows of items, whoever bought them."""
+        return (self.items, *self.segments.values())
+
+    @property
+    def together(self) -> BoughtTogether | None:
+        """The generator that looks at whole orders, where there is one."""
+        found = [each for each in self.generators if isinstance(each, BoughtTogether)]
+        return found[0] if found else None
+
+    @property
+    def _event(self) -> Measure:
+        return Measure(name="event", column=self.source.event_time, where=self.where)
+
+    @property
+    def _buyer(self) -> Measure:
+        return Measure(name="buyer", column=self.key[0], where=self.where)
 
 
 class EveryEvent(_Declaration):
@@ -1240,7 +1494,7 @@ class UseCase(_Declaration):
     owner: str
     entity: Name
     key: Identifier
-    population: Population | EveryEvent
+    population: Population | Candidates | EveryEvent
     label: Label
     feature_groups: tuple[FeatureGroup, ...] = Field(min_length=1)
     snapshots: Snapshots
@@ -1401,7 +1655,8 @@ class UseCase(_Declaration):
     def _is_of_one_mode(self) -> Self:
         where, population, label = f"use case {self.name}", self.population, self.label
         groups = [*self.feature_groups, *self._through_groups]
-        groups += [population.group] if isinstance(population, Population) else []
+        groups += [] if isinstance(population, EveryEvent) else population.groups
+        groups += population.item_groups if isinstance(population, Candidates) else []
         groups += [self.outcome] if self.outcome is not None else []
         sources = [population.source, label.source, *(group.source for group in groups)]
         parts: list[Source | FeatureGroup] = [*sources, *groups]
@@ -1424,6 +1679,11 @@ class UseCase(_Declaration):
             known = key_columns(population.key)
             if known[0] != self.key:
                 raise ValueError(f"{where}: the population is of {known}, the key {self.key!r}")
+            if isinstance(population, Candidates) and not isinstance(label, AnyEvent):
+                raise ValueError(
+                    f"{where}: candidates are relevant or not; got the label {label.kind}, declare "
+                    "AnyEvent"
+                )
             if isinstance(label, Reported):
                 raise ValueError(
                     f"{where}: what is reported of single events is no label of a {self.entity}; "
@@ -1452,7 +1712,7 @@ class UseCase(_Declaration):
         """What a row is: an entity at ``as_of``, several together, or an event at its instant."""
         if isinstance(self.population, EveryEvent):
             return "event"
-        return "snapshot" if isinstance(self.population.key, str) else "candidate"
+        return "candidate" if isinstance(self.population, Candidates) else "snapshot"
 
     @property
     def objective(self) -> Objective:
@@ -1509,7 +1769,16 @@ class UseCase(_Declaration):
     @property
     def feature_names(self) -> tuple[str, ...]:
         """The feature vector's columns, in order."""
-        return tuple(name for group in self.feature_groups for name in group.feature_names)
+        return tuple(described.name for _, described in self.catalogue)
+
+    @property
+    def catalogue(self) -> tuple[tuple[str, Described], ...]:
+        """Every column of the vector with the name of its group; ``candidates`` are a group too."""
+        own = self.population.catalogue if isinstance(self.population, Candidates) else ()
+        return (
+            *(("candidates", each) for each in own),
+            *((group.name, each) for group in self.feature_groups for each in group.catalogue),
+        )
 
     @property
     def source(self) -> Source:
@@ -1536,7 +1805,8 @@ class UseCase(_Declaration):
     def related_groups(self) -> tuple[FeatureGroup, ...]:
         """The groups of other entities than the use case's own, each once."""
         groups = (group for group in self.feature_groups if self.key not in group.key_columns)
-        return tuple({g.name: g for g in (*groups, *self._through_groups)}.values())
+        items = self.population.item_groups if isinstance(self.population, Candidates) else ()
+        return tuple({g.name: g for g in (*groups, *self._through_groups, *items)}.values())
 
     @property
     def _through_groups(self) -> tuple[FeatureGroup, ...]:

@@ -30,7 +30,7 @@ from nightshift.io.held_sources import free
 from nightshift.io.spark import spark_session
 from nightshift.io.warehouse import connect, holding, recorded_run
 from nightshift.settings import Settings
-from nightshift.spec import Population, Source, Through, UseCase
+from nightshift.spec import Candidates, EveryEvent, Source, Through, UseCase
 
 log = logging.getLogger(__name__)
 
@@ -221,15 +221,14 @@ def catalogue(settings: Settings, use_case: UseCase) -> Catalogue:
         features=tuple(
             Described(
                 name=each.name,
-                group=group.name,
+                group=group,
                 type=each.type,
                 null=each.null,
                 description=each.description,
                 null_share=null_shares.get(each.name),
                 importance=None if gains is None else gains.get(each.name, 0.0),
             )
-            for group in use_case.feature_groups
-            for each in group.catalogue
+            for group, each in use_case.catalogue
         ),
         as_of=as_of,
         cpu_seconds=newest.get("cpu_seconds", {}),
@@ -435,6 +434,8 @@ def _tables_around(settings: Settings, use_case: UseCase, entity: str) -> dict[s
     }
     tables: dict[str, pa.Table] = {}
     taken: dict[str, list[tuple[str, pa.Array | None]]] = {}
+    if isinstance(use_case.population, Candidates):  # which items are popular, all rows tell
+        anywhere.add(use_case.population.key[1])
     for source, key in use_case.streams:  # its own key comes first
         if key in anywhere:
             among = None
@@ -924,7 +925,7 @@ def _describe(dataset: _Dataset, target: Path, done: Sequence[job.Done], nights:
 
 def _nobody(use_case: UseCase, snapshots: Sequence[date]) -> RefusedAsOf:
     population, days = use_case.population, ", ".join(map(str, snapshots))
-    if isinstance(population, Population):
+    if not isinstance(population, EveryEvent):
         what = f"nobody had an event in the {population.active_days} days before {days}"
     else:
         what = f"no event happened on the day before {days}"
