@@ -289,7 +289,7 @@ def test_candidates_equal_plain_sql(tmp_path: Path) -> None:
     ctes = CANDIDATES_SQL.format(nights=nights, known=KNOWN, columns=columns)
     query = f"""{ctes}
         select e.* exclude ("at"), {SPENDING_SQL}, {RISK_SQL},
-            r.terminal_id is not null as label,
+            (r.terminal_id is not null)::int as label,
             (select count(*) from relevant x
               where x.snapshot = e.snapshot and x.customer_id = e.customer_id) -
             (select count(*) from relevant x join e f using (snapshot, customer_id, terminal_id)
