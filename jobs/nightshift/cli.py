@@ -1262,11 +1262,12 @@ def show_top(settings: Settings, use_case_name: str, limit: int = 10) -> None:
     )
     scores = (use_case.score_column, *use_case.interval_columns)
     digits = 4 if use_case.objective == "binary" else 2
-    for name in (use_case.key, "as_of", *scores, "band", "reasons"):
-        table.add_column(name, overflow="fold", no_wrap=name in (use_case.key, "as_of", "band"))
+    short = (*use_case.row_key, "as_of", "band")
+    for name in (*use_case.row_key, "as_of", *scores, "band", "reasons"):
+        table.add_column(name, overflow="fold", no_wrap=name in short)
     for row in rows:
         table.add_row(
-            str(row[use_case.key]),
+            *(str(row[name]) for name in use_case.row_key),
             str(row["as_of"]),
             *(f"{row[name]:.{digits}f}" for name in scores),
             row["band"],

@@ -333,11 +333,12 @@ def receipt(
     remade, problem = None, None if values.vector else "there are no features to compare with"
     if values.vector:
         try:
+            names = receipts.named(use_case, told)
             replayed = features.replay(
-                settings, use_case, key, date.fromisoformat(told["as_of"]), newest=0
+                settings, use_case, names[use_case.key], date.fromisoformat(told["as_of"]), newest=0
             )
-            now = replayed.vectors.to_pylist()
-            again = now[0] if now else {}
+            now = (row for row in replayed.vectors.to_pylist() if names.items() <= row.items())
+            again = next(now, {})
             # repr tells the bits of a number
             remade = tuple(
                 name

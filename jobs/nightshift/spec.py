@@ -1767,6 +1767,11 @@ class UseCase(_Declaration):
         return key_columns(self.population.key)
 
     @property
+    def row_key(self) -> tuple[str, ...]:
+        """The same columns as rows are published by: the key first, by which readers look up."""
+        return (self.key, *(name for name in self.vector_key if name != self.key))
+
+    @property
     def feature_names(self) -> tuple[str, ...]:
         """The feature vector's columns, in order."""
         return tuple(described.name for _, described in self.catalogue)

@@ -25,6 +25,7 @@ import psycopg2
 from nightshift.booster import Matrix, gain_shares, intervals, predict
 from nightshift.errors import NightshiftError, SettingError
 from nightshift.settings import Settings
+from nightshift.spec import UseCase
 from nightshift.use_cases import find_use_case
 from nightshift.xgboost_core import xgb
 
@@ -296,8 +297,13 @@ def importances(settings: Settings, use_case_name: str) -> dict[str, float] | No
     return gain_shares(booster)
 
 
-def load_model(settings: Settings, version: ModelVersion) -> tuple[xgb.Booster, Signature]:
+def load_model(
+    settings: Settings, version: ModelVersion, use_case: UseCase | None = None
+) -> tuple[xgb.Booster, Signature]:
     """The booster of a registered version and its signature.
+
+    Args:
+        use_case: whose model it is; None for the listed one of its name.
 
     Raises:
         NightshiftError: when a file is missing or damaged, or the model was trained for other
@@ -314,7 +320,7 @@ def load_model(settings: Settings, version: ModelVersion) -> tuple[xgb.Booster, 
     check_features(
         f"model {version.name} version {version.version}",
         signature["features"],
-        find_use_case(version.name).feature_names,
+        (use_case or find_use_case(version.name)).feature_names,
     )
     return booster, signature
 

@@ -465,22 +465,24 @@ declare
     d ops.promotions;
     partition regclass;
     key name;
+    names text;
     day date := as_of;
     found jsonb;
     missing text[] := '{}';
     erased bigint;
 begin
     if publication is null and day is null then
-        select a.attname into key
+        select string_agg(format('v.%I', a.attname), ', ' order by a.attnum) into names
         from pg_class as c
-        inner join pg_attribute as a on a.attrelid = c.oid and a.attnum = 1
+        inner join pg_attribute as a on a.attrelid = c.oid and a.attnum > 0
+        inner join pg_attribute as d on d.attrelid = c.oid and d.attname = 'as_of'
         where
             c.relnamespace = 'predictions'::regnamespace and c.relname = asked_use_case
-            and c.relkind = 'v'
+            and c.relkind = 'v' and a.attnum < d.attnum
             and exists (select from predictions.pointers as p where p.use_case = asked_use_case);
-        if key is not null then
+        if names is not null then
             execute format(
-                'select max(v.as_of) from predictions.%I as v where v.%I = $1', asked_use_case, key
+                'select max(v.as_of) from predictions.%I as v where $1 in (%s)', asked_use_case, names
             ) using entity into day;
         end if;
         if day is null then
@@ -518,8 +520,14 @@ begin
         );
     else
         select attname into strict key from pg_attribute where attrelid = partition and attnum = 1;
-        execute format('select to_jsonb(r) from %s as r where r.%I = $1', partition, key)
-        using entity into found;
+        -- what names a row stands before as_of: the key, then what tells rows of one key apart
+        select string_agg(format('r.%I', a.attname), ', ' order by a.attnum) into strict names
+        from pg_attribute as a
+        inner join pg_attribute as d on d.attrelid = a.attrelid and d.attname = 'as_of'
+        where a.attrelid = partition and a.attnum > 0 and a.attnum < d.attnum;
+        execute format(
+            'select to_jsonb(r) from %1$s as r where $1 in (%2$s) order by %2$s limit 1', partition, names
+        ) using entity into found;
         if found is null then
             select count(*) into erased
             from ops.erasures as e
@@ -597,7 +605,7 @@ begin
         'sources', (
             select coalesce(jsonb_agg(
                 s.source || jsonb_build_object(
-                    'landed_files', ops.landed_files_of(s.source, entity, o.as_of)
+                    'landed_files', ops.landed_files_of(s.source, coalesce(found ->> key, entity), o.as_of)
                 )
             ), '[]')
             from jsonb_array_elements(o.made_from -> 'sources') as s (source)

@@ -65,7 +65,7 @@ def measure_matured(settings: Settings, use_case: UseCase, as_of: date) -> Matur
     with recorded_run(settings, "evaluation", as_of, use_case.name) as run:
         labelled = _labelled(settings, use_case, as_of)
         version, run_id, published = _published(settings, use_case, as_of)
-        keys = labelled[use_case.key].to_pylist()
+        keys = _names(labelled, use_case)
         unknown = len(set(keys) ^ set(published))
         if unknown:
             raise NightshiftError(
@@ -85,7 +85,7 @@ def measure_matured(settings: Settings, use_case: UseCase, as_of: date) -> Matur
             scores[LINEAR] = linear
         measured = measure(
             labelled["label"].to_numpy(),
-            np.array(keys),
+            np.array(labelled[use_case.key].to_pylist()),
             scores,
             [name for name in scores if name not in use_case.order_only],
             settings.seed,
@@ -139,7 +139,12 @@ def _labelled(settings: Settings, use_case: UseCase, as_of: date) -> pa.Table:
             f"no matured labels of {use_case.name} for {as_of}",
             f"run `nightshift evaluate {use_case.name} --as-of {as_of}`",
         )
-    return _read_parts(folder).sort_by(use_case.key)
+    return _read_parts(folder).sort_by([(name, "ascending") for name in use_case.row_key])
+
+
+def _names(rows: pa.Table, use_case: UseCase) -> list[tuple[str, ...]]:
+    """What names each row."""
+    return list(zip(*(rows[name].to_pylist() for name in use_case.row_key), strict=True))
 
 
 def _read_parts(folder: Path) -> pa.Table:
@@ -148,19 +153,21 @@ def _read_parts(folder: Path) -> pa.Table:
 
 def _published(
     settings: Settings, use_case: UseCase, as_of: date
-) -> tuple[str, str, dict[str, tuple[float, ...]]]:
-    """The model version that readers see for ``as_of``, its MLflow run, and key → score, followed
-    by low and high where the use case has an interval."""
+) -> tuple[str, str, dict[tuple[str, ...], tuple[float, ...]]]:
+    """The model version that readers see for ``as_of``, its MLflow run, and of each row by what
+    names it the score, followed by low and high where the use case has an interval."""
     with connect(settings) as connection, connection.cursor() as cursor:
         cursor.execute("select to_regclass(%s)", (use_case.table,))
         row = cursor.fetchone()
         if row is not None and row[0] is not None:
             cursor.execute(
                 sql.SQL(
-                    "select v.model_version, p.mlflow_run_id, v.{key}, {scores} from {table} as v"
+                    "select v.model_version, p.mlflow_run_id, {names}, {scores} from {table} as v"
                     " join ops.publications as p using (publication_id) where v.as_of = %s"
                 ).format(
-                    key=sql.Identifier(use_case.key),
+                    names=sql.SQL(", ").join(
+                        sql.Identifier("v", name) for name in use_case.row_key
+                    ),
                     scores=sql.SQL(", ").join(
                         sql.Identifier("v", name)
                         for name in (use_case.score_column, *use_case.interval_columns)
@@ -171,7 +178,8 @@ def _published(
             )
             rows = cursor.fetchall()
             if rows:
-                return rows[0][0], rows[0][1], {key: tuple(row) for _, _, key, *row in rows}
+                ends = 2 + len(use_case.row_key)
+                return rows[0][0], rows[0][1], {tuple(r[2:ends]): tuple(r[ends:]) for r in rows}
     raise NightshiftError(
         f"nothing is published in {use_case.table} for {as_of}",
         f"run `nightshift nightly --as-of {as_of}` first",
@@ -184,7 +192,9 @@ def _linear_scores(
     folder = lake.dataset_dir(settings.lake_dir, "training", use_case.name, as_of)
     if lake.read_manifest(folder) is None:
         return None
-    table = _read_parts(folder).sort_by([("snapshot", "ascending"), (use_case.key, "ascending")])
+    table = _read_parts(folder).sort_by(
+        [(name, "ascending") for name in ("snapshot", *use_case.row_key)]
+    )
     model = fit_linear(
         to_matrix(table, use_case.feature_names),
         table["label"].to_numpy(),

@@ -97,6 +97,7 @@ def judge(
     """The outcome of every rule: those that hold for every publication, then those of the spec."""
     figures = evidence.figures
     bands = ", ".join(band.name for band in use_case.bands)
+    named = " and ".join(use_case.row_key)
     is_its_id = manifest.publication_id == manifest.expected_publication_id
     return (
         AuditResult(
@@ -112,8 +113,8 @@ def judge(
             "not_empty", _outcome(figures.rows > 0), figures.rows, 1,
             f"observed {figures.rows} rows, expected at least 1",
         ),
-        _no_rows("key_not_null", figures.keys_missing, f"a {use_case.key} on every row"),
-        _no_rows("key_unique", figures.keys_repeated, f"each {use_case.key} once"),
+        _no_rows("key_not_null", figures.keys_missing, f"a {named} on every row"),
+        _no_rows("key_unique", figures.keys_repeated, f"each {named} once"),
         _no_rows("band_known", figures.unknown_bands, f"one of {bands}"),
         _no_rows(
             "band_fits_score", figures.misplaced_bands, "the band that the spec gives the score"

@@ -517,10 +517,10 @@ def _keys_unknown(settings: Settings, scores: _Scores) -> int | None:
             duckdb.connect(config={"temp_directory": spill, "threads": 1}) as database,
         ):
             read = "(select {0} from read_parquet(?, hive_partitioning = false))"
-            keys = read.format(sql.quoted(use_case.key))
+            names = ", ".join(map(sql.quoted, use_case.row_key))
+            keys = read.format(names)
             row = database.execute(
-                f"select count(*) from {keys} as scored anti join {keys} as known"
-                f" using ({sql.quoted(use_case.key)})",
+                f"select count(*) from {keys} as scored anti join {keys} as known using ({names})",
                 [[str(part) for part in lake.parts(each)] for each in (scores.folder, folder)],
             ).fetchone()
     return int(row[0]) if row else None

@@ -5,6 +5,7 @@ one may still be a reserved word.
 """
 
 import hashlib
+from collections.abc import Iterable
 from datetime import date
 
 import pyarrow as pa
@@ -63,7 +64,7 @@ def columns(use_case: UseCase) -> dict[str, tuple[str, str]]:
     """Column → (type, comment), in the published order: the contract with readers."""
     bands = ", ".join(f"{band.name} from {band.from_score:g}" for band in use_case.bands)
     return {
-        use_case.key: ("text", f"The {use_case.entity} that is predicted. One row each per as_of."),
+        **_names(use_case),
         "as_of": (
             "date",
             "The cut-off: made from what had happened and had landed before this date.",
@@ -83,6 +84,19 @@ def columns(use_case: UseCase) -> dict[str, tuple[str, str]]:
             "The publication that the row belongs to; see ops.publications.",
         ),
         "scored_at": ("timestamp with time zone", "When the score was computed."),
+    }
+
+
+def _names(use_case: UseCase) -> dict[str, tuple[str, str]]:
+    """The columns that name a row, with comments; the key is first, by which readers look up."""
+    key, *others = use_case.row_key
+    if not others:
+        return {key: ("text", f"The {use_case.entity} that is predicted. One row each per as_of.")}
+    named = f"One row each per as_of and {key}."
+    what = f"Names the row of {use_case.source.name} that is predicted. One row each per as_of."
+    return {
+        key: ("text", f"The {use_case.entity} of the row; it may have several per as_of."),
+        **{name: ("text", what if use_case.mode == "event" else named) for name in others},
     }
 
 
@@ -238,7 +252,7 @@ def create_staging(use_case: UseCase, manifest: ScoresManifest) -> str:
 def copied_columns(use_case: UseCase) -> list[str]:
     """The columns of the scores dataset, in the order they are copied in."""
     return [
-        use_case.key, use_case.score_column, *use_case.interval_columns, "band", "reasons"
+        *use_case.row_key, use_case.score_column, *use_case.interval_columns, "band", "reasons"
     ]  # fmt: skip
 
 
@@ -248,6 +262,10 @@ def copied_schema(use_case: UseCase) -> pa.Schema:
     return pa.schema([(c, numbers.get(c, pa.string())) for c in copied_columns(use_case)])
 
 
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(map(quoted, names))
+
+
 def add_band_index(use_case: UseCase, publication_id: str) -> str:
     """The index that gives a band's highest scores, read backwards."""
     table = quoted(partition(use_case, publication_id))
@@ -255,16 +273,18 @@ def add_band_index(use_case: UseCase, publication_id: str) -> str:
 
 
 def add_primary_key(use_case: UseCase, publication_id: str) -> str:
-    """The key lookup's index, and the proof that no entity is there twice."""
+    """The key lookup's index, and the proof that no row is there twice."""
     table = quoted(partition(use_case, publication_id))
-    return f"alter table {SCHEMA}.{table} add primary key ({quoted(use_case.key)})"
+    return f"alter table {SCHEMA}.{table} add primary key ({_listed(use_case.row_key)})"
 
 
 def key_figures(use_case: UseCase, publication_id: str) -> str:
-    """One row: rows without a key, and rows whose key another row has as well."""
-    key = quoted(use_case.key)
+    """One row: rows without a name, and rows whose name another row has as well."""
+    is_named = " and ".join(f"{quoted(name)} is not null" for name in use_case.row_key)
+    named = f"filter (where {is_named})"
     return (
-        f"select count(*) - count({key}), count({key}) - count(distinct {key}) "
+        f"select count(*) - count(*) {named}, count(*) {named}"
+        f" - count(distinct ({_listed(use_case.row_key)})) {named} "
         f"from {SCHEMA}.{quoted(partition(use_case, publication_id))}"
     )
 
@@ -354,19 +374,20 @@ def top(use_case: UseCase) -> str:
     listed = ", ".join(quoted(name) for name in columns(use_case))
     return (
         f"select {listed} from {SCHEMA}.{quoted(view_names(use_case)[1])} "
-        f"order by {quoted(use_case.score_column)} desc, {quoted(use_case.key)} limit %s"
+        f"order by {quoted(use_case.score_column)} desc, {_listed(use_case.row_key)} limit %s"
     )
 
 
 def difference(use_case: UseCase, before: str, after: str) -> str:
-    """The rows of two publications side by side: key, and score and band of each."""
-    key, score = quoted(use_case.key), quoted(use_case.score_column)
+    """The rows of two publications side by side: what names them, and score and band of each."""
+    names, score = _listed(use_case.row_key), quoted(use_case.score_column)
     old, new = (f"{SCHEMA}.{quoted(partition(use_case, each))}" for each in (before, after))
     return (
-        f"select {key} as key, o.{score} as score_before, n.{score} as score_after,"
+        f"select concat_ws('·', {names}) as key,"
+        f" o.{score} as score_before, n.{score} as score_after,"
         f" n.{score} - o.{score} as change, o.band as band_before, n.band as band_after,"
         f" n.publication_id is null as is_gone, o.publication_id is null as is_new"
-        f" from {old} o full outer join {new} n using ({key})"
+        f" from {old} o full outer join {new} n using ({names})"
     )
 
 

@@ -36,8 +36,7 @@ def page(receipt: Receipt) -> Group:
     told = receipt.told
     shown: list[RenderableType] = [
         Text(
-            f"Receipt: {receipt.use_case.title}, {receipt.use_case.key} {told['entity']}"
-            f" as of {told['as_of']}",
+            f"Receipt: {receipt.use_case.title}, {_name(receipt)} as of {told['as_of']}",
             style="bold",
         ),
         _published(receipt),
@@ -52,6 +51,12 @@ def page(receipt: Receipt) -> Group:
     shown.append(Text(heading, style="bold yellow" if missing else "bold green"))
     shown += [Text(f"- {each}") for each in missing]
     return Group(*shown)
+
+
+def _name(receipt: Receipt) -> str:
+    told, use_case = receipt.told, receipt.use_case
+    row = told["row"] or {use_case.key: told["entity"]}
+    return " · ".join(f"{name} {row[name]}" for name in use_case.row_key if name in row)
 
 
 def _pairs(title: str, pairs: Mapping[str, str]) -> Table:

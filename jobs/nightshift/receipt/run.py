@@ -67,7 +67,7 @@ def feature_values(settings: Settings, use_case: UseCase, told: Mapping[str, Any
         if manifest is None:
             return FeatureValues(folder, None, {}, False, f"{folder} is no longer kept")
         try:
-            part, vector = _row_of(folder, use_case.key, told["entity"])
+            part, vector = _row_of(folder, use_case, named(use_case, told))
         except (OSError, pa.ArrowException) as error:
             return FeatureValues(folder, None, {}, False, f"{folder} cannot be read: {error}")
         if part is None:
@@ -83,12 +83,23 @@ def feature_values(settings: Settings, use_case: UseCase, told: Mapping[str, Any
     return FeatureValues(folder, part, vector, is_scored, problem)
 
 
-def _row_of(folder: Path, key: str, entity: str) -> tuple[Path | None, dict[str, Any]]:
-    """The part that holds the entity, and its row without the key."""
+def named(use_case: UseCase, told: Mapping[str, Any]) -> dict[str, str]:
+    """What names the published row: of one that is not there the key alone."""
+    row = told["row"]
+    if row is None:
+        return {use_case.key: told["entity"]}
+    return {name: row[name] for name in use_case.row_key}
+
+
+def _row_of(
+    folder: Path, use_case: UseCase, names: Mapping[str, str]
+) -> tuple[Path | None, dict[str, Any]]:
+    """The part that holds the row, and the row without what names it."""
     for part in lake.parts(folder):
-        rows = pq.read_table(part, filters=[(key, "=", entity)], partitioning=None)
+        asked = [(name, "=", value) for name, value in names.items()]
+        rows = pq.read_table(part, filters=asked, partitioning=None)
         if rows.num_rows:
-            return part, rows.drop_columns([key]).slice(0, 1).to_pylist()[0]
+            return part, rows.drop_columns([*use_case.row_key]).slice(0, 1).to_pylist()[0]
     return None, {}
 
 

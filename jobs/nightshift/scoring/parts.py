@@ -67,7 +67,7 @@ def score_part(
     target: Path,
 ) -> Scored:
     """Write key, score, interval, band and reasons of a part's rows, in their order, into
-    ``target``.
+    ``target``; the key with what else names a row.
 
     Args:
         doubled: what ``nightshift.booster.double`` makes of the booster.
@@ -76,9 +76,10 @@ def score_part(
         NightshiftError: when a feature is infinite, a score is none, or the model has no interval
             where the use case publishes one.
     """
+    there = pq.read_schema(part)
     schema = pa.schema(
         {
-            use_case.key: pq.read_schema(part).field(use_case.key).type,
+            **{name: there.field(name).type for name in use_case.row_key},
             use_case.score_column: pa.float64(),
             **{name: pa.float64() for name in use_case.interval_columns},
             "band": pa.string(),
@@ -89,7 +90,7 @@ def score_part(
     file = target / part.name
     with pq.ParquetWriter(file, schema, compression="zstd") as writer:
         for batch in _batches(part):
-            keys = batch.column(use_case.key)
+            keys = [batch.column(name) for name in use_case.row_key]
             matrix = to_matrix(batch, use_case.feature_names)
             _require_finite(use_case, part, keys, matrix)
             scores = predict(booster, matrix, doubled)
@@ -97,7 +98,7 @@ def score_part(
             ends = _interval_columns(use_case, booster, matrix)
             bands = assign(scores, use_case.bands)
             columns = [
-                keys,
+                *keys,
                 of_numbers(scores),
                 *map(of_numbers, ends),
                 texts_at(bands, [band.name for band in use_case.bands]),
@@ -159,26 +160,36 @@ def _interval_columns(use_case: UseCase, booster: xgb.Booster, matrix: Matrix) -
     return tuple(found.T)
 
 
-def _require_finite(use_case: UseCase, part: Path, keys: pa.Array, matrix: Matrix) -> None:
+def _named(use_case: UseCase, keys: Sequence[pa.Array], row: int) -> str:
+    """A row, as an error tells it."""
+    named = zip(use_case.row_key, keys, strict=True)
+    return " · ".join(f"{name} {values[row].as_py()!r}" for name, values in named)
+
+
+def _require_finite(
+    use_case: UseCase, part: Path, keys: Sequence[pa.Array], matrix: Matrix
+) -> None:
     """Refuse infinite features: the model has learned from none."""
     infinite = np.argwhere(np.isinf(matrix))
     if len(infinite):
         row, column = (int(place) for place in infinite[0])
         raise NightshiftError(
-            f"{use_case.name}: feature {use_case.feature_names[column]} of {use_case.key} "
-            f"{keys[row].as_py()!r} in {part.name} is {matrix[row, column]}; "
+            f"{use_case.name}: feature {use_case.feature_names[column]} of "
+            f"{_named(use_case, keys, row)} in {part.name} is {matrix[row, column]}; "
             f"{len(infinite)} values of {matrix.shape[0]:,} rows are infinite",
             "mend what the mart holds, or the declaration that divides by it, and run the night "
             "again",
         )
 
 
-def _require_probabilities(use_case: UseCase, part: Path, keys: pa.Array, scores: Vector) -> None:
+def _require_probabilities(
+    use_case: UseCase, part: Path, keys: Sequence[pa.Array], scores: Vector
+) -> None:
     outside = np.flatnonzero(~((scores >= 0) & (scores <= 1)))
     if use_case.objective == "binary" and len(outside):
         first = int(outside[0])
         raise NightshiftError(
-            f"{use_case.name}: the model gives {use_case.key} {keys[first].as_py()!r} the score "
+            f"{use_case.name}: the model gives {_named(use_case, keys, first)} the score "
             f"{scores[first]}, and {len(outside) - 1} more of {part.name} are no probability "
             "either",
             f"train again with `nightshift train {use_case.name}`",

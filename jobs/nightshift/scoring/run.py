@@ -81,7 +81,7 @@ def score_nights(
     for number, as_of in enumerate(sorted(models), 1):
         version = models[as_of]
         if version not in loaded:
-            loaded[version] = Model(version, model_store.load_model(settings, version))
+            loaded[version] = Model(version, model_store.load_model(settings, version, use_case))
         results.append(score(settings, use_case, as_of, loaded[version]))
         log.info("%s: %d of %d nights scored", use_case.name, number, len(models))
     return results
@@ -119,7 +119,7 @@ def score(
         lake.remove_leftovers(folder)
         if rows is None:
             booster, signature = (
-                model.loaded if model else model_store.load_model(settings, champion)
+                model.loaded if model else model_store.load_model(settings, champion, use_case)
             )
             with lake.replacing(folder) as target:
                 scored = _score_parts(settings, use_case, booster, features, target)
@@ -255,7 +255,7 @@ def challenge(settings: Settings, use_case: UseCase, as_of: date) -> Challenge |
                 f"{use_case.name} has no scores of these features for {as_of}",
                 f"run `nightshift score {use_case.name} --as-of {as_of}` first",
             )
-        booster, _ = model_store.load_model(settings, challenger)
+        booster, _ = model_store.load_model(settings, challenger, use_case)
         bands = tuple(band.model_copy(update={"reasons": "none"}) for band in use_case.bands)
         unexplained = use_case.model_copy(update={"bands": bands})
         _score_parts(settings, unexplained, booster, features, place)
@@ -352,7 +352,7 @@ def explain_rows(
                 f"see `nightshift history {use_case.name}`",
             )
         model = known[version]
-    booster, _ = model_store.load_model(settings, model)
+    booster, _ = model_store.load_model(settings, model, use_case)
     matrix = to_matrix(vectors, use_case.feature_names)
     scores = predict(booster, matrix)
     parts = contributions(booster, matrix)
@@ -379,7 +379,9 @@ def explain_rows(
                     )
                     for i in order
                 ),
-                published=published.get(str(vectors[use_case.key][row])),
+                published=published.get(
+                    tuple(str(vectors[name][row]) for name in use_case.row_key)
+                ),
             )
         )
     return found
@@ -387,26 +389,25 @@ def explain_rows(
 
 def _published(
     settings: Settings, use_case: UseCase, as_of: date, vectors: pa.Table
-) -> dict[str, Published]:
-    """By key, where a key names a row."""
-    if use_case.mode != "snapshot":
-        return {}
+) -> dict[tuple[str, ...], Published]:
+    """By the columns that name a row."""
     with connect(settings) as connection, connection.cursor() as cursor:
         cursor.execute("select to_regclass(%s)", (use_case.table,))
         if cursor.fetchone() == (None,):
             return {}
         cursor.execute(
             sql.SQL(
-                "select {key}, publication_id, model_version, {score} from {table}"
+                "select publication_id, model_version, {score}, {names} from {table}"
                 " where as_of = %s and {key} = any(%s)"
             ).format(
                 key=sql.Identifier(use_case.key),
+                names=sql.SQL(", ").join(map(sql.Identifier, use_case.row_key)),
                 score=sql.Identifier(use_case.score_column),
                 table=sql.Identifier(*use_case.table.split(".")),
             ),
             (as_of, vectors[use_case.key].to_pylist()),
         )
-        return {str(key): Published(*found) for key, *found in cursor.fetchall()}
+        return {tuple(map(str, row[3:])): Published(*row[:3]) for row in cursor.fetchall()}
 
 
 def _champion(settings: Settings, use_case: UseCase, as_of: date) -> model_store.ModelVersion:
@@ -442,7 +443,7 @@ def _features(
         raise NightshiftError(
             f"{use_case.name} has no features for {as_of}: nothing complete in {folder}", remedy
         )
-    expected = {use_case.key, *use_case.feature_names}
+    expected = {*use_case.vector_key, *use_case.feature_names}
     for part in parts:
         found = set(pq.read_schema(part).names)
         if found != expected:
@@ -504,7 +505,7 @@ def _keep_challenge(
     """Replace the date's rows in one transaction."""
     schema = pa.schema(
         {
-            use_case.key: pa.string(),
+            **dict.fromkeys(use_case.row_key, pa.string()),
             "as_of": pa.date32(),
             "champion_version": pa.string(),
             "champion_score": pa.float64(),
@@ -522,7 +523,7 @@ def _keep_challenge(
     }
 
     def rows() -> Iterator[pa.RecordBatch]:
-        columns = [use_case.key, use_case.score_column, "band"]
+        columns = [*use_case.row_key, use_case.score_column, "band"]
         for ours, theirs in pairs:
             with pq.ParquetFile(ours) as champion, pq.ParquetFile(theirs) as challenger:
                 both = zip(
@@ -532,7 +533,7 @@ def _keep_challenge(
                 )
                 for one, other in both:
                     named = {
-                        use_case.key: one.column(use_case.key),
+                        **{name: one.column(name) for name in use_case.row_key},
                         "champion_score": one.column(use_case.score_column),
                         "champion_band": one.column("band"),
                         "challenger_score": other.column(use_case.score_column),
@@ -553,11 +554,17 @@ def _keep_challenge(
     with connect(settings) as connection, connection.cursor() as cursor:
         cursor.execute(
             sql.SQL(
-                "create table if not exists {table} ({key} text, as_of date, champion_version text,"
+                "create table if not exists {table} ({columns}, as_of date, champion_version text,"
                 " champion_score double precision, champion_band text, challenger_version text,"
                 " challenger_score double precision, challenger_band text,"
-                " primary key (as_of, {key}))"
-            ).format(table=table, key=sql.Identifier(use_case.key))
+                " primary key (as_of, {names}))"
+            ).format(
+                table=table,
+                columns=sql.SQL(", ").join(
+                    sql.SQL("{} text").format(sql.Identifier(name)) for name in use_case.row_key
+                ),
+                names=sql.SQL(", ").join(map(sql.Identifier, use_case.row_key)),
+            )
         )
         cursor.execute(
             sql.SQL(

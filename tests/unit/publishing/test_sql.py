@@ -39,7 +39,8 @@ def test_amounts_have_their_unit_and_the_interval_beside_them() -> None:
 
 
 def test_another_use_case_has_tables_of_its_own() -> None:
-    other = CHURN.model_copy(update={"name": "lapse", "key": "order"})
+    ordered = CHURN.population.model_copy(update={"key": "order"})
+    other = CHURN.model_copy(update={"name": "lapse", "key": "order", "population": ordered})
 
     assert sql.data_table(other) == "lapse_publications_data"
     assert sql.partition(other, "0123456789abcdef") == "lapse_p_0123456789abcdef"

@@ -1,0 +1,137 @@
+"""Rows that the key alone does not name, here events of a customer: from features to receipts."""
+
+from contextlib import closing
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psycopg2
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from payment_cases import FRAUD
+from small_models import register, small_booster
+
+from nightshift.errors import AuditError
+from nightshift.io import model_store
+from nightshift.io.lake import dataset_dir, parts, replacing, write_manifest
+from nightshift.monitoring.run import measure_matured
+from nightshift.publishing import sql
+from nightshift.publishing.history_run import diff
+from nightshift.publishing.run import publish, top_rows
+from nightshift.receipt.run import feature_values, recorded
+from nightshift.scoring.run import challenge, explain_rows, score
+from nightshift.settings import Settings
+
+AS_OF = date(2012, 3, 1)
+NAMES = FRAUD.feature_names
+ROWS = 200
+
+
+def write_events(settings: Settings, kind: str, changed: int = 0) -> pa.Table:
+    """Two events of each of a hundred customers; ``changed`` rows have other features."""
+    values = np.random.default_rng(7).uniform(0, 200, (ROWS, len(NAMES)))
+    values[:changed] = 200 - values[:changed]
+    columns = {
+        "payment_id": pa.array([f"p{i:04}" for i in range(ROWS)]),
+        "customer_id": pa.array([f"c{i // 2:04}" for i in range(ROWS)]),
+        **{name: pa.array(values[:, i]) for i, name in enumerate(NAMES)},
+    }
+    if kind == "matured":
+        columns["label"] = pa.array((values[:, 0] > 90).astype(np.int32))
+    table = pa.table(columns)
+    with replacing(dataset_dir(settings.lake_dir, kind, FRAUD.name, AS_OF)) as folder:
+        pq.write_table(table, folder / "part-00000.parquet")
+        write_manifest(folder, {"rows": ROWS, "sha256": f"{changed} changed"})
+    return table
+
+
+def ask(settings: Settings, query: str) -> list[tuple[Any, ...]]:
+    with closing(psycopg2.connect(settings.warehouse_url)) as connection:
+        cursor = connection.cursor()
+        cursor.execute(query)
+        return cursor.fetchall()
+
+
+def test_events_are_scored_published_looked_up_compared_and_measured(
+    tracked_warehouse: Settings, tmp_path: Path
+) -> None:
+    settings = tracked_warehouse
+    champion = register(settings, FRAUD, tmp_path / "model", NAMES[0])
+    model_store.set_alias(settings, FRAUD.name, model_store.CHAMPION, champion)
+    vectors = write_events(settings, "features")
+    first = score(settings, FRAUD, AS_OF).publication_id
+    publish(settings, [FRAUD], AS_OF)
+
+    view = f"predictions.{FRAUD.name}_latest"
+    found = ask(settings, f"select payment_id from {view} where customer_id = 'c0007' order by 1")
+    assert found == [("p0014",), ("p0015",)]
+    plan = ask(settings, f"explain select * from {view} where customer_id = 'c0007'")
+    table = f"predictions.{sql.partition(FRAUD, first)}"
+    ((definition,),) = ask(
+        settings,
+        f"select pg_get_constraintdef(oid) from pg_constraint where contype = 'p'"
+        f" and conrelid = '{table}'::regclass",
+    )
+    assert definition == "PRIMARY KEY (customer_id, payment_id)", plan
+    top = top_rows(settings, FRAUD, 2)
+    assert list(top[0])[:3] == ["customer_id", "payment_id", "as_of"]
+    assert top[0]["churn_probability"] >= top[1]["churn_probability"]
+
+    one = vectors.slice(14, 2)
+    explained = explain_rows(settings, FRAUD, AS_OF, one, None)
+    assert {each.names["payment_id"]: each.is_as_published for each in explained} == {
+        "p0014": True, "p0015": True,
+    }  # fmt: skip
+    for asked, expected in (("c0007", "p0014"), ("p0015", "p0015")):
+        told = recorded(settings, FRAUD, asked)
+        assert (told["row"]["customer_id"], told["row"]["payment_id"]) == ("c0007", expected)
+        values = feature_values(settings, FRAUD, told)
+        assert values.vector[NAMES[0]] == vectors[NAMES[0]][int(expected[1:])].as_py()
+
+    booster = small_booster(FRAUD, NAMES[1])
+    other = register(settings, FRAUD, tmp_path / "other", NAMES[1], booster=booster)
+    ask_rows = (
+        f"select count(*), count(distinct payment_id) from monitoring.{FRAUD.name}_challenger"
+    )
+    judge(settings, other)
+    assert challenge(settings, FRAUD, AS_OF) is not None
+    assert ask(settings, ask_rows) == [(ROWS, ROWS)]
+
+    write_events(settings, "matured")
+    measured = measure_matured(settings, FRAUD, AS_OF)
+    assert measured.figures["champion"]["auc"].value > 0.99
+
+    write_events(settings, "features", changed=3)
+    second = score(settings, FRAUD, AS_OF).publication_id
+    publish(settings, [FRAUD], AS_OF)
+    difference = diff(settings, [FRAUD], first, second)
+    assert (difference.rows_in_both, difference.rows_changed) == (ROWS, 2)
+    changed = {"c0000·p0000", "c0000·p0001", "c0001·p0002"}
+    assert {row.key for row in difference.largest} < changed
+
+
+def judge(settings: Settings, version: str) -> None:
+    """The version was judged last, and is not champion: the registry calls it the challenger."""
+    with closing(psycopg2.connect(settings.warehouse_url)) as connection, connection:
+        connection.cursor().execute(
+            "insert into ops.gate_results (use_case, as_of, mlflow_run_id, model_version, gate,"
+            " passed, detail) values (%s, %s, 'run', %s, 'at_least_auc', false, '')",
+            (FRAUD.name, AS_OF, version),
+        )
+
+
+def test_a_row_that_is_there_twice_is_refused(tracked_warehouse: Settings, tmp_path: Path) -> None:
+    settings = tracked_warehouse
+    champion = register(settings, FRAUD, tmp_path / "model", NAMES[0])
+    model_store.set_alias(settings, FRAUD.name, model_store.CHAMPION, champion)
+    write_events(settings, "features")
+    (part,) = parts(dataset_dir(settings.lake_dir, "features", FRAUD.name, AS_OF))
+    rows = pq.read_table(part)
+    pq.write_table(pa.concat_tables([rows.slice(0, ROWS - 1), rows.slice(0, 1)]), part)
+    score(settings, FRAUD, AS_OF)
+    with pytest.raises(
+        AuditError, match=r"observed 1 rows .* each customer_id and payment_id once"
+    ):
+        publish(settings, [FRAUD], AS_OF)
