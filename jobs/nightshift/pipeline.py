@@ -338,7 +338,7 @@ def receipt(
                 settings, use_case, names[use_case.key], date.fromisoformat(told["as_of"]), newest=0
             )
             now = (row for row in replayed.vectors.to_pylist() if names.items() <= row.items())
-            again = next(now, {})
+            again: dict[str, object] = next(now, {})
             # repr tells the bits of a number
             remade = tuple(
                 name
