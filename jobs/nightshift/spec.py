@@ -998,6 +998,8 @@ Label = Annotated[NoEvent | AnyEvent | Count | Sum | Reported, Field(discriminat
 class Heuristic(_Declaration):
     """A baseline without a model: rank by one feature; a low value first if ``descending``.
 
+    What has the same value is ordered by ``ties``, another feature, where that is given.
+
     With ``scale`` the feature times it is a foretold amount, in the label's unit: of the past
     year's total ``90 / 365`` foretells 90 days. Without, only the order tells something.
     """
@@ -1005,6 +1007,7 @@ class Heuristic(_Declaration):
     name: Name
     feature: str
     descending: bool = False
+    ties: str | None = None
     scale: Annotated[float, Field(gt=0)] | None = None
 
     @model_validator(mode="after")
@@ -1014,7 +1017,16 @@ class Heuristic(_Declaration):
                 f"heuristic {self.name!r}: amounts do not fall with the feature that foretells "
                 "them; leave out descending, or scale"
             )
+        if self.ties is not None and self.scale is not None:
+            raise ValueError(
+                f"heuristic {self.name!r}: amounts have no ties to part; leave out ties, or scale"
+            )
         return self
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """What it reads: the feature, and what parts ties."""
+        return (self.feature,) if self.ties is None else (self.feature, self.ties)
 
 
 class Snapshots(_Declaration):
@@ -1069,7 +1081,7 @@ Metric = Literal[
     "precision", "recall", "f1", "selection_rate",
     "lift_top_10", "lift_top_20", "lift_top_30",
     "mae", "rmse", "r2", "total_bias", "spearman", "gini", "interval_coverage", "interval_width",
-    "ndcg_at_k", "recall_at_k", "map_at_k", "coverage_at_k",
+    "ndcg_at_k", "recall_at_k", "map_at_k", "coverage_at_k", "novelty_at_k",
 ]  # fmt: skip
 
 
@@ -1114,6 +1126,7 @@ METRICS: dict[Metric, MetricRule] = {
     "recall_at_k": MetricRule("ranking", reads="working_point"),
     "map_at_k": MetricRule("ranking", reads="working_point"),
     "coverage_at_k": MetricRule("ranking", None, "working_point"),
+    "novelty_at_k": MetricRule("ranking", None, "working_point"),
 }
 """What each metric means is told where it is computed, in ``nightshift.metrics``."""
 
@@ -1203,10 +1216,14 @@ class TopShare(_Declaration):
 
 
 class TopItems(_Declaration):
-    """Each entity is shown its ``k`` items of the highest score."""
+    """Each entity is shown its ``k`` items of the highest score.
+
+    ``popularity``: a feature, how many buy the item; the novelty of what is shown is told by it.
+    """
 
     kind: Literal["top_items"] = "top_items"
     k: Annotated[int, Field(ge=1, le=1000)]
+    popularity: str | None = None
 
 
 WorkingPoint = Annotated[Threshold | TopShare | TopItems, Field(discriminator="kind")]
@@ -1527,18 +1544,19 @@ class UseCase(_Declaration):
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             raise ValueError(f"use case {self.name}: two groups declare {', '.join(repeated)}")
-        for feature in (f for group in self.feature_groups for f in group.features):
-            if feature.type == "string":
+        for found in (f for group in self.feature_groups for f in group.features):
+            if found.type == "string":
                 raise ValueError(
-                    f"use case {self.name}: {feature.name} is text, and models take numbers; "
+                    f"use case {self.name}: {found.name} is text, and models take numbers; "
                     "take a share, a distinct count or the entropy of it"
                 )
         for heuristic in self.heuristics:
-            if heuristic.feature not in names:
-                raise ValueError(
-                    f"use case {self.name}: heuristic {heuristic.name!r}: no feature "
-                    f"{heuristic.feature!r}"
-                )
+            for feature in heuristic.features:
+                if feature not in names:
+                    raise ValueError(
+                        f"use case {self.name}: heuristic {heuristic.name!r}: no feature "
+                        f"{feature!r}"
+                    )
         for name in self.model.monotone:
             if name not in names:
                 raise ValueError(f"use case {self.name}: monotone: no feature {name!r}")
@@ -1592,6 +1610,10 @@ class UseCase(_Declaration):
             raise ValueError(
                 f"{where}: a ranking asks for a working_point: how many items are shown"
             )
+        if isinstance(self.working_point, TopItems):
+            popularity = self.working_point.popularity
+            if popularity is not None and popularity not in self.feature_names:
+                raise ValueError(f"{where}: working_point: no feature {popularity!r}")
         slices = [each.name for each in self.slices]
         if len(set(slices)) != len(slices):
             raise ValueError(f"{where}: two slices of one name: {slices}")
@@ -1775,6 +1797,12 @@ class UseCase(_Declaration):
     def feature_names(self) -> tuple[str, ...]:
         """The feature vector's columns, in order."""
         return tuple(described.name for _, described in self.catalogue)
+
+    @property
+    def popularity(self) -> str | None:
+        """The feature by which the novelty of what is shown is told; None without."""
+        point = self.working_point
+        return point.popularity if isinstance(point, TopItems) else None
 
     @property
     def catalogue(self) -> tuple[tuple[str, Described], ...]:

@@ -78,8 +78,7 @@ def measure_matured(settings: Settings, use_case: UseCase, as_of: date) -> Matur
         found = np.array([published[key] for key in keys], dtype=np.float64)
         scores = {CHAMPION: found[:, 0]}
         for heuristic in use_case.heuristics:
-            column = matrix[:, use_case.feature_names.index(heuristic.feature)]
-            scores[heuristic.name] = heuristic_scores(heuristic, column)
+            scores[heuristic.name] = heuristic_scores(heuristic, matrix, use_case.feature_names)
         linear = _linear_scores(settings, use_case, as_of, matrix)
         if linear is not None:
             scores[LINEAR] = linear

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 BATCH_ROWS = 2**14
 # Of the float32 matrix: a training that is all in memory takes about four times that.
 MOST_IN_MEMORY = 2**28
+MISSED = "missed"
 LABEL_REMEDY = "check the label's condition and column, and build the training dataset again"
 
 
@@ -34,7 +35,8 @@ class Dataset:
     """The rows by snapshot: ``keys``, ``snapshots``, ``labels`` and ``items`` are (rows,),
     ``matrix`` is (rows, features) float32 with NaN for null. ``labels``: int32 of two classes,
     float64 of amounts and relevances. ``items``: what is ranked, else None. ``memory``: where
-    models are fitted to them; outside memory ``matrix`` is a file in ``workspace``.
+    models are fitted to them; outside memory ``matrix`` is a file in ``workspace``. ``missed``: of
+    candidates, how many relevant items the row's list lacks.
     """
 
     manifest: dict[str, Any]
@@ -46,6 +48,7 @@ class Dataset:
     items: npt.NDArray[Any] | None
     memory: TrainingMemory = "in_memory"
     workspace: Path | None = None
+    missed: npt.NDArray[Any] | None = None
 
     def rows_of(self, snapshots: tuple[date, ...]) -> npt.NDArray[np.bool_]:
         """Which rows are of these snapshots, (rows,)."""
@@ -77,6 +80,7 @@ class Dataset:
             self.labels[rows],
             self.vectors(rows),
             None if self.items is None else self.items[rows],
+            missed=None if self.missed is None else self.missed[rows],
         )
 
 
@@ -155,6 +159,8 @@ def read_rows(
     manifest, files = _parts(folder, {key, *more, "snapshot", "label", *feature_names})
     strings = (key, *more)
     kept: dict[str, list[pa.Array]] = {name: [] for name in (*strings, "snapshot", "label")}
+    if all(MISSED in pq.read_schema(file).names for file in files):
+        kept[MISSED] = []
     hashes = []
     for batch in _batches(files, (*kept, *feature_names)):
         for name, columns in kept.items():
@@ -203,6 +209,9 @@ def read_rows(
     if more:
         numbers, names = _coded(kept[more[0]])
         items = names[numbers[order]]
+    missed = None
+    if MISSED in kept:
+        missed = pa.chunked_array(kept[MISSED], pa.int32()).to_numpy()[order]
     return Dataset(
         manifest=manifest,
         feature_names=tuple(feature_names),
@@ -213,6 +222,7 @@ def read_rows(
         items=items,
         memory=memory,
         workspace=workspace,
+        missed=missed,
     )
 
 

@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+import numpy as np
+
 from nightshift.baselines import LINEAR, fit_linear, heuristic_scores, linear_rows, linear_scores
 from nightshift.booster import Matrix, Vector, predict
 from nightshift.metrics import Estimate, Measured, measure
@@ -37,8 +39,7 @@ def fit_and_score(
     linear = fit_linear(dataset.vectors(learn), dataset.labels[learn], use_case.objective, seed)
     scores = {MODEL: predict(evaluation.booster, matrix)}
     for heuristic in use_case.heuristics:
-        column = matrix[:, use_case.feature_names.index(heuristic.feature)]
-        scores[heuristic.name] = heuristic_scores(heuristic, column)
+        scores[heuristic.name] = heuristic_scores(heuristic, matrix, use_case.feature_names)
     scores[LINEAR] = linear_scores(linear, matrix)
     return evaluation, scores
 
@@ -88,9 +89,19 @@ def measure_part(
         working_point=use_case.working_point,
         snapshots=dataset.snapshots[rows],
         items=None if dataset.items is None else dataset.items[rows],
+        missed=None if dataset.missed is None else dataset.missed[rows],
+        popularity=popularity(use_case, dataset.vectors(rows)),
         intervals=None if ends is None else {MODEL: ends[rows]},
         slices=slices,
     )
+
+
+def popularity(use_case: UseCase, matrix: Matrix) -> Vector | None:
+    """Of each row's item, where the use case tells it."""
+    if use_case.popularity is None:
+        return None
+    column = use_case.feature_names.index(use_case.popularity)
+    return np.asarray(matrix[:, column], np.float64)
 
 
 def measure_origins(
