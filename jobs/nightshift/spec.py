@@ -1365,7 +1365,8 @@ def gate_name(gate: Gate) -> str:
 
 class Band(_Declaration):
     """Scores of at least ``from_score`` (up to the next band): a probability, or an amount. The
-    first band starts at 0, and has the amounts below it too.
+    first band starts at 0, and has the amounts below it too. Scores of a ranking say nothing but
+    an order: its bands are of places in the list, from ``from_rank`` on, and the first from 1.
 
     ``reasons``: how its rows are explained. ``exact`` is SHAP, of some thousand rows a second;
     ``approximate`` follows each row's path through the trees (Saabas), some twenty times as fast;
@@ -1373,7 +1374,8 @@ class Band(_Declaration):
     """
 
     name: Name
-    from_score: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    from_score: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    from_rank: Annotated[int, Field(ge=1)] | None = None
     reasons: Literal["exact", "approximate", "none"] = "exact"
 
 
@@ -1408,6 +1410,14 @@ class ReasonsPresent(_Declaration):
     """Every row has as many reasons as its band asks for."""
 
     kind: Literal["reasons_present"] = "reasons_present"
+
+
+class ListsFull(_Declaration):
+    """Of the entities of a ranking at least the share ``at_least`` is shown as many items as the
+    working point says."""
+
+    kind: Literal["lists_full"] = "lists_full"
+    at_least: Annotated[float, Field(gt=0, le=1)]
 
 
 class BandShare(_Declaration):
@@ -1450,6 +1460,7 @@ Audit = Annotated[
     | KeyKnown
     | ScoreInRange
     | ReasonsPresent
+    | ListsFull
     | BandShare
     | StableSincePrevious
     | StableSinceTraining,
@@ -1565,8 +1576,17 @@ class UseCase(_Declaration):
                 f"use case {self.name}: a {self.objective} objective has no loss {self.loss!r}; it "
                 f"has {', '.join(LOSSES[self.objective])}"
             )
+        if self.objective == "ranking":
+            ranks = [band.from_rank or 0 for band in self.bands]
+            if ranks != sorted(set(ranks)) or ranks[0] != 1:
+                raise ValueError(
+                    f"use case {self.name}: bands of a ranking are of places: from_rank must start "
+                    f"at 1 and rise; got {ranks}"
+                )
+        elif any(band.from_rank is not None for band in self.bands):
+            raise ValueError(f"use case {self.name}: from_rank is for rankings; give from_score")
         starts = [band.from_score for band in self.bands]
-        if starts != sorted(set(starts)) or starts[0] != 0:
+        if self.objective != "ranking" and (starts != sorted(set(starts)) or starts[0] != 0):
             raise ValueError(f"use case {self.name}: bands must start at 0 and rise; got {starts}")
         if self.objective == "binary" and starts[-1] > 1:
             raise ValueError(f"use case {self.name}: bands of probabilities end at 1; got {starts}")
@@ -1584,6 +1604,8 @@ class UseCase(_Declaration):
                 )
         if exposure is not None and exposure.feature not in names:
             raise ValueError(f"use case {self.name}: exposure: no feature {exposure.feature!r}")
+        if self.shown is None and any(isinstance(each, ListsFull) for each in self.audits):
+            raise ValueError(f"use case {self.name}: lists_full is for rankings; leave it out")
         audits = [audit_name(audit) for audit in self.audits]
         if len(set(audits)) != len(audits):
             raise ValueError(f"use case {self.name}: the same audit twice: {audits}")
@@ -1797,6 +1819,16 @@ class UseCase(_Declaration):
     def feature_names(self) -> tuple[str, ...]:
         """The feature vector's columns, in order."""
         return tuple(described.name for _, described in self.catalogue)
+
+    @property
+    def shown(self) -> int | None:
+        """How many rows of an entity's list are published; None for all that is scored."""
+        return self.working_point.k if isinstance(self.working_point, TopItems) else None
+
+    @property
+    def list_columns(self) -> tuple[str, ...]:
+        """The published columns of a ranking beside the score."""
+        return ("rank", "generators") if isinstance(self.population, Candidates) else ()
 
     @property
     def popularity(self) -> str | None:

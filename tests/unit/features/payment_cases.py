@@ -11,11 +11,13 @@ from nightshift.features import extract
 from nightshift.spec import (
     Aggregate,
     AnyEvent,
+    Band,
     BoughtBefore,
     BoughtTogether,
     Candidates,
     EveryEvent,
     FeatureGroup,
+    ListsFull,
     LoadsAndScores,
     Measure,
     NewItems,
@@ -24,6 +26,7 @@ from nightshift.spec import (
     Population,
     Ratio,
     Reported,
+    RowsAsInPopulation,
     Source,
     Through,
     TopItems,
@@ -167,6 +170,8 @@ PAIRS = use_case(
     label=AnyEvent(source=PAYMENTS, key=("customer_id", "terminal_id"), horizon_days=5),
     feature_groups=(SPENDING, RISK, HABIT, ATTRIBUTES, TOUCHED),
     working_point=TopItems(k=3),
+    bands=(Band(name="first", from_rank=1),),
+    audits=(RowsAsInPopulation(), ListsFull(at_least=0.5)),
 )
 SPENDERS = use_case(
     name="spenders",
