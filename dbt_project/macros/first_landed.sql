@@ -103,8 +103,10 @@
     {%- set columns = get_quoted_csv(arguments["dest_columns"] | map(attribute="name")) -%}
     {%- set keys -%}
         landed_date
-        {%- for key in ["customer_id", "product_id"] -%}
-            , {{ key if key in meta["changed_keys"] else "null" }}
+        {%- for key, type in [
+            ("customer_id", "text"), ("product_id", "text"), ("transaction_id", "bigint")
+        ] -%}
+            , {{ key if key in meta["changed_keys"] else "null::" ~ type }}
         {%- endfor -%}
     {%- endset -%}
 
@@ -120,7 +122,8 @@
         offset 0
     ) as preceded;
 
-    insert into {{ ref("int_changed_rows") }} (source, landed_date, customer_id, product_id)
+    insert into {{ ref("int_changed_rows") }}
+    (source, landed_date, customer_id, product_id, transaction_id)
     select distinct '{{ meta["source"] }}', changed.* from (
         select {{ keys }} from {{ target }} where landed_date = any({{ days }})
         union all
@@ -129,7 +132,7 @@
         union all
         select {{ keys }} from {{ found }}
         union all
-        select day, null, null from unnest({{ days }}) as days (day)
+        select day, null, null, null from unnest({{ days }}) as days (day)
     ) as changed;
 
     delete from {{ target }} where landed_date = any({{ days }});

@@ -360,6 +360,14 @@ class Described:
     description: str
 
 
+def ratio_described(ratio: Ratio) -> Described:
+    """A ratio for the catalogue."""
+    return Described(
+        ratio.name, "double", "null where a part is null or the denominator is 0",
+        ratio.description or f"{ratio.numerator} / {ratio.denominator}",
+    )  # fmt: skip
+
+
 class FeatureGroup(_Declaration):
     """Features of one entity from one source, named ``<entity>_<measure>_<aggregation>_<window>``.
 
@@ -556,14 +564,7 @@ class FeatureGroup(_Declaration):
     def catalogue(self) -> tuple[Described, ...]:
         """Every column with its type, null semantics and description, in order."""
         aggregated = (Described(f.name, f.type, f.null, f.description) for f in self.features)
-        divided = (
-            Described(
-                q.name, "double", "null where a part is null or the denominator is 0",
-                q.description or f"{q.numerator} / {q.denominator}",
-            )
-            for q in self.quotients
-        )  # fmt: skip
-        return (*aggregated, *divided)
+        return (*aggregated, *map(ratio_described, self.quotients))
 
 
 Through.model_rebuild()
@@ -767,7 +768,7 @@ class Candidates(_Declaration):
                 Aggregate(
                     measure="event",
                     aggregations=("count",),
-                    windows=tuple(dict.fromkeys(windows)) or (self.active_days,),
+                    windows=tuple(dict.fromkeys(windows)),
                 ),
             ),
         )
@@ -844,11 +845,28 @@ class EveryEvent(_Declaration):
     """What is scored: each event, where ``where`` holds, that happened and landed on the day before
     ``as_of``, at its own instant.
 
-    Its features see neither itself nor what happened at its instant or later.
+    Its features see neither itself nor what happened at its instant or later; but for ``own``,
+    which are columns of the event itself, or expressions of them, and features by the measure's
+    name: a number, or true and false as 1 and 0.
     """
 
     source: Source
     where: str | None = None
+    own: tuple[Measure, ...] = ()
+
+    @model_validator(mode="after")
+    def _has_numbers_of_its_own(self) -> Self:
+        for measure in self.own:
+            where = f"population: own {measure.name!r}"
+            _require_columns(where, self.source, measure.value)
+            if measure.where or measure.known or measure.category is not None:
+                raise ValueError(
+                    f"{where}: is of one event, and takes neither `where`, `known` nor `category`"
+                )
+            kind = self.source.columns.get(measure.value, measure.type)
+            if kind not in _NUMBERS | {"boolean"}:
+                raise ValueError(f"{where} is of type {kind}, and models take numbers")
+        return self
 
     @model_validator(mode="after")
     def _reads_columns(self) -> Self:
@@ -1029,6 +1047,21 @@ class Heuristic(_Declaration):
         return (self.feature,) if self.ties is None else (self.feature, self.ties)
 
 
+class Factorisation(_Declaration):
+    """A baseline of rankings: alternating least squares on implicit feedback (Hu, Koren and
+    Volinsky 2008), of Spark ML, fitted to how often each entity bought which item in the active
+    days before the snapshot. It orders the same candidates.
+
+    It is fitted to the test snapshots, and to those whose matured quality is measured.
+    """
+
+    name: Name
+    rank: Annotated[int, Field(ge=1, le=500)] = 32
+    iterations: Annotated[int, Field(ge=1, le=50)] = 10
+    regularisation: Annotated[float, Field(ge=0)] = 0.1
+    alpha: Annotated[float, Field(gt=0)] = 10.0
+
+
 class Snapshots(_Declaration):
     """How training sets are laid through history.
 
@@ -1078,7 +1111,7 @@ Parameter = Literal[
 ]
 Metric = Literal[
     "auc", "average_precision", "log_loss", "brier", "calibration_error",
-    "precision", "recall", "f1", "selection_rate",
+    "precision", "recall", "f1", "selection_rate", "entity_precision_at_k",
     "lift_top_10", "lift_top_20", "lift_top_30",
     "mae", "rmse", "r2", "total_bias", "spearman", "gini", "interval_coverage", "interval_width",
     "ndcg_at_k", "recall_at_k", "map_at_k", "coverage_at_k", "novelty_at_k",
@@ -1114,6 +1147,7 @@ METRICS: dict[Metric, MetricRule] = {
     "recall": MetricRule("binary", reads="working_point"),
     "f1": MetricRule("binary", reads="working_point"),
     "selection_rate": MetricRule("binary", None, "working_point"),
+    "entity_precision_at_k": MetricRule("binary", reads="working_point"),
     "spearman": MetricRule("regression"),
     "gini": MetricRule("regression"),
     "mae": MetricRule("regression", "lower", "scale"),
@@ -1226,7 +1260,23 @@ class TopItems(_Declaration):
     popularity: str | None = None
 
 
-WorkingPoint = Annotated[Threshold | TopShare | TopItems, Field(discriminator="kind")]
+class TopEntities(_Declaration):
+    """Each night the ``k`` entities of the highest score are looked into: an entity's score is that
+    of its highest row. Selected are all rows that score at least as high as the last of them."""
+
+    kind: Literal["top_entities"] = "top_entities"
+    k: Annotated[int, Field(ge=1, le=100_000)]
+
+
+WorkingPoint = Annotated[Threshold | TopShare | TopItems | TopEntities, Field(discriminator="kind")]
+
+
+class Settled(_Declaration):
+    """Rows that need no model, for their ``feature`` is above ``above``: a card that is known to be
+    stolen. They are scored and published, and no metric is of them."""
+
+    feature: str
+    above: float = 0.0
 
 
 class Slice(_Declaration):
@@ -1503,13 +1553,16 @@ class UseCase(_Declaration):
         population: who is scored; for single events ``EveryEvent``.
         label: what is predicted, over which days, and when it is known.
         feature_groups: what the model sees, of the key or of another column of what is scored.
+        ratios: of two features of any groups, such as an amount by what is usual.
         snapshots: the training set, through history.
         model: how it is fitted.
         heuristics: what one would do without a model; a gate can ask to beat each.
+        factorisation: of candidates another baseline, fitted to who bought what.
         score_column: of the published table.
         bands: named ranges of the score, published beside it.
         reasons: features that are published with each row, those that move its score most.
         working_point: which rows somebody acts on, for metrics that depend on it.
+        settled: which rows no metric is of; None for none.
         slices: groups of rows that are measured by themselves.
         studies: what the model card tells beside the model.
         gates: what a model must meet to become champion.
@@ -1525,15 +1578,18 @@ class UseCase(_Declaration):
     population: Population | Candidates | EveryEvent
     label: Label
     feature_groups: tuple[FeatureGroup, ...] = Field(min_length=1)
+    ratios: tuple[Ratio, ...] = ()
     snapshots: Snapshots
     model: Model = Model()
     heuristics: tuple[Heuristic, ...]
+    factorisation: Factorisation | None = None
     score_column: Identifier
     unit: str = ""
     interval: Interval | None = None
     bands: tuple[Band, ...] = Field(min_length=1)
     reasons: Annotated[int, Field(ge=1, le=10)] = 3
     working_point: WorkingPoint | None = None
+    settled: Settled | None = None
     slices: tuple[Slice, ...] = ()
     linear_margin: Annotated[float, Field(ge=0)] = 0.0
     studies: Studies = Studies()
@@ -1555,6 +1611,12 @@ class UseCase(_Declaration):
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             raise ValueError(f"use case {self.name}: two groups declare {', '.join(repeated)}")
+        for position, ratio in enumerate(self.ratios, len(names) - len(self.ratios)):
+            for part in (ratio.numerator, ratio.denominator):
+                if part not in names[:position]:
+                    raise ValueError(
+                        f"use case {self.name}: ratio {ratio.name!r}: no feature {part!r}"
+                    )
         for found in (f for group in self.feature_groups for f in group.features):
             if found.type == "string":
                 raise ValueError(
@@ -1604,6 +1666,10 @@ class UseCase(_Declaration):
                 )
         if exposure is not None and exposure.feature not in names:
             raise ValueError(f"use case {self.name}: exposure: no feature {exposure.feature!r}")
+        if self.factorisation is not None and not isinstance(self.population, Candidates):
+            raise ValueError(
+                f"use case {self.name}: a factorisation orders candidates, and there are none"
+            )
         if self.shown is None and any(isinstance(each, ListsFull) for each in self.audits):
             raise ValueError(f"use case {self.name}: lists_full is for rankings; leave it out")
         audits = [audit_name(audit) for audit in self.audits]
@@ -1636,6 +1702,12 @@ class UseCase(_Declaration):
             popularity = self.working_point.popularity
             if popularity is not None and popularity not in self.feature_names:
                 raise ValueError(f"{where}: working_point: no feature {popularity!r}")
+        if isinstance(self.working_point, TopEntities) and self.objective != "binary":
+            raise ValueError(
+                f"{where}: a working point of top_entities is none of a {self.objective} objective"
+            )
+        if self.settled is not None and self.settled.feature not in self.feature_names:
+            raise ValueError(f"{where}: settled: no feature {self.settled.feature!r}")
         slices = [each.name for each in self.slices]
         if len(set(slices)) != len(slices):
             raise ValueError(f"{where}: two slices of one name: {slices}")
@@ -1652,6 +1724,7 @@ class UseCase(_Declaration):
     def _check_gate(self, gate: Gate) -> None:
         where = f"use case {self.name}: gate {gate_name(gate)}"
         baselines = {h.name for h in self.heuristics} | {"linear"}
+        baselines |= {self.factorisation.name} if self.factorisation else set()
         if isinstance(gate, BeatsBaseline) and gate.baseline not in baselines:
             raise ValueError(f"{where}: {gate.baseline!r} is none of {sorted(baselines)}")
         slices = [each.name for each in self.slices]
@@ -1670,6 +1743,10 @@ class UseCase(_Declaration):
                 )
             if rule.reads == "working_point" and self.working_point is None:
                 raise ValueError(f"{where}: {gate.metric} asks for a working_point, declare one")
+            if gate.metric == "entity_precision_at_k" and not isinstance(
+                self.working_point, TopEntities
+            ):
+                raise ValueError(f"{where}: {gate.metric} asks for the working point TopEntities")
             if rule.reads == "interval" and (
                 self.interval is None or not isinstance(gate, AtLeast | AtMost)
             ):
@@ -1714,6 +1791,8 @@ class UseCase(_Declaration):
                 raise ValueError(
                     f"{where}: key {self.key!r} is not a column of {population.source.name}"
                 )
+            if isinstance(label, Reported):
+                self._knows_no_report(population, label)
             if isinstance(label, Reported) and label.source != population.source:
                 raise ValueError(
                     f"{where}: what is reported of events is read from {population.source.name}, "
@@ -1751,6 +1830,17 @@ class UseCase(_Declaration):
                 )
         return self
 
+    def _knows_no_report(self, population: EveryEvent, label: Reported) -> None:
+        """An event's own columns are known when it lands; those of its report are not."""
+        measures = (m for group in self.feature_groups for m in group.measures)
+        told = _columns_read(label.where) | {label.known} | {m.known for m in measures if m.known}
+        for measure in population.own:
+            if leaks := sorted(_columns_read(measure.value) & told):
+                raise ValueError(
+                    f"use case {self.name}: own {measure.name!r} reads {', '.join(leaks)}, which "
+                    "is not known before the event is reported"
+                )
+
     @property
     def mode(self) -> Literal["snapshot", "candidate", "event"]:
         """What a row is: an entity at ``as_of``, several together, or an event at its instant."""
@@ -1785,7 +1875,8 @@ class UseCase(_Declaration):
     @property
     def order_only(self) -> frozenset[str]:
         """The baselines whose scores are no probabilities or amounts, and tell an order only."""
-        return frozenset(each.name for each in self.heuristics if each.scale is None)
+        factors = () if self.factorisation is None else (self.factorisation.name,)
+        return frozenset((*(h.name for h in self.heuristics if h.scale is None), *factors))
 
     @property
     def reason_unit(self) -> str:
@@ -1837,12 +1928,28 @@ class UseCase(_Declaration):
         return point.popularity if isinstance(point, TopItems) else None
 
     @property
+    def own_features(self) -> tuple[Measure, ...]:
+        """What the features of an event are that it has itself."""
+        return self.population.own if isinstance(self.population, EveryEvent) else ()
+
+    @property
     def catalogue(self) -> tuple[tuple[str, Described], ...]:
-        """Every column of the vector with the name of its group; ``candidates`` are a group too."""
-        own = self.population.catalogue if isinstance(self.population, Candidates) else ()
+        """Every feature, in order, with the name of its group; an event's ``own``, ``candidates``
+        and ``ratios`` are groups too."""
+        own = (
+            Described(
+                each.name, "double", f"null where {each.value} is",
+                each.description or each.name.replace("_", " "),
+            )
+            for each in self.own_features
+        )  # fmt: skip
+        proposed = self.population.catalogue if isinstance(self.population, Candidates) else ()
+        divided = (ratio_described(ratio) for ratio in self.ratios)
         return (
-            *(("candidates", each) for each in own),
+            *(("own", each) for each in own),
+            *(("candidates", each) for each in proposed),
             *((group.name, each) for group in self.feature_groups for each in group.catalogue),
+            *(("ratios", each) for each in divided),
         )
 
     @property

@@ -118,6 +118,7 @@ def test_marts_hold_each_distinct_line_once(warehouse: Settings) -> None:
         ("chargebacks", date(2011, 1, 4), 1, 0, 1),
         ("order_lines", date(2011, 1, 3), 4, 3, 1),
         ("order_lines", date(2011, 1, 4), 1, 0, 1),
+        ("payments", date(2011, 1, 3), 1, 1, 0),
     ]
     assert rows(
         warehouse,
@@ -173,6 +174,7 @@ def test_marts_hold_each_distinct_line_once(warehouse: Settings) -> None:
         ("marts", "fct_chargebacks"),
         ("marts", "fct_landed_days"),
         ("marts", "fct_order_lines"),
+        ("marts", "fct_payments"),
         ("staging", "stg_card_transactions"),
         ("staging", "stg_chargebacks"),
         ("staging", "stg_order_lines"),
@@ -320,7 +322,7 @@ def test_a_source_that_was_held_is_completed_by_the_next_build(warehouse: Settin
 
     days = "select source, landed_date::text from marts.fct_landed_days order by 1, 2"
     of_orders = [("order_lines", "2011-01-03"), ("order_lines", "2011-01-04")]
-    assert rows(warehouse, days)[-2:] == of_orders
+    assert rows(warehouse, days)[-3:] == [*of_orders, ("payments", "2011-01-03")]
     assert list(held_sources(warehouse, AS_OF)) == ["card_transactions"]
     assert rows(warehouse, "select transaction_id from marts.fct_card_transactions") == [(7,)]
 
@@ -328,7 +330,8 @@ def test_a_source_that_was_held_is_completed_by_the_next_build(warehouse: Settin
     assert not build(warehouse, AS_OF).is_full_refresh
 
     of_cards = [("card_transactions", "2011-01-03"), ("card_transactions", "2011-01-04")]
-    assert rows(warehouse, days) == [*of_cards, *of_orders]
+    joined = [("payments", "2011-01-03"), ("payments", "2011-01-04")]
+    assert rows(warehouse, days) == [*of_cards, *of_orders, *joined]
     assert held_sources(warehouse, AS_OF) == {}
     assert rows(warehouse, "select count(*) from marts.fct_card_transactions") == [(2,)]
     assert rows(warehouse, "select * from intermediate.int_changed_rows") == []

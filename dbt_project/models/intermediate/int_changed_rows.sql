@@ -5,7 +5,8 @@ with nothing as (
         null::text as source,
         null::date as landed_date,
         null::text as customer_id,
-        null::text as product_id
+        null::text as product_id,
+        null::bigint as transaction_id
     where false
 )
 

@@ -7,7 +7,7 @@
             'source': 'card_transactions',
             'lookup': lookup,
             'nullable': [],
-            'changed_keys': [],
+            'changed_keys': ['transaction_id'],
         },
     )
 }}

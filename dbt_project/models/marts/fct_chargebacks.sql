@@ -3,7 +3,12 @@
     config(
         incremental_strategy='first_landed',
         indexes=[{'columns': ['landed_date']}],
-        meta={'source': 'chargebacks', 'lookup': lookup, 'nullable': [], 'changed_keys': []},
+        meta={
+            'source': 'chargebacks',
+            'lookup': lookup,
+            'nullable': [],
+            'changed_keys': ['transaction_id'],
+        },
     )
 }}
 -- depends_on: {{ ref('int_changed_rows') }}

@@ -1,5 +1,5 @@
 {{ config(incremental_strategy='changed_keys', meta={'changed_keys': ['source', 'landed_date']}) }}
--- depends_on: {{ ref('int_changed_rows') }}
+-- depends_on: {{ ref('int_changed_rows') }}, {{ ref('fct_payments') }}
 
 {#- Found by nightshift.transform: {"order_lines": "fct_order_lines", …}. -#}
 {%- set marts_of_sources = fromjson(env_var('DBT_MARTS_OF_SOURCES', '{}')) %}
@@ -51,6 +51,22 @@ with counted as (
     ) as kept using (landed_date)
     {%- endif %}
     {% endfor %}
+    {%- for name, joined in joined_marts().items() if not is_held(joined['sources']) %}
+    union all
+    select
+        '{{ name }}' as source,
+        kept.landed_date,
+        count(*) as rows_landed,
+        count(*) as rows_kept
+    from {{ ref(joined['mart']) }} as kept
+    {%- if is_incremental() %}
+    where kept.landed_date in (
+        select changed.landed_date from {{ ref('int_changed_rows') }} as changed
+        where changed.source = '{{ name }}'
+    )
+    {%- endif %}
+    group by kept.landed_date
+    {%- endfor %}
 ),
 
 compared as (

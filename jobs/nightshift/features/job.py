@@ -38,6 +38,7 @@ from nightshift.spec import (
     Source,
     Through,
     UseCase,
+    Window,
 )
 
 RECENT_MONTHS = 2
@@ -176,6 +177,19 @@ def run(work: Work) -> Done | Refused:
             f"{work.use_case.name}, bucket {work.bucket}: {error}",
             "make room, or remove the damaged file; then run again",
         )
+
+
+def bought(work: Work) -> pa.Table:
+    """How often each of a bucket's entities bought which item in the active days before the first
+    snapshot: for a factorisation."""
+    wanted = work.use_case.population
+    assert isinstance(wanted, Candidates)
+    found = _VectorTask(work).everyone(wanted.pairs, work.snapshots[0])
+    counts = found.numbers(f"pair_event_count_{Window(days=wanted.active_days).suffix}")
+    some = pa.array(np.flatnonzero(counts > 0))
+    entity, item = rows.key_parts(found.names.take(some), 2)
+    numbers = pa.array(counts[some.to_numpy()])
+    return pa.table({"entity": entity, "item": item, "bought": numbers})
 
 
 class _Task(vectors.Reader):
@@ -572,9 +586,11 @@ def output_schema(use_case: UseCase, with_snapshot: bool, with_label: bool) -> p
         if use_case.mode == "candidate":
             fields.append(pa.field(MISSED, pa.int32(), nullable=False))
     population = use_case.population
-    given = population.feature_names if isinstance(population, Candidates) else ()
-    fields += [pa.field(name, pa.float64()) for name in given]
-    return pa.schema([*fields, *_feature_types(use_case.feature_groups)])
+    if isinstance(population, Candidates):
+        fields += [pa.field(name, pa.float64()) for name in population.feature_names]
+    own = [pa.field(measure.name, pa.float64()) for measure in use_case.own_features]
+    ratios = [pa.field(ratio.name, pa.float64()) for ratio in use_case.ratios]
+    return pa.schema([*fields, *own, *_feature_types(use_case.feature_groups), *ratios])
 
 
 def _feature_types(groups: Sequence[FeatureGroup]) -> list[pa.Field]:

@@ -263,7 +263,8 @@ class _Prover:
         )  # fmt: skip
         own = np.flatnonzero(np.isin(time, self.batch.time_us))
         twins = table.take(pa.array(own))
-        named = pa.array([f"twin {number}" for number in range(len(own))])
+        is_number = pa.types.is_integer(table.schema.field(source.row_id).type)
+        named = pa.array([-1 - n if is_number else f"twin {n}" for n in range(len(own))])
         twins = _with(twins, {source.row_id: named})
         tables = self._with_table(source, pa.concat_tables([table, twins]))
         # whoever comes later that night does see the twins of those before

@@ -672,6 +672,9 @@ def _build_locked(
             ]
             with spark_session(settings, title, DAEMON) as spark:
                 done = run_tasks(spark, works)
+                for of_use_case in missing.values():
+                    for dataset in of_use_case:
+                        _factorise(spark, settings, dataset, targets[dataset.folder])
             for name, of_use_case in missing.items():
                 of_it = [each for each in done if each.use_case == name]
                 for dataset in of_use_case:
@@ -870,6 +873,17 @@ def run_tasks(spark: SparkSession, works: Sequence[job.Work]) -> list[job.Done]:
                 raise kind(found.what, found.remedy)
             done.append(found)
     return done
+
+
+def _factorise(spark: SparkSession, settings: Settings, dataset: _Dataset, target: Path) -> None:
+    """The baseline of a labelled dataset's newest snapshots, where one is declared."""
+    wanted, use_case = dataset.use_case.factorisation, dataset.use_case
+    if wanted is None or dataset.known is None:
+        return
+    from nightshift.features.factors_run import write_factors  # Spark ML, which no night needs
+
+    works = [work for work in _works(settings, [dataset], [target]) if work.key == use_case.key]
+    write_factors(spark, works, wanted, dataset.snapshots[-use_case.snapshots.test :], target)
 
 
 def _describe(dataset: _Dataset, target: Path, done: Sequence[job.Done], nights: int = 1) -> int:

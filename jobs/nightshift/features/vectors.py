@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nightshift.features import candidates, kernel, rows, state, together
-from nightshift.features.windows import Floats, Ints, null_of
+from nightshift.features.windows import Floats, Ints, divided, null_of
 from nightshift.spec import (
     BoughtTogether,
     Candidates,
@@ -45,14 +45,14 @@ class Batch:
         time_us: the instant of each: ``as_of`` 00:00, or the event's own.
         columns: name → text, of each column that names a row or an entity of one.
         reported: the label of each event, where it is read off the event.
-        given: features that are known of a row because it is a candidate.
+        own: name → numbers, of the features that an event, or a candidate, has itself.
     """
 
     as_of: Ints
     time_us: Ints
     columns: Mapping[str, pa.Array]
     reported: npt.NDArray[np.int32] | None = None
-    given: Mapping[str, pa.Array] = field(default_factory=dict)
+    own: Mapping[str, pa.Array] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.as_of)
@@ -65,7 +65,7 @@ class Batch:
             time_us=self.time_us[rows],
             columns={name: text.take(at) for name, text in self.columns.items()},
             reported=None if self.reported is None else self.reported[rows],
-            given={name: values.take(at) for name, values in self.given.items()},
+            own={name: values.take(at) for name, values in self.own.items()},
         )
 
     def at(self, as_of: date) -> "Batch":
@@ -236,7 +236,7 @@ def _candidates(reader: Reader, wanted: Candidates, as_of: date) -> Iterator[Bat
             as_of=np.full(size, day),
             time_us=np.full(size, day * kernel.DAY_US),
             columns=dict(zip(wanted.key, names, strict=True)),
-            given={
+            own={
                 name: pa.array(found.columns[name], from_pandas=True)
                 for name in wanted.feature_names
             },
@@ -263,7 +263,8 @@ def event_columns(use_case: UseCase) -> list[str]:
     wanted = [source.row_id, source.event_time, source.landed_date, use_case.key]
     wanted += [name for group in use_case.feature_groups for name in group.key_columns]
     wanted += [] if use_case.outcome is None else use_case.outcome.key_columns
-    wanted += rows.named_in(source, use_case.population.where)
+    own = (measure.value for measure in use_case.own_features)
+    wanted += rows.named_in(source, use_case.population.where, *own)
     if isinstance(label, Reported):
         wanted += rows.named_in(source, label.where, label.known)
     return list(dict.fromkeys(wanted))
@@ -281,7 +282,8 @@ def _events(reader: Reader, snapshots: Sequence[date]) -> Batch:
         is_scored &= np.asarray(table[name].is_valid())
     conditions = [use_case.population.where]
     conditions += [label.where] if isinstance(label, Reported) else []
-    found = rows.evaluated(table, [sql for sql in conditions if sql is not None])
+    own = {measure.name: measure.value for measure in use_case.own_features}
+    found = rows.evaluated(table, [sql for sql in (*conditions, *own.values()) if sql is not None])
     if use_case.population.where is not None:
         is_scored &= np.asarray(pc.fill_null(found[use_case.population.where], False))
     scored = np.flatnonzero(is_scored)
@@ -304,6 +306,9 @@ def _events(reader: Reader, snapshots: Sequence[date]) -> Batch:
             for name in named
         },
         reported=reported,
+        own={
+            name: found[sql].take(pa.array(scored)).cast(pa.float64()) for name, sql in own.items()
+        },
     )
 
 
@@ -336,9 +341,12 @@ def vectors(
 
 def columns_of(reader: Reader, batch: Batch) -> dict[str, pa.Array]:
     """The features, and the label where asked for, of one batch."""
-    columns: dict[str, pa.Array] = dict(batch.given)
+    columns: dict[str, pa.Array] = dict(batch.own)
     for group in reader.use_case.feature_groups:
         columns |= reader.features(group, batch)
+    for ratio in reader.use_case.ratios:
+        parts = (_floats(columns[name]) for name in (ratio.numerator, ratio.denominator))
+        columns[ratio.name] = pa.array(divided(*parts), from_pandas=True)
     if reader.label_known_as_of is not None:
         columns[LABEL] = pa.array(reader.label(batch))
     return columns
@@ -364,6 +372,10 @@ def asked(reader: Reader, batch: Batch) -> tuple[Batch, npt.NDArray[np.int32]]:
     missed = (wanted - proposed).astype(np.int32)[entity]
     chosen = np.flatnonzero(wanted[entity] > 0)
     return batch.take(chosen), missed[chosen]
+
+
+def _floats(column: pa.Array) -> Floats:
+    return np.asarray(pc.fill_null(column.cast(pa.float64()), np.nan))
 
 
 def without_events(group: FeatureGroup, size: int) -> dict[str, pa.Array]:

@@ -29,7 +29,7 @@ from nightshift.io import lake, model_store, registry
 from nightshift.io.model_store import ModelVersion
 from nightshift.io.registry import GATES, By, Registry
 from nightshift.io.warehouse import connect, holding, recorded_run
-from nightshift.metrics import measure, read_measured
+from nightshift.metrics import measure, read_measured, settled_rows
 from nightshift.settings import Settings
 from nightshift.spec import UseCase, gate_name
 
@@ -432,6 +432,7 @@ def _measure_champion(
         items=rows.column(use_case.vector_key[1]).to_numpy(zero_copy_only=False)
         if use_case.objective == "ranking"
         else None,
+        settled=settled_rows(use_case.settled, use_case.feature_names, matrix),
     )
     return Reign(reigning.version, measured.differences["champion"])
 

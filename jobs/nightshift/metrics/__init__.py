@@ -11,6 +11,7 @@ from nightshift.metrics.measure import (
     SliceFigures,
     measure,
     read_measured,
+    settled_rows,
 )
 
 __all__ = [
@@ -22,4 +23,5 @@ __all__ = [
     "SliceFigures",
     "measure",
     "read_measured",
+    "settled_rows",
 ]

@@ -1,7 +1,7 @@
 """The figures of several scorers on the same rows, compared, and slice by slice."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,15 @@ from nightshift.metrics.bootstrap import (
     estimate,
     mean_of,
 )
-from nightshift.spec import Objective, Threshold, TopItems, TopShare, WorkingPoint
+from nightshift.spec import (
+    Objective,
+    Settled,
+    Threshold,
+    TopEntities,
+    TopItems,
+    TopShare,
+    WorkingPoint,
+)
 
 BASE_RATE = "base_rate"
 
@@ -90,6 +98,7 @@ def measure(
     popularity: Vector | None = None,
     intervals: Mapping[str, Vector] | None = None,
     slices: Mapping[str, Groups] | None = None,
+    settled: npt.NDArray[np.bool_] | None = None,
 ) -> Measured:
     """Measure each scorer; the first one is compared with every other.
 
@@ -110,7 +119,27 @@ def measure(
         popularity: (rows,) of the items, for the novelty of what is shown.
         intervals: scorer → (rows, 2) low and high beside its amounts.
         slices: to measure the first scorer in.
+        settled: (rows,) which rows are left out; one of them at least is not.
     """
+    if settled is not None and settled.any():
+        left = np.flatnonzero(~settled)
+        return measure(
+            labels[left],
+            entities[left],
+            {name: score[left] for name, score in scores.items()},
+            on_scale,
+            seed,
+            resamples,
+            objective=objective,
+            working_point=working_point,
+            snapshots=None if snapshots is None else snapshots[left],
+            items=None if items is None else items[left],
+            intervals={name: each[left] for name, each in (intervals or {}).items()},
+            slices={
+                name: replace(groups, codes=groups.codes[left])
+                for name, groups in (slices or {}).items()
+            },
+        )
     y = np.asarray(labels, dtype=np.float64)
     codes = pd.factorize(np.asarray(entities))[0]  # by appearance, whatever the keys are called
     queries = codes
@@ -123,12 +152,24 @@ def measure(
             for name, score in scores.items()
             if name in on_scale or isinstance(working_point, TopShare)
         }
+    nights = np.zeros(len(y)) if snapshots is None else snapshots
+    if isinstance(working_point, TopEntities):
+        selections = {
+            name: binary.select_entities(working_point.k, score, codes, nights)
+            for name, score in scores.items()
+        }
 
     def statistics_of(name: str, rows: Array) -> Mapping[str, Statistic]:
         score, is_scale = scores[name][rows], name in on_scale
         if objective == "binary":
             selected = selections[name][1][rows] if name in selections else None
-            return binary.statistics(y[rows], score, is_scale, selected)
+            found = binary.statistics(y[rows], score, is_scale, selected)
+            if isinstance(working_point, TopEntities):
+                inside = pd.factorize(codes[rows])[0]
+                found["entity_precision_at_k"] = binary.entity_precision(
+                    working_point.k, y[rows], score, inside, nights[rows]
+                )
+            return found
         if objective == "regression":
             interval = (intervals or {}).get(name)
             return regression.statistics(
@@ -184,6 +225,18 @@ def measure(
         confusion=_confusion(y, *selections[first]) if first in selections else None,
         slices=found,
     )
+
+
+def settled_rows(
+    rule: Settled | None,
+    feature_names: Sequence[str],
+    matrix: npt.NDArray[Any],
+    rows: npt.NDArray[np.bool_] | slice = slice(None),
+) -> npt.NDArray[np.bool_] | None:
+    """Which of some rows of a matrix are settled; None where the use case has no such rule."""
+    if rule is None:
+        return None
+    return np.asarray(matrix[rows, feature_names.index(rule.feature)] > rule.above)
 
 
 def read_measured(found: Mapping[str, Any]) -> Measured:

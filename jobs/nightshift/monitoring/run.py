@@ -11,13 +11,14 @@ import pyarrow.parquet as pq
 from psycopg2 import sql
 from psycopg2.extras import execute_values
 
+from nightshift import factors
 from nightshift.baselines import LINEAR, fit_linear, heuristic_scores, linear_scores
 from nightshift.booster import Matrix, Vector, to_matrix
 from nightshift.errors import NightshiftError
 from nightshift.io import lake
 from nightshift.io.model_store import client
 from nightshift.io.warehouse import connect, recorded_run
-from nightshift.metrics import Estimates, measure
+from nightshift.metrics import Estimates, measure, settled_rows
 from nightshift.settings import Settings
 from nightshift.spec import Metric, UseCase
 
@@ -90,6 +91,12 @@ def measure_matured(settings: Settings, use_case: UseCase, as_of: date) -> Matur
         linear = _linear_scores(settings, use_case, as_of, matrix)
         if linear is not None:
             scores[LINEAR] = linear
+        if use_case.factorisation is not None:
+            key, item = (np.array(labelled[name].to_pylist()) for name in use_case.row_key)
+            folder = lake.dataset_dir(settings.lake_dir, "matured", use_case.name, as_of)
+            factorised = factors.scores(folder, key, item, None)
+            if factorised is not None:
+                scores[use_case.factorisation.name] = factorised
         measured = measure(
             labelled["label"].to_numpy(),
             np.array(labelled[use_case.key].to_pylist()),
@@ -104,6 +111,7 @@ def measure_matured(settings: Settings, use_case: UseCase, as_of: date) -> Matur
             if use_case.popularity is None
             else labelled[use_case.popularity].to_numpy(),
             intervals={CHAMPION: found[:, 1:]} if use_case.interval else None,
+            settled=settled_rows(use_case.settled, use_case.feature_names, matrix),
         )
         rows = [
             (use_case.name, as_of, version, scorer, metric, estimate.value, measured.rows)

@@ -200,7 +200,7 @@ def _made_from(
         sources=tuple(
             SourceUsed(
                 name=source.name,
-                landed=source.landed_days or source.name,
+                landed=(*source.landed_from, source.landed_days or source.name)[0],
                 relation=source.relation,
                 key=key,
                 row_id=source.row_id,

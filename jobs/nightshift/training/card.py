@@ -26,6 +26,7 @@ from nightshift.spec import (
     Slice,
     SliceAtLeast,
     Threshold,
+    TopEntities,
     TopShare,
     UseCase,
     gate_name,
@@ -271,12 +272,18 @@ def sentences(card: Card) -> list[str]:
             f"{text(model['interval_coverage'])} of it; they are "
             f"{text(model['interval_width'], 0)}{_unit(use_case)} wide in the mean."
         )
-    if isinstance(point, Threshold | TopShare) and "precision" in model:
-        how = (
-            f"with a score of at least {point.score:g}"
-            if isinstance(point, Threshold)
-            else f"among the highest {point.share:.0%}"
+    if isinstance(point, TopEntities):
+        found.append(
+            f"Of the {point.k} {use_case.entity}s that it ranks highest each night, "
+            f"{text(model['entity_precision_at_k'])} have a label 1 that night, one that was found "
+            "before left out."
         )
+    if isinstance(point, Threshold | TopShare | TopEntities) and "precision" in model:
+        how = f"at least as high as the {use_case.entity} in place {getattr(point, 'k', 0)}"
+        if isinstance(point, Threshold):
+            how = f"with a score of at least {point.score:g}"
+        elif isinstance(point, TopShare):
+            how = f"among the highest {point.share:.0%}"
         found.append(
             f"Whoever is selected {how} ({text(model['selection_rate'])} of all) has label 1 with "
             f"precision {text(model['precision'])}, and is {text(model['recall'])} of those who "

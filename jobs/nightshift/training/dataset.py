@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from nightshift import factors
 from nightshift.booster import Matrix, content_hashes, row_order, to_matrix
 from nightshift.errors import NightshiftError
 from nightshift.io import lake
@@ -36,7 +37,8 @@ class Dataset:
     ``matrix`` is (rows, features) float32 with NaN for null. ``labels``: int32 of two classes,
     float64 of amounts and relevances. ``items``: what is ranked, else None. ``memory``: where
     models are fitted to them; outside memory ``matrix`` is a file in ``workspace``. ``missed``: of
-    candidates, how many relevant items the row's list lacks.
+    candidates, how many relevant items the row's list lacks. ``factorised``: scores of the
+    factorisation, NaN at snapshots that have none.
     """
 
     manifest: dict[str, Any]
@@ -49,6 +51,7 @@ class Dataset:
     memory: TrainingMemory = "in_memory"
     workspace: Path | None = None
     missed: npt.NDArray[Any] | None = None
+    factorised: npt.NDArray[np.float64] | None = None
 
     def rows_of(self, snapshots: tuple[date, ...]) -> npt.NDArray[np.bool_]:
         """Which rows are of these snapshots, (rows,)."""
@@ -81,6 +84,7 @@ class Dataset:
             self.vectors(rows),
             None if self.items is None else self.items[rows],
             missed=None if self.missed is None else self.missed[rows],
+            factorised=None if self.factorised is None else self.factorised[rows],
         )
 
 
@@ -212,10 +216,13 @@ def read_rows(
     missed = None
     if MISSED in kept:
         missed = pa.chunked_array(kept[MISSED], pa.int32()).to_numpy()[order]
+    keys, factorised = entities[codes[order]], None
+    if items is not None:
+        factorised = factors.scores(folder, keys, items, snapshots[order])
     return Dataset(
         manifest=manifest,
         feature_names=tuple(feature_names),
-        keys=entities[codes[order]],
+        keys=keys,
         snapshots=snapshots[order],
         labels=labels[order],
         matrix=matrix,
@@ -223,6 +230,7 @@ def read_rows(
         memory=memory,
         workspace=workspace,
         missed=missed,
+        factorised=factorised,
     )
 
 

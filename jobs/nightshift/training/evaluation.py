@@ -8,7 +8,7 @@ import numpy as np
 
 from nightshift.baselines import LINEAR, fit_linear, heuristic_scores, linear_rows, linear_scores
 from nightshift.booster import Matrix, Vector, predict
-from nightshift.metrics import Estimate, Measured, measure
+from nightshift.metrics import Estimate, Measured, measure, settled_rows
 from nightshift.spec import UseCase
 from nightshift.training.dataset import Dataset, has_both_classes
 from nightshift.training.fit import Fitted, Recipe, fit_split, fit_trees
@@ -41,6 +41,8 @@ def fit_and_score(
     for heuristic in use_case.heuristics:
         scores[heuristic.name] = heuristic_scores(heuristic, matrix, use_case.feature_names)
     scores[LINEAR] = linear_scores(linear, matrix)
+    if use_case.factorisation is not None and dataset.factorised is not None:
+        scores[use_case.factorisation.name] = dataset.factorised
     return evaluation, scores
 
 
@@ -72,6 +74,8 @@ def measure_part(
         ends: (rows of the dataset, 2) low and high beside the model's amounts.
     """
     rows = dataset.rows_of(getattr(parts, part))
+    # a factorisation is of the newest snapshots only
+    scores = {n: score for n, score in scores.items() if not np.isnan(score[rows]).any()}
     slices = slice_rows(
         use_case.slices if part == "test" else (),
         use_case.feature_names,
@@ -93,6 +97,7 @@ def measure_part(
         popularity=popularity(use_case, dataset.vectors(rows)),
         intervals=None if ends is None else {MODEL: ends[rows]},
         slices=slices,
+        settled=settled_rows(use_case.settled, use_case.feature_names, dataset.matrix, rows),
     )
 
 

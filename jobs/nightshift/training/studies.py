@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from nightshift.booster import Matrix, Vector
-from nightshift.metrics import Estimate, Measured, measure
+from nightshift.metrics import Estimate, Measured, measure, settled_rows
 from nightshift.metrics.bootstrap import RESAMPLES
 from nightshift.spec import METRICS, Metric, UseCase
 from nightshift.training.dataset import Dataset
@@ -190,9 +190,14 @@ def reading(curve: LearningCurve, entity: str) -> str:
 def families(use_case: UseCase) -> dict[tuple[str, str], tuple[str, ...]]:
     """(group, part) → features: each measure of a feature group, and its ratios and trends.
 
-    Of several groups, each as a whole too; its part is ``all``.
+    Of several groups, each as a whole too; its part is ``all``. So is what an event has itself, and
+    the ratios across groups.
     """
     found: dict[tuple[str, str], tuple[str, ...]] = {}
+    if use_case.own_features:
+        found["own", "all"] = tuple(measure.name for measure in use_case.own_features)
+    if use_case.ratios:
+        found["ratios", "all"] = tuple(ratio.name for ratio in use_case.ratios)
     for group in use_case.feature_groups:
         if len(use_case.feature_groups) > 1:
             found[group.name, "all"] = group.feature_names
@@ -284,4 +289,5 @@ def _measured(
         working_point=use_case.working_point,
         snapshots=dataset.snapshots[rows],
         items=None if dataset.items is None else dataset.items[rows],
+        settled=settled_rows(use_case.settled, use_case.feature_names, dataset.matrix, rows),
     )

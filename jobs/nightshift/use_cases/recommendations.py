@@ -15,6 +15,7 @@ from nightshift.spec import (
     BoughtBefore,
     BoughtTogether,
     Candidates,
+    Factorisation,
     GainShareAtMost,
     Heuristic,
     KeyKnown,
@@ -68,10 +69,14 @@ RECOMMENDATIONS = UseCase(
     model=Model(parameters={"max_depth": 5}),
     heuristics=(
         Heuristic(name="popularity", feature="product_buyer_distinct_28d"),
+        Heuristic(name="most_bought", feature="pair_order_distinct_all"),
         Heuristic(
-            name="most_bought", feature="pair_order_distinct_all", ties="product_buyer_distinct_28d"
+            name="most_bought_popular",
+            feature="pair_order_distinct_all",
+            ties="product_buyer_distinct_28d",
         ),
     ),
+    factorisation=Factorisation(name="als"),
     score_column="rank_score",
     bands=(
         Band(name="first", from_rank=1),
@@ -82,6 +87,8 @@ RECOMMENDATIONS = UseCase(
     gates=(
         BeatsBaseline(metric="ndcg_at_k", baseline="popularity", by=0),
         BeatsBaseline(metric="ndcg_at_k", baseline="most_bought", by=0),
+        BeatsBaseline(metric="ndcg_at_k", baseline="most_bought_popular", by=0),
+        BeatsBaseline(metric="ndcg_at_k", baseline="als", by=0),
         BeatsChampion(metric="ndcg_at_k", tolerance=0.02),
         GainShareAtMost(share=0.8),
         Reproducible(),
