@@ -39,23 +39,32 @@ ROWS_OF_DAYS = {
     f" using (landed_date) where source = '{source}' group by 1, 2"
     for source in (*LANDED, "payments")
 }
-KNOWN_BEFORE_THE_CUT = {
-    mart: f"select mart::text from marts.{mart} as mart where landed_date < '{CUT}' order by 1"
-    for mart in ("fct_cancellations", "fct_card_transactions", "fct_chargebacks", "fct_order_lines")
-} | {
-    "fct_payments": "select transaction_id, transaction_at, customer_id, terminal_id, amount,"
-    f" landed_date, case when report_landed_date < '{CUT}' then report_landed_date end"
-    f" from marts.fct_payments where landed_date < '{CUT}' order by 1"
-} | {
-    mart: f"select {columns}, version, valid_from, landed_date, order_line_id,"
-    f" case when valid_to_landed_date < '{CUT}' then valid_to end,"
-    f" coalesce(valid_to_landed_date < '{CUT}', false)"
-    f" from marts.{mart} where landed_date < '{CUT}' order by 1, 3"
-    for mart, columns in (
-        ("dim_customers_history", "customer_id, country"),
-        ("dim_products_history", "product_id, description"),
-    )
-}
+KNOWN_BEFORE_THE_CUT = (
+    {
+        mart: f"select mart::text from marts.{mart} as mart where landed_date < '{CUT}' order by 1"
+        for mart in (
+            "fct_cancellations",
+            "fct_card_transactions",
+            "fct_chargebacks",
+            "fct_order_lines",
+        )
+    }
+    | {
+        "fct_payments": "select transaction_id, transaction_at, customer_id, terminal_id, amount,"
+        f" landed_date, case when report_landed_date < '{CUT}' then report_landed_date end"
+        f" from marts.fct_payments where landed_date < '{CUT}' order by 1"
+    }
+    | {
+        mart: f"select {columns}, version, valid_from, landed_date, order_line_id,"
+        f" case when valid_to_landed_date < '{CUT}' then valid_to end,"
+        f" coalesce(valid_to_landed_date < '{CUT}', false)"
+        f" from marts.{mart} where landed_date < '{CUT}' order by 1, 3"
+        for mart, columns in (
+            ("dim_customers_history", "customer_id, country"),
+            ("dim_products_history", "product_id, description"),
+        )
+    }
+)
 
 
 class Landed:
