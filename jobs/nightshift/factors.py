@@ -10,53 +10,51 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-FILE = "factors.parquet"
-ENTITY, ITEM = "entity", "item"
-
 Factors = tuple[Sequence[str], npt.NDArray[np.float32]]
 """Names, and (names, rank) factors."""
 
 
-def write(folder: Path, found: Mapping[tuple[date, str], Factors]) -> None:
-    """Write the factors of some snapshots, each of entities and of items."""
+def file(folder: Path, key: str) -> Path:
+    """The factors of what the column ``key`` names, in a dataset's folder."""
+    return folder / f"factors-{key}.parquet"
+
+
+def write(folder: Path, key: str, found: Mapping[date, Factors]) -> None:
+    """Write the factors of what a column names, at some snapshots."""
     rows = [
-        {"snapshot": day, "side": side, "name": name, "factors": row.tolist()}
-        for (day, side), (names, matrix) in found.items()
+        {"snapshot": day, key: name, "factors": row.tolist()}
+        for day, (names, matrix) in found.items()
         for name, row in zip(names, matrix, strict=True)
     ]
-    schema = pa.schema(
-        [
-            ("snapshot", pa.date32()), ("side", pa.string()), ("name", pa.string()),
-            ("factors", pa.list_(pa.float32())),
-        ]
-    )  # fmt: skip
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), folder / FILE)
+    columns = [("snapshot", pa.date32()), (key, pa.string()), ("factors", pa.list_(pa.float32()))]
+    pq.write_table(pa.Table.from_pylist(rows, schema=pa.schema(columns)), file(folder, key))
 
 
 def scores(
-    folder: Path,
-    entities: npt.NDArray[Any],
-    items: npt.NDArray[Any],
-    snapshots: npt.NDArray[Any] | None,
+    folder: Path, named: Mapping[str, npt.NDArray[Any]], snapshots: npt.NDArray[Any] | None
 ) -> npt.NDArray[np.float64] | None:
-    """(rows,) the product of an entity's and an item's factors, 0 where one has none; NaN at a
-    snapshot without factors. None where the dataset has none.
+    """(rows,) the product of two factors, 0 where one is not known; NaN at a snapshot without
+    factors. None where the dataset has none.
 
     Args:
+        named: the two columns that name a row, (rows,) each.
         snapshots: (rows,) of each row; None where the dataset is of one.
     """
-    if not (folder / FILE).exists():
+    if not all(file(folder, key).exists() for key in named):
         return None
-    table = pq.read_table(folder / FILE).to_pandas()
-    found = np.full(len(entities), np.nan)
-    for day, of_day in table.groupby("snapshot"):
-        some = np.ones(len(entities), bool)
+    size = len(next(iter(named.values())))
+    found = np.full(size, np.nan)
+    tables = {key: pq.read_table(file(folder, key)).to_pandas() for key in named}
+    for day in sorted(set.intersection(*(set(table["snapshot"]) for table in tables.values()))):
+        some = np.ones(size, bool)
         if snapshots is not None:
             some = np.asarray(snapshots == np.datetime64(day, "D"))
         sides = []
-        for side, names in ((ENTITY, entities[some]), (ITEM, items[some])):
-            part = of_day[of_day["side"] == side].set_index("name")["factors"]
-            matrix = np.vstack([*part.to_numpy(), np.zeros_like(part.iloc[0])])
-            sides.append(matrix[part.index.get_indexer(names)])  # −1 is the row of zeros
-        found[some] = np.einsum("ij,ij->i", *(side.astype(np.float64) for side in sides))
+        for key, names in named.items():
+            table = tables[key]
+            of_day = table[table["snapshot"] == day].set_index(key)["factors"]
+            matrix = np.vstack([*of_day.to_numpy(), np.zeros_like(of_day.iloc[0])])
+            at = of_day.index.get_indexer(names[some])  # −1, of one not known, is the row of zeros
+            sides.append(matrix[at].astype(np.float64))
+        found[some] = np.einsum("ij,ij->i", *sides)
     return found

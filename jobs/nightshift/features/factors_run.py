@@ -13,7 +13,7 @@ from pyspark.sql import DataFrame, SparkSession
 
 from nightshift import factors
 from nightshift.features import job
-from nightshift.spec import Factorisation
+from nightshift.spec import Candidates, Factorisation
 
 BLOCKS = 4
 
@@ -30,30 +30,27 @@ def write_factors(
     Args:
         works: of the vectors, by the use case's own key.
     """
-    found: dict[tuple[date, str], factors.Factors] = {}
+    population = works[0].use_case.population
+    assert isinstance(population, Candidates)
+    found: dict[str, dict[date, factors.Factors]] = {key: {} for key in population.key}
     for as_of in snapshots:
         tasks = [replace(work, snapshots=(as_of,)) for work in works]
         parts = spark.sparkContext.parallelize(tasks, len(tasks)).map(job.bought).collect()
         pairs = pa.concat_tables(parts).combine_chunks()
-        coded = [pairs[name].combine_chunks().dictionary_encode() for name in _SIDES]
-        frame = pa.table(
-            [*(column.indices for column in coded), pairs["bought"]], names=[*_SIDES, "bought"]
-        )
+        coded = {key: pairs[key].combine_chunks().dictionary_encode() for key in population.key}
+        frame = pa.table({key: column.indices for key, column in coded.items()})
         file = folder / job.RELATED / f"bought-{as_of}.parquet"
-        pq.write_table(frame, file)
+        pq.write_table(frame.append_column("bought", pairs["bought"]), file)
+        owner, item = population.key
         model = ALS(
             rank=wanted.rank, maxIter=wanted.iterations, regParam=wanted.regularisation,
             alpha=wanted.alpha, implicitPrefs=True, seed=0, numUserBlocks=BLOCKS,
-            numItemBlocks=BLOCKS, userCol=factors.ENTITY, itemCol=factors.ITEM, ratingCol="bought",
+            numItemBlocks=BLOCKS, userCol=owner, itemCol=item, ratingCol="bought",
         ).fit(spark.read.parquet(str(file)))  # fmt: skip
-        for side, column, learned in zip(
-            _SIDES, coded, (model.userFactors, model.itemFactors), strict=True
-        ):
-            found[as_of, side] = _read(learned, column.dictionary)
-    factors.write(folder, found)
-
-
-_SIDES = (factors.ENTITY, factors.ITEM)
+        found[owner][as_of] = _read(model.userFactors, coded[owner].dictionary)
+        found[item][as_of] = _read(model.itemFactors, coded[item].dictionary)
+    for key, of_days in found.items():
+        factors.write(folder, key, of_days)
 
 
 def _read(learned: DataFrame, names: pa.Array) -> factors.Factors:

@@ -189,7 +189,7 @@ def bought(work: Work) -> pa.Table:
     some = pa.array(np.flatnonzero(counts > 0))
     entity, item = rows.key_parts(found.names.take(some), 2)
     numbers = pa.array(counts[some.to_numpy()])
-    return pa.table({"entity": entity, "item": item, "bought": numbers})
+    return pa.table([entity, item, numbers], names=[*wanted.key, "bought"])
 
 
 class _Task(vectors.Reader):

@@ -510,6 +510,10 @@ def _compared(
         old = [part for name in some if (part := _part(before / name)) is not None]
         new = [part for name in some if (part := _part(after / name, snapshot)) is not None]
         nobody = [[*new, *old][0].schema.empty_table()]
+        if snapshot is not None and use_case.mode == "candidate" and new:
+            # a training set leaves out the lists that have nothing to teach
+            owners = pa.concat_tables(new)[use_case.key].unique().combine_chunks()
+            old = [part.filter(pc.is_in(part[use_case.key], value_set=owners)) for part in old]
         total += vector_parity.compare(
             pa.concat_tables(old or nobody), pa.concat_tables(new or nobody), use_case.vector_key
         )

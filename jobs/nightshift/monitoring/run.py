@@ -92,9 +92,9 @@ def measure_matured(settings: Settings, use_case: UseCase, as_of: date) -> Matur
         if linear is not None:
             scores[LINEAR] = linear
         if use_case.factorisation is not None:
-            key, item = (np.array(labelled[name].to_pylist()) for name in use_case.row_key)
+            named = {name: np.array(labelled[name].to_pylist()) for name in use_case.row_key}
             folder = lake.dataset_dir(settings.lake_dir, "matured", use_case.name, as_of)
-            factorised = factors.scores(folder, key, item, None)
+            factorised = factors.scores(folder, named, None)
             if factorised is not None:
                 scores[use_case.factorisation.name] = factorised
         measured = measure(

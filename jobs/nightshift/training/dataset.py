@@ -218,7 +218,8 @@ def read_rows(
         missed = pa.chunked_array(kept[MISSED], pa.int32()).to_numpy()[order]
     keys, factorised = entities[codes[order]], None
     if items is not None:
-        factorised = factors.scores(folder, keys, items, snapshots[order])
+        named = dict(zip(vector_key, (keys, items), strict=True))
+        factorised = factors.scores(folder, named, snapshots[order])
     return Dataset(
         manifest=manifest,
         feature_names=tuple(feature_names),

@@ -57,16 +57,17 @@ RECOMMENDATIONS = UseCase(
         sold_days=28,
         generators=(
             BoughtBefore(days=365, limit=60),
-            BoughtTogether(order="invoice_id", days=180, limit=60),
-            PopularLately(days=28, limit=40),
+            BoughtTogether(order="invoice_id", days=180, limit=40),
+            PopularLately(days=28, limit=30),
             PopularWithin(column="country", days=90, limit=20),
             NewItems(days=28, limit=10),
         ),
     ),
     label=AnyEvent(source=ORDER_LINES, key=PAIR, where=IS_GOODS, horizon_days=28),
     feature_groups=(PAIR_HISTORY, PRODUCT_SALES, CUSTOMER_BASKET),
-    snapshots=Snapshots(stride_days=14, count=12, min_history_days=90),
-    model=Model(parameters={"max_depth": 5}),
+    snapshots=Snapshots(stride_days=28, count=6, min_history_days=90),
+    # Chosen on snapshots before 2011-07-15 of real order lines, as were candidates and features.
+    model=Model(parameters={"eta": 0.1, "max_depth": 5, "colsample_bytree": 0.5}),
     heuristics=(
         Heuristic(name="popularity", feature="product_buyer_distinct_28d"),
         Heuristic(name="most_bought", feature="pair_order_distinct_all"),
