@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from nightshift.features.parity import Report
     from nightshift.gates.rules import GateResult
     from nightshift.io.registry import Decision
-    from nightshift.monitoring.run import MaturedQuality
+    from nightshift.monitoring.run import ChosenThreshold, MaturedQuality, RuleFigures
     from nightshift.pipeline import Case
     from nightshift.publishing.history_run import Difference
     from nightshift.scaffold.run import Written
@@ -730,6 +730,23 @@ def evaluate(use_case: UseCaseName, as_of: AsOf) -> None:
 
 
 @app.command()
+def rules(
+    use_case: UseCaseName,
+    nights: Annotated[int, typer.Option(min=1, help="How many of the newest nights.")] = 30,
+) -> None:
+    """What each rule beside the model found once labels had matured; and the thresholds."""
+    with refusals() as settings:
+        from nightshift.io.warehouse import migrate
+        from nightshift.monitoring.run import rule_figures, thresholds
+
+        found = find_use_case(use_case)
+        migrate(settings)
+        show_rules(
+            found, rule_figures(settings, found, nights), thresholds(settings, found, nights)
+        )
+
+
+@app.command()
 def explain(
     use_case: UseCaseName,
     entity: Annotated[str, typer.Argument(help="Its id, as it lands; or its pseudonym.")],
@@ -1231,6 +1248,40 @@ def show_difference(found: "Difference") -> None:
             if row.band_before == row.band_after
             else f"{row.band_before} → {row.band_after}",
         )
+    console.print(table)
+
+
+def show_rules(
+    use_case: "UseCase", figures: "Sequence[RuleFigures]", chosen: "Sequence[ChosenThreshold]"
+) -> None:
+    """Each rule with what it found, and the choices of a threshold."""
+    declared = {rule.name: rule for rule in use_case.rules}
+    known = {each.rule: each for each in figures}
+    table = Table(
+        "rule", "of a hit", "hits a row where", "nights", "hits", "precision", "recall", "newest",
+        title=f"Rules of {use_case.name}",
+    )  # fmt: skip
+    for name in dict.fromkeys([*declared, *known]):
+        rule, each = declared.get(name), known.get(name)
+        where = "of the model, or no longer declared" if rule is None else rule.where
+        numbers = ["", "", "", "", ""]
+        if each is not None:
+            shares = (each.precision, each.recall, each.newest)
+            numbers = [str(each.nights), f"{each.hits:,}"]
+            numbers += ["" if share is None else f"{share:.3f}" for share in shares]
+        table.add_row(name, rule.action if rule else "", Text(where, overflow="fold"), *numbers)
+    console.print(table)
+    if not figures:
+        console.print(f"nothing is measured yet: `nightshift evaluate {use_case.name}` does")
+    if use_case.alerts is None:
+        return
+    table = Table("as_of", "version", "threshold", "before", "why", title="Thresholds")
+    for each_chosen in chosen:
+        before = "" if each_chosen.previous is None else f"{each_chosen.previous:.4f}"
+        table.add_row(
+            str(each_chosen.as_of), each_chosen.threshold_version, f"{each_chosen.threshold:.4f}",
+            before, Text(each_chosen.reason, overflow="fold"),
+        )  # fmt: skip
     console.print(table)
 
 

@@ -13,6 +13,7 @@ from nightshift.errors import NightshiftError, SettingError
 from nightshift.gates.run import gate_results
 from nightshift.io import lake
 from nightshift.io.landing import landing_zone
+from nightshift.monitoring import run as monitoring
 from nightshift.services import airflow
 from nightshift.services import run as services
 from nightshift.settings import Settings
@@ -22,6 +23,8 @@ from nightshift.use_cases import USE_CASES
 log = logging.getLogger(__name__)
 
 RUN_SECONDS = 1800
+RECENT_DAYS = 30
+"""Days before the night in which the sources of a use case must have landed, to be shown."""
 CARD_HOLDERS = 600
 
 
@@ -41,19 +44,36 @@ def run_demo(settings: Settings, landing: Path | None, as_of: date | None) -> No
     settings, as_of = _choose(settings, landing, as_of)
     found = services.up(settings)
     client = _Airflow(settings)
-    for use_case in USE_CASES:
+    shown = [use_case for use_case in USE_CASES if _has_landed(settings, use_case, as_of)]
+    if not shown:
+        raise NightshiftError(
+            f"no use case has landings in the {RECENT_DAYS} days before {as_of}",
+            "choose an AS_OF that your landing zone has files before",
+        )
+    for use_case in shown:
         client.run(f"train__{use_case.name}", as_of)
-    client.run("nightly", as_of)
+    left_out = [use_case.name for use_case in USE_CASES if use_case not in shown]
+    if left_out:
+        log.info("%s: nothing of their sources has landed, so they are left out", left_out)
+        pipeline.nightly(settings, shown, as_of)
+    else:
+        client.run("nightly", as_of)
     measured = {}
-    for use_case in USE_CASES:
+    for use_case in shown:
         if _is_mature(settings, use_case, as_of):
             log.info("later folders have landed: measuring what was published of %s", use_case.name)
             measured[use_case.name] = pipeline.evaluate(settings, use_case, as_of)
-    for use_case in USE_CASES:
+    for use_case in shown:
         cli.show_top(settings, use_case.name)
         cli.show_gates(gate_results(settings, use_case, as_of))
         if use_case.name in measured:
             cli.show_quality(measured[use_case.name])
+            if use_case.rules:
+                cli.show_rules(
+                    use_case,
+                    monitoring.rule_figures(settings, use_case, RECENT_DAYS),
+                    monitoring.thresholds(settings, use_case, RECENT_DAYS),
+                )
     cli.show_services(found)
     cli.console.print(
         f"Done in {time.monotonic() - started:.0f} s. Open {client.url}/dags/nightly and log in as "
@@ -62,7 +82,7 @@ def run_demo(settings: Settings, landing: Path | None, as_of: date | None) -> No
     queries = "\n".join(
         f"  select * from {each.table}_latest order by"
         f" {f'{each.key}, rank' if each.list_columns else f'{each.score_column} desc'};"
-        for each in USE_CASES
+        for each in shown
     )
     cli.console.print(
         f"Read them:\n{queries}\nwith: psql '{settings.reader_url}'",
@@ -99,6 +119,16 @@ def _choose(settings: Settings, landing: Path | None, as_of: date | None) -> tup
     return settings.model_copy(
         update={"landing": landing, "state_dir": settings.state_dir / "zones" / zone}
     ), as_of
+
+
+def _has_landed(settings: Settings, use_case: UseCase, as_of: date) -> bool:
+    """Whether each of its sources has landed lately; of files of one's own not all may."""
+    first, last = as_of - timedelta(days=RECENT_DAYS), as_of - timedelta(days=1)
+    zone = landing_zone(settings)
+    return all(
+        any(f"ds={first}" <= entry.name <= f"ds={last}" for entry in zone.entries(source))
+        for source in use_case.landings
+    )
 
 
 def _is_mature(settings: Settings, use_case: UseCase, as_of: date) -> bool:

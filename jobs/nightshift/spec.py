@@ -1523,6 +1523,100 @@ def audit_name(audit: Audit) -> str:
     return f"{audit.kind}_{audit.band}" if isinstance(audit, BandShare) else audit.kind
 
 
+Action = Literal["review", "block"]
+DECISIONS: tuple[str, ...] = ("pass", "review", "block")
+"""What is decided of a row, the gravest last."""
+
+
+class Rule(_Declaration):
+    """What somebody knows beside the model: rows where ``where`` holds are hit.
+
+    ``where`` is a condition in SQL (of DuckDB) over the features, an event's own among them; a row
+    for which it is null is not hit. Of what is hit the decision is at least ``action``. Each night
+    the hits are published with the row, and once labels have matured its precision and recall are
+    kept in ``monitoring.rule_quality``.
+    """
+
+    name: Name
+    where: Annotated[str, Field(min_length=1)]
+    description: Annotated[str, Field(min_length=1)]
+    action: Action = "review"
+
+    @model_validator(mode="after")
+    def _is_a_condition(self) -> Self:
+        bare = re.sub(r"'(?:[^']|'')*'", "", self.where)
+        depth = 0
+        for letter in bare:
+            depth += {"(": 1, ")": -1}.get(letter, 0)
+            if depth < 0:
+                break
+        if depth or "'" in bare or ";" in bare or "--" in bare:
+            raise ValueError(
+                f"rule {self.name!r}: {self.where!r} is not one condition: look at its brackets "
+                "and quotes"
+            )
+        if not re.search(r"[<>=]|\b(?:is|in|between|like)\b", bare.lower()):
+            raise ValueError(
+                f"rule {self.name!r}: {self.where!r} compares nothing, so that it is no condition"
+            )
+        if not _columns_read(self.where):
+            raise ValueError(
+                f"rule {self.name!r}: {self.where!r} reads no feature: it hits every row, or none"
+            )
+        return self
+
+
+class AlertBudget(_Declaration):
+    """So many entities a night are to be alerted of, on average."""
+
+    kind: Literal["alert_budget"] = "alert_budget"
+    entities: Annotated[int, Field(ge=1)]
+
+
+class TargetPrecision(_Declaration):
+    """At least this share of the entities that are alerted of are to have a label 1 that night."""
+
+    kind: Literal["target_precision"] = "target_precision"
+    value: Annotated[float, Field(gt=0, lt=1)]
+
+
+class Alerts(_Declaration):
+    """From which score on a row is alerted of: its decision is at least ``review``.
+
+    The threshold is chosen each night: the one with which the ``nights`` newest nights whose labels
+    are known would have met the target. Of fewer than ``min_nights`` published ones the test scores
+    of the model's training stand in. It moves by at most ``step`` a night, and stays within ``low``
+    and ``high``. Each choice is a row of ``ops.thresholds`` with its reason; a night that is run
+    again keeps it.
+
+    Attributes:
+        target: how many alerts, or how good.
+        initial: where nothing is known.
+    """
+
+    target: Annotated[AlertBudget | TargetPrecision, Field(discriminator="kind")]
+    low: Share
+    high: Share
+    step: Annotated[float, Field(gt=0, le=1)]
+    initial: Share
+    nights: Annotated[int, Field(ge=1, le=366)] = 14
+    min_nights: Annotated[int, Field(ge=1, le=366)] = 3
+
+    @model_validator(mode="after")
+    def _has_guard_rails(self) -> Self:
+        if not self.low < self.high:
+            raise ValueError(f"alerts: low {self.low:g} is not below high {self.high:g}")
+        if not self.low <= self.initial <= self.high:
+            raise ValueError(
+                f"alerts: initial {self.initial:g} is not between {self.low:g} and {self.high:g}"
+            )
+        if self.min_nights > self.nights:
+            raise ValueError(
+                f"alerts: min_nights {self.min_nights} is more than nights {self.nights}"
+            )
+        return self
+
+
 class Retention(_Declaration):
     """How long a publication is kept once readers see another one for its date: while it is one of
     the ``versions`` newest of the date, or was published in the last ``days``."""
@@ -1561,6 +1655,8 @@ class UseCase(_Declaration):
         score_column: of the published table.
         bands: named ranges of the score, published beside it.
         reasons: features that are published with each row, those that move its score most.
+        rules: what is known beside the model; their hits are published with each row.
+        alerts: how the threshold follows outcomes from which on a row is alerted of.
         working_point: which rows somebody acts on, for metrics that depend on it.
         settled: which rows no metric is of; None for none.
         slices: groups of rows that are measured by themselves.
@@ -1588,6 +1684,8 @@ class UseCase(_Declaration):
     interval: Interval | None = None
     bands: tuple[Band, ...] = Field(min_length=1)
     reasons: Annotated[int, Field(ge=1, le=10)] = 3
+    rules: tuple[Rule, ...] = ()
+    alerts: Alerts | None = None
     working_point: WorkingPoint | None = None
     settled: Settled | None = None
     slices: tuple[Slice, ...] = ()
@@ -1719,6 +1817,28 @@ class UseCase(_Declaration):
             raise ValueError(f"{where}: the same gate twice: {gates}")
         for gate in self.gates:
             self._check_gate(gate)
+        return self
+
+    @model_validator(mode="after")
+    def _can_decide(self) -> Self:
+        where = f"use case {self.name}"
+        names = [rule.name for rule in self.rules]
+        if len(set(names)) != len(names):
+            raise ValueError(f"{where}: two rules of one name: {names}")
+        for rule in self.rules:
+            unknown = sorted(_columns_read(rule.where) - set(self.feature_names))
+            if unknown:
+                raise ValueError(
+                    f"{where}: rule {rule.name!r}: {rule.where!r} reads {', '.join(unknown)}, "
+                    "which is no feature; declare it, or an event's own column as a feature"
+                )
+        if self.alerts is not None and not isinstance(self.label, Reported):
+            raise ValueError(
+                f"{where}: alerts follow what is reported of events; its label is {self.label.kind}"
+            )
+        taken = {*self.row_key, self.score_column, "as_of", "band", "reasons", "model_version"}
+        if both := sorted(taken & set(self.decision_columns)):
+            raise ValueError(f"{where}: rename {', '.join(both)}, which is a column of decisions")
         return self
 
     def _check_gate(self, gate: Gate) -> None:
@@ -1871,6 +1991,17 @@ class UseCase(_Declaration):
         if self.interval is None:
             return ()
         return (f"{self.score_column}_low", f"{self.score_column}_high")
+
+    @property
+    def decision_columns(self) -> tuple[str, ...]:
+        """The published columns of what is decided, or none."""
+        if not self.rules and self.alerts is None:
+            return ()
+        return (
+            "decision",
+            *(("rule_hits",) if self.rules else ()),
+            *(("threshold_version",) if self.alerts else ()),
+        )
 
     @property
     def order_only(self) -> frozenset[str]:

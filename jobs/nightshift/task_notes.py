@@ -106,6 +106,7 @@ def of_score(result: "ScoreResult") -> str:
     return (
         f"**{result.rows:,} rows** scored by version {result.model_version}"
         f"{_already(result.is_new)}"
+        + (f"; alerts from {result.threshold.value:.4f} on" if result.threshold else "")
     )
 
 

@@ -286,7 +286,7 @@ def _erase_lake(settings: Settings, keys: Sequence[str], erasure: Erasure) -> No
     shutil.rmtree(settings.lake_dir / "state", ignore_errors=True)
     with lake.workspace(settings.lake_dir / lake.CHALLENGES):
         pass  # what a killed challenge has left there is gone
-    for kind in ("events", "features", "training", "matured", "scores"):
+    for kind in ("events", "features", "training", "matured", "outcomes", "scores"):
         removed = 0
         root = settings.lake_dir / kind
         for folder in sorted({_dataset(found) for found in root.rglob("*=*") if found.is_dir()}):

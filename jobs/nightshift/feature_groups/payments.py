@@ -57,7 +57,7 @@ CUSTOMER_PAYMENTS = FeatureGroup(
         Aggregate(measure="amount", aggregations=("max",), windows=(1, 7, 30)),
         Aggregate(measure="amount", aggregations=("std", "sum"), windows=(30,)),
         Aggregate(measure="terminal", aggregations=("distinct",), windows=(30,)),
-        Aggregate(measure="fraud", aggregations=("count",), windows=(21, 30)),
+        Aggregate(measure="fraud", aggregations=("count",), windows=(14, 30)),
         Aggregate(measure="fraud", aggregations=("days_since_last",)),
     ),
     ratios=(

@@ -97,6 +97,10 @@ def _build_nights(
         for each, result in zip(asked, built, strict=True):
             if result is not None:
                 results.setdefault(each.as_of, {})[each.use_case.name] = result
+        for as_of, of_night in results.items():
+            for use_case in nights[as_of]:
+                if use_case.alerts is not None and use_case.name in of_night:
+                    _write_outcomes(settings, use_case, as_of)
         run.result["datasets"] = [
             {"as_of": as_of, "use_case": name, "rows": r.rows, "is_reused": r.is_reused}
             for as_of, of_night in results.items()
@@ -107,6 +111,58 @@ def _build_nights(
             if not results:
                 raise joined(refused)
         return results
+
+
+def _write_outcomes(settings: Settings, use_case: UseCase, as_of: date) -> None:
+    """Which events of the newest nights whose labels are known were reported, in ``lake/outcomes``.
+
+    Read off the lake's copy of the events alone, for it is what a threshold is chosen by each
+    night.
+    """
+    assert use_case.alerts is not None  # asked of those that have them
+    newest = as_of - timedelta(days=use_case.label.maturity_days)
+    nights = [newest - timedelta(days=ago) for ago in reversed(range(use_case.alerts.nights))]
+    source = use_case.source
+    landed = {f"{night - timedelta(days=1):%Y-%m}" for night in nights}
+    wanted = vectors.event_columns(use_case)
+    with holding(
+        settings,
+        exclusive=[f"outcomes:{use_case.name}:{as_of}"],
+        shared=lake_locks(use_case),
+    ):
+        parts = [
+            plan.read(month.file, bucket, source, wanted)
+            for month in _months_there(settings, source, use_case.key)
+            if month.name[:7] in landed
+            for bucket in range(settings.lake_buckets)
+        ]
+        empty = plan.schema(source).empty_table().select(wanted)
+        table = pa.concat_tables([empty, *parts]).unify_dictionaries().combine_chunks()
+        reader = vectors.InMemory(use_case, {source.name: table}, as_of)
+        (batch,) = vectors.batches(reader, nights)
+        assert batch.reported is not None  # its label is read off the event
+        found = batch.take(np.flatnonzero(batch.reported))
+        rows = pa.table(
+            {
+                "as_of": pa.array(found.as_of.astype(np.int32)).cast(pa.date32()),
+                **{name: found.columns[name].cast(pa.string()) for name in use_case.row_key},
+            }
+        )
+        folder = lake.dataset_dir(settings.lake_dir, "outcomes", use_case.name, as_of)
+        lake.remove_leftovers(folder)
+        with lake.replacing(folder) as target:
+            part = target / "part-00000.parquet"
+            pq.write_table(rows, part)
+            lake.write_manifest(
+                target,
+                {
+                    "use_case": use_case.name,
+                    "as_of": as_of,
+                    "rows": rows.num_rows,
+                    "nights": [night.isoformat() for night in nights],
+                    "sha256": lake.parts_sha256([part]),
+                },
+            )
 
 
 def build_training_set(settings: Settings, use_case: UseCase, as_of: date) -> DatasetResult:

@@ -160,6 +160,25 @@ create or replace trigger gate_results_are_append_only
     before update or delete or truncate on ops.gate_results
     for each statement execute function ops.refuse_change();
 
+-- From which score on rows were alerted of each night, and why; a night that is run again keeps it.
+create table if not exists ops.thresholds (
+    threshold_id bigint generated always as identity primary key,
+    use_case text not null,
+    as_of date not null,
+    model_version text not null,
+    threshold_version text not null,
+    threshold double precision not null,
+    previous double precision,
+    target jsonb not null,
+    reason text not null,
+    evidence jsonb not null,
+    chosen_at timestamptz not null default now(),
+    unique (use_case, threshold_version)
+);
+create or replace trigger thresholds_are_append_only
+    before update or delete or truncate on ops.thresholds
+    for each statement execute function ops.refuse_change();
+
 -- One row a publication: one (use_case, as_of, model_version) scored once.
 create table if not exists ops.publications (
     publication_id text primary key,
@@ -339,6 +358,22 @@ create table if not exists monitoring.matured_quality (
     rows bigint not null,
     measured_at timestamptz not null default now(),
     primary key (use_case, as_of, model_version, scorer, metric)
+);
+
+-- What each rule of a published night found, measured once its labels are mature; threshold is the
+-- rule of all rows from the night's threshold on, decision of all that did not pass.
+create table if not exists monitoring.rule_quality (
+    use_case text not null,
+    as_of date not null,
+    rule text not null,
+    rows bigint not null,
+    hits bigint not null,
+    found bigint not null,
+    positives bigint not null,
+    precision double precision,
+    recall double precision,
+    measured_at timestamptz not null default now(),
+    primary key (use_case, as_of, rule)
 );
 
 -- The key under which personal data are pseudonymised on their way into staging, as the two padded

@@ -1,9 +1,11 @@
 """Measures published predictions against their matured labels."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,13 +22,15 @@ from nightshift.io.model_store import client
 from nightshift.io.warehouse import connect, recorded_run
 from nightshift.metrics import Estimates, measure, settled_rows
 from nightshift.settings import Settings
-from nightshift.spec import Metric, UseCase
+from nightshift.spec import DECISIONS, Metric, UseCase
 
 MISSED = "missed"
 
 log = logging.getLogger(__name__)
 
 CHAMPION = "champion"
+THRESHOLD, DECISION = "threshold", "decision"
+"""Rules that nobody declares: the model's alerts, and all that did not pass."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +132,9 @@ def measure_matured(settings: Settings, use_case: UseCase, as_of: date) -> Matur
                 " set value = excluded.value, rows = excluded.rows, measured_at = now()",
                 rows,
             )
+            _keep_rules(
+                cursor, use_case, as_of, dict(zip(keys, labelled["label"].to_pylist(), strict=True))
+            )
         totals: tuple[Metric, ...] = ("total_bias",) if use_case.objective == "regression" else ()
         metrics = tuple(dict.fromkeys((*use_case.judged_metrics, *totals)))
         judged = {
@@ -150,6 +157,106 @@ def measure_matured(settings: Settings, use_case: UseCase, as_of: date) -> Matur
             use_case.name, as_of, version, measured.rows, measured.base_rate.value, metrics,
             measured.scorers,
         )  # fmt: skip
+
+
+def _keep_rules(
+    cursor: Any, use_case: UseCase, as_of: date, labels: Mapping[tuple[str, ...], int]
+) -> None:
+    """What each rule, the threshold and the decision found among what was published."""
+    if not use_case.decision_columns:
+        return
+    rule_hits = sql.SQL("rule_hits" if use_case.rules else "'[]'::jsonb")
+    cursor.execute(
+        sql.SQL(
+            "select {names}, v.decision, {hits}, coalesce(v.{score} >= t.threshold, false)"
+            " from {table} as v left join ops.thresholds as t"
+            " on t.use_case = %s and t.threshold_version = {version} where v.as_of = %s"
+        ).format(
+            names=sql.SQL(", ").join(sql.Identifier("v", name) for name in use_case.row_key),
+            hits=rule_hits,
+            score=sql.Identifier(use_case.score_column),
+            version=sql.SQL("v.threshold_version" if use_case.alerts else "null"),
+            table=sql.Identifier(*use_case.table.split(".")),
+        ),
+        (use_case.name, as_of),
+    )
+    named = {rule.name: [0, 0] for rule in use_case.rules} | {DECISION: [0, 0]}
+    named |= {THRESHOLD: [0, 0]} if use_case.alerts else {}
+    rows = cursor.fetchall()
+    for *names, decision, hits, is_alerted in rows:
+        label = labels[tuple(names)]
+        hit = [*(name for name in hits if name in named)]
+        hit += [DECISION] if decision != DECISIONS[0] else []
+        hit += [THRESHOLD] if is_alerted and THRESHOLD in named else []
+        for name in hit:
+            named[name][0] += 1
+            named[name][1] += label
+    positives = sum(labels.values())
+    execute_values(
+        cursor,
+        "insert into monitoring.rule_quality"
+        " (use_case, as_of, rule, rows, hits, found, positives, precision, recall) values %s"
+        " on conflict (use_case, as_of, rule) do update set (rows, hits, found, positives,"
+        " precision, recall, measured_at) = (excluded.rows, excluded.hits, excluded.found,"
+        " excluded.positives, excluded.precision, excluded.recall, now())",
+        [
+            (
+                use_case.name, as_of, name, len(rows), hits, found, positives,
+                found / hits if hits else None, found / positives if positives else None,
+            )
+            for name, (hits, found) in named.items()
+        ],
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RuleFigures:
+    """What a rule found on the nights that were measured, ``precision`` and ``recall`` of all their
+    rows together; ``newest`` is the precision of the newest night with a hit."""
+
+    rule: str
+    nights: int
+    hits: int
+    precision: float | None
+    recall: float | None
+    newest: float | None
+
+
+@dataclass(frozen=True)
+class ChosenThreshold:
+    """A row of ``ops.thresholds``."""
+
+    as_of: date
+    threshold_version: str
+    threshold: float
+    previous: float | None
+    reason: str
+
+
+def rule_figures(settings: Settings, use_case: UseCase, nights: int) -> list[RuleFigures]:
+    """Each rule over the newest measured nights."""
+    with connect(settings) as connection, connection.cursor() as cursor:
+        cursor.execute(
+            "select rule, count(*), sum(hits)::bigint, sum(found)::float8 / nullif(sum(hits), 0),"
+            " sum(found)::float8 / nullif(sum(positives), 0),"
+            " (array_agg(precision order by as_of desc) filter (where precision is not null))[1]"
+            " from monitoring.rule_quality where use_case = %s and as_of in"
+            " (select distinct as_of from monitoring.rule_quality where use_case = %s"
+            " order by 1 desc limit %s) group by rule order by rule",
+            (use_case.name, use_case.name, nights),
+        )
+        return [RuleFigures(*row) for row in cursor.fetchall()]
+
+
+def thresholds(settings: Settings, use_case: UseCase, nights: int) -> list[ChosenThreshold]:
+    """The newest choices, newest first."""
+    with connect(settings) as connection, connection.cursor() as cursor:
+        cursor.execute(
+            "select as_of, threshold_version, threshold, previous, reason from ops.thresholds"
+            " where use_case = %s order by as_of desc, threshold_id desc limit %s",
+            (use_case.name, nights),
+        )
+        return [ChosenThreshold(*row) for row in cursor.fetchall()]
 
 
 def _labelled(settings: Settings, use_case: UseCase, as_of: date) -> pa.Table:

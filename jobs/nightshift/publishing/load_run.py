@@ -16,6 +16,9 @@ from nightshift.spec import UseCase
 BATCH_ROWS = 65_536
 
 
+JSON = ("reasons", "rule_hits")
+
+
 def copy_parts(
     settings: Settings, use_case: UseCase, publication_id: str, parts: Iterable[Path]
 ) -> None:
@@ -34,7 +37,7 @@ def copy_parts(
 
     table = f"{sql.SCHEMA}.{sql.partition(use_case, publication_id)}"
     with connect(settings) as connection:
-        copy_batches(connection, table, schema, batches(), jsonb=["reasons"])
+        copy_batches(connection, table, schema, batches(), jsonb=JSON)
 
 
 def copy_part_on_spark(

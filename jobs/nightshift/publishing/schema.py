@@ -4,7 +4,7 @@ from typing import Any
 
 from nightshift.publication import reasons_of
 from nightshift.publishing import sql
-from nightshift.spec import ScoreInRange, UseCase
+from nightshift.spec import DECISIONS, ScoreInRange, UseCase
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -28,6 +28,14 @@ def json_schema(use_case: UseCase) -> dict[str, Any]:
             properties[use_case.score_column] |= {"minimum": audit.low, "maximum": audit.high}
     if use_case.list_columns:
         properties["rank"] |= {"minimum": 1, "maximum": use_case.shown}
+    if use_case.decision_columns:
+        properties["decision"]["enum"] = list(DECISIONS)
+    if use_case.rules:
+        properties["rule_hits"] = {
+            "type": "array",
+            "items": {"enum": [rule.name for rule in use_case.rules]},
+            "description": properties["rule_hits"]["description"],
+        }
     properties["band"]["enum"] = [band.name for band in use_case.bands]
     properties["publication_id"]["pattern"] = "^[0-9a-f]{16}$"
     return {

@@ -81,6 +81,7 @@ def columns(use_case: UseCase) -> dict[str, tuple[str, str]]:
             f"feature, value, contribution (SHAP, in {use_case.reason_unit}), direction (raises or "
             "lowers)." + _other_reasons(use_case),
         ),
+        **_decisions(use_case),
         "model_version": ("text", f"Version of the registered model {use_case.name}."),
         "publication_id": (
             "text",
@@ -101,6 +102,24 @@ def _names(use_case: UseCase) -> dict[str, tuple[str, str]]:
         key: ("text", f"The {use_case.entity} of the row; it may have several per as_of."),
         **{name: ("text", what if use_case.mode == "event" else named) for name in others},
     }
+
+
+def _decisions(use_case: UseCase) -> dict[str, tuple[str, str]]:
+    """The columns of what is decided, with comments."""
+    rules = "; ".join(f"{rule.name}: {rule.description}" for rule in use_case.rules)
+    alerted = " reviewed from the night's threshold on," if use_case.alerts else ""
+    found = {
+        "decision": (
+            "text",
+            f"What is decided: pass, review or block;{alerted} and as the rules say that hit.",
+        ),
+        "rule_hits": ("jsonb", f"The names of the rules that hit. {rules}."),
+        "threshold_version": (
+            "text",
+            "Which choice of a threshold the decision rests on; see ops.thresholds.",
+        ),
+    }
+    return {name: found[name] for name in use_case.decision_columns}
 
 
 def _scale(use_case: UseCase) -> str:
@@ -265,7 +284,7 @@ def copied_columns(use_case: UseCase) -> list[str]:
     """The columns of the scores dataset, in the order they are copied in."""
     return [
         *use_case.row_key, use_case.score_column, *use_case.interval_columns,
-        *use_case.list_columns, "band", "reasons",
+        *use_case.list_columns, "band", "reasons", *use_case.decision_columns,
     ]  # fmt: skip
 
 
@@ -308,7 +327,9 @@ def analyze(use_case: UseCase, publication_id: str) -> str:
 
     Of 7,500 rows, not 30,000: that tells how many are in a band, and takes a third of the time.
     """
-    listed = ", ".join(quoted(name) for name in columns(use_case) if name != "reasons")
+    listed = ", ".join(
+        quoted(name) for name, (kind, _) in columns(use_case).items() if kind != "jsonb"
+    )
     table = f"{SCHEMA}.{quoted(partition(use_case, publication_id))}"
     return f"set local default_statistics_target = 25; analyze {table} ({listed})"
 

@@ -3,6 +3,7 @@
 The same part and model give the same bytes, wherever they are scored.
 """
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -27,10 +28,11 @@ from nightshift.columns import of_integers, of_numbers, of_texts, texts_at
 from nightshift.errors import NightshiftError
 from nightshift.io import lake
 from nightshift.publication import reasons_per_row
+from nightshift.rules import hits
 from nightshift.scoring import lists
 from nightshift.scoring.bands import assign
 from nightshift.scoring.reasons import explain
-from nightshift.spec import UseCase
+from nightshift.spec import DECISIONS, UseCase
 from nightshift.xgboost_core import xgb
 
 BATCH_ROWS = 2**15
@@ -54,6 +56,14 @@ class Scored:
 
 
 @dataclass(frozen=True)
+class Threshold:
+    """From which score on a row is alerted of, and which choice that was."""
+
+    value: float
+    version: str
+
+
+@dataclass(frozen=True)
 class Refused:
     """Why a Spark task did nothing, as a :class:`NightshiftError` says it."""
 
@@ -67,8 +77,9 @@ def score_part(
     doubled: xgb.Booster | None,
     part: Path,
     target: Path,
+    threshold: Threshold | None = None,
 ) -> Scored:
-    """Write key, score, interval, band and reasons of a part's rows, in their order, into
+    """Write key, score, interval, band, decision and reasons of a part's rows, in their order, into
     ``target``; the key with what else names a row.
 
     Of a ranking the rows that are shown are written, list by list and best first, with the place
@@ -76,6 +87,7 @@ def score_part(
 
     Args:
         doubled: what ``nightshift.booster.double`` makes of the booster.
+        threshold: from which score on a row is alerted of; None where the use case has none.
 
     Raises:
         NightshiftError: when a feature is infinite, a score is none, or the model has no interval
@@ -90,6 +102,7 @@ def score_part(
             **dict(zip(use_case.list_columns, (pa.int32(), pa.string()), strict=False)),
             "band": pa.string(),
             "reasons": pa.string(),
+            **dict.fromkeys(use_case.decision_columns, pa.string()),
         }
     )
     rows, low, high = 0, np.inf, -np.inf
@@ -117,6 +130,7 @@ def score_part(
                 *of_list,
                 texts_at(bands, [band.name for band in use_case.bands]),
                 of_texts(_reasons(use_case, booster, matrix, bands)),
+                *_decisions(use_case, batch, scores, threshold),
             ]
             writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
             rows += len(scores)
@@ -124,10 +138,12 @@ def score_part(
     return Scored(file.name, rows, lake.file_sha256(file), low, high)
 
 
-def score_on_spark(use_case: UseCase, model: bytes, part: Path, target: Path) -> Scored | Refused:
+def score_on_spark(
+    use_case: UseCase, model: bytes, part: Path, target: Path, threshold: Threshold | None = None
+) -> Scored | Refused:
     """``score_part`` as a task; ``model`` is the booster's UBJSON."""
     try:
-        return score_part(use_case, *_boosters(model), part, target)
+        return score_part(use_case, *_boosters(model), part, target, threshold)
     except NightshiftError as error:
         return Refused(error.what, error.remedy)
 
@@ -195,6 +211,30 @@ def _interval_columns(use_case: UseCase, booster: xgb.Booster, matrix: Matrix) -
             f"train again with `nightshift train {use_case.name}`",
         )
     return tuple(found.T)
+
+
+def _decisions(
+    use_case: UseCase, batch: pa.RecordBatch, scores: Vector, threshold: Threshold | None
+) -> list[pa.Array]:
+    """The use case's ``decision_columns``."""
+    if not use_case.decision_columns:
+        return []
+    found = hits(use_case.rules, batch)
+    gravest = np.zeros(len(scores), dtype=np.intp)
+    if threshold is not None:
+        gravest[scores >= threshold.value] = DECISIONS.index("review")
+    for position, rule in enumerate(use_case.rules):
+        hit = found[:, position]
+        gravest[hit] = np.maximum(gravest[hit], DECISIONS.index(rule.action))
+    columns = {"decision": texts_at(gravest, DECISIONS)}
+    if use_case.rules:
+        names = [rule.name for rule in use_case.rules]
+        columns["rule_hits"] = of_texts(
+            [json.dumps([names[i] for i in np.flatnonzero(row)]) for row in found]
+        )
+    if threshold is not None:
+        columns["threshold_version"] = of_texts([threshold.version] * len(scores))
+    return [columns[name] for name in use_case.decision_columns]
 
 
 def _named(use_case: UseCase, keys: Sequence[pa.Array], row: int) -> str:

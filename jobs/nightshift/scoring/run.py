@@ -1,5 +1,6 @@
 """Score one night's population with the champion: features in, scores and reasons out."""
 
+import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,7 +35,8 @@ from nightshift.publication import (
 from nightshift.scoring import lists
 from nightshift.scoring.bands import assign
 from nightshift.scoring.comparison import Comparison, compare
-from nightshift.scoring.parts import Refused, Scored, score_on_spark, score_part
+from nightshift.scoring.parts import Refused, Scored, Threshold, score_on_spark, score_part
+from nightshift.scoring.threshold import Chosen, Outcomes, choose
 from nightshift.settings import Settings
 from nightshift.spec import TopItems, UseCase
 from nightshift.xgboost_core import xgb
@@ -50,7 +52,8 @@ ROWS_TO_DIFFER = 100
 
 @dataclass(frozen=True)
 class ScoreResult:
-    """One scored night; ``is_new`` is False when the same scores were there already."""
+    """One scored night; ``is_new`` is False when the same scores were there already. ``threshold``:
+    from which score on a row is alerted of; None where the use case has no alerts."""
 
     use_case: str
     as_of: date
@@ -58,6 +61,7 @@ class ScoreResult:
     publication_id: str
     rows: int
     is_new: bool
+    threshold: Threshold | None = None
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,7 @@ def score(
         features_sha256 = str(features_manifest["sha256"])
         identity = publication_id(use_case.name, as_of, champion.version, features_sha256)
         folder = lake.dataset_dir(settings.lake_dir, "scores", use_case.name, as_of)
+        threshold = _threshold(settings, use_case, as_of, champion)
         rows = _rows_already_there(folder, identity)
         is_new = rows is None
         lake.remove_leftovers(folder)
@@ -125,7 +130,7 @@ def score(
                 model.loaded if model else model_store.load_model(settings, champion, use_case)
             )
             with lake.replacing(folder) as target:
-                scored = _score_parts(settings, use_case, booster, features, target)
+                scored = _score_parts(settings, use_case, booster, features, target, threshold)
                 _require_scores(use_case, scored)
                 rows = sum(each.rows for each in scored)
                 manifest = ScoresManifest(
@@ -157,8 +162,11 @@ def score(
             "model_version": champion.version,
             "publication_id": identity,
             "is_new": is_new,
+            **({} if threshold is None else {"threshold": asdict(threshold)}),
         }
-        return ScoreResult(use_case.name, as_of, champion.version, identity, rows, is_new)
+        return ScoreResult(
+            use_case.name, as_of, champion.version, identity, rows, is_new, threshold
+        )
 
 
 def _made_from(
@@ -261,7 +269,7 @@ def challenge(settings: Settings, use_case: UseCase, as_of: date) -> Challenge |
             )
         booster, _ = model_store.load_model(settings, challenger, use_case)
         bands = tuple(band.model_copy(update={"reasons": "none"}) for band in use_case.bands)
-        unexplained = use_case.model_copy(update={"bands": bands})
+        unexplained = use_case.model_copy(update={"bands": bands, "rules": (), "alerts": None})
         if use_case.shown is not None:  # beside what the champion shows, wherever it would be
             point = TopItems(k=MOST_SHOWN)
             unexplained = unexplained.model_copy(update={"working_point": point})
@@ -430,6 +438,106 @@ def _published(
         return {tuple(map(str, row[3:])): Published(*row[:3]) for row in cursor.fetchall()}
 
 
+def _threshold(
+    settings: Settings, use_case: UseCase, as_of: date, version: model_store.ModelVersion
+) -> Threshold | None:
+    """The threshold of the night, chosen once: a night that is run again has the same."""
+    alerts = use_case.alerts
+    if alerts is None:
+        return None
+    named = f"{as_of.isoformat()}/{version.version}"
+    with connect(settings) as connection, connection.cursor() as cursor:
+        cursor.execute(
+            "select threshold from ops.thresholds where use_case = %s and threshold_version = %s",
+            (use_case.name, named),
+        )
+        if (row := cursor.fetchone()) is not None:
+            return Threshold(row[0], named)
+        cursor.execute(
+            "select threshold from ops.thresholds where use_case = %s and as_of < %s"
+            " order by as_of desc, threshold_id desc limit 1",
+            (use_case.name, as_of),
+        )
+        before = cursor.fetchone()
+        previous = None if before is None else float(before[0])
+        outcomes = _outcomes(settings, cursor, use_case, as_of)
+        if outcomes is None or outcomes.nights < alerts.min_nights:
+            outcomes = _tested(settings, use_case, version)
+        chosen: Chosen = choose(alerts, outcomes, previous)
+        cursor.execute(
+            "insert into ops.thresholds (use_case, as_of, model_version, threshold_version,"
+            " threshold, previous, target, reason, evidence)"
+            " values (%s, %s, %s, %s, %s, %s, %s, %s, %s)",
+            (
+                use_case.name, as_of, version.version, named, chosen.threshold, previous,
+                alerts.target.model_dump_json(), chosen.reason, json.dumps(chosen.evidence),
+            ),
+        )  # fmt: skip
+    log.info(
+        "%s for %s: threshold %.4f, before %s: %s",
+        use_case.name, as_of, chosen.threshold, "none" if previous is None else f"{previous:.4f}",
+        chosen.reason,
+    )  # fmt: skip
+    return Threshold(chosen.threshold, named)
+
+
+def _outcomes(settings: Settings, cursor: Any, use_case: UseCase, as_of: date) -> Outcomes | None:
+    """What readers were shown on the nights whose labels are known, and what came of it."""
+    folder = lake.dataset_dir(settings.lake_dir, "outcomes", use_case.name, as_of)
+    manifest = lake.read_manifest(folder)
+    cursor.execute("select to_regclass(%s)", (use_case.table,))
+    if manifest is None or cursor.fetchone() == (None,):
+        return None
+    nights = [date.fromisoformat(night) for night in manifest["nights"]]
+    cursor.execute(
+        sql.SQL(
+            "select as_of, {key}, max({score}) from {table} where as_of = any(%s)"
+            " group by as_of, {key} order by as_of, {key}"
+        ).format(
+            key=sql.Identifier(use_case.key),
+            score=sql.Identifier(use_case.score_column),
+            table=sql.Identifier(*use_case.table.split(".")),
+        ),
+        (nights,),
+    )
+    shown = cursor.fetchall()
+    if not shown:
+        return None
+    reported = pa.concat_tables(
+        [pq.read_table(part, partitioning=None) for part in lake.parts(folder)]
+    )
+    found = set(zip(reported["as_of"].to_pylist(), reported[use_case.key].to_pylist(), strict=True))
+    there = sorted({night for night, _, _ in shown})
+    return Outcomes(
+        scores=np.array([score for _, _, score in shown], dtype=np.float64),
+        is_found=np.array([(night, key) in found for night, key, _ in shown], dtype=np.bool_),
+        nights=len(there),
+        of=f"{len(there)} published nights from {there[0]} to {there[-1]}",
+    )
+
+
+def _tested(
+    settings: Settings, use_case: UseCase, version: model_store.ModelVersion
+) -> Outcomes | None:
+    """The test scores of the model's training; None where it keeps none."""
+    try:
+        folder = model_store.fetch(settings, version.run_id, model_store.EVALUATION)
+        rows = pq.ParquetFile(folder / "test_predictions.parquet").read()
+    except (NightshiftError, OSError):
+        return None
+    best = rows.group_by(["snapshot", use_case.key]).aggregate(
+        [("score_model", "max"), ("label", "max")]
+    )
+    nights = rows["snapshot"].unique().to_pylist()
+    return Outcomes(
+        scores=numbers(best["score_model_max"]),
+        is_found=numbers(best["label_max"]) > 0,
+        nights=len(nights),
+        of=f"too few published nights are known, and {len(nights)} test nights of the training of"
+        f" version {version.version}",
+    )
+
+
 def _champion(settings: Settings, use_case: UseCase, as_of: date) -> model_store.ModelVersion:
     champion = registry.champion(settings, use_case.name)
     if champion is None:
@@ -477,7 +585,12 @@ def _features(
 
 
 def _score_parts(
-    settings: Settings, use_case: UseCase, booster: xgb.Booster, features: list[Path], target: Path
+    settings: Settings,
+    use_case: UseCase,
+    booster: xgb.Booster,
+    features: list[Path],
+    target: Path,
+    threshold: Threshold | None = None,
 ) -> list[Scored]:
     """A part of the scores for each of the features, by threads of this process or on Spark."""
     if settings.scoring == "spark":
@@ -488,7 +601,7 @@ def _score_parts(
             model = context.broadcast(bytes(booster.save_raw("ubj")))
             found = (
                 context.parallelize(features, len(features))
-                .map(lambda part: score_on_spark(use_case, model.value, part, target))
+                .map(lambda part: score_on_spark(use_case, model.value, part, target, threshold))
                 .collect()
             )
         for each in found:
@@ -499,7 +612,10 @@ def _score_parts(
     doubled = double(booster)
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
         return list(
-            threads.map(lambda part: score_part(use_case, booster, doubled, part, target), features)
+            threads.map(
+                lambda part: score_part(use_case, booster, doubled, part, target, threshold),
+                features,
+            )
         )
 
 

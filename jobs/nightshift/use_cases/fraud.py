@@ -8,6 +8,8 @@ from nightshift.feature_groups.payments import (
     TERMINAL_PAYMENTS,
 )
 from nightshift.spec import (
+    AlertBudget,
+    Alerts,
     AtLeast,
     AtMost,
     Band,
@@ -27,6 +29,7 @@ from nightshift.spec import (
     Reported,
     Reproducible,
     RowsAsInPopulation,
+    Rule,
     ScoreInRange,
     Settled,
     Snapshots,
@@ -110,9 +113,38 @@ FRAUD = UseCase(
         Band(name="medium", from_score=0.1),
         Band(name="high", from_score=0.5),
     ),
+    rules=(
+        Rule(
+            name="compromised_terminal",
+            where="terminal_fraud_count_14d >= 2",
+            description="two payments at the terminal in the last two weeks are known frauds",
+            action="block",
+        ),
+        Rule(
+            name="compromised_card",
+            where="customer_fraud_count_14d >= 1",
+            description="a payment with the card in the last two weeks is a known fraud",
+            action="review",
+        ),
+        Rule(
+            name="amount_above_habit",
+            where="payment_amount_to_habit >= 4 and customer_payment_count_30d >= 10",
+            description="the amount is four times the mean of the card's last 30 days, or more",
+            action="review",
+        ),
+        Rule(
+            name="velocity",
+            where="customer_payment_count_1d >= 10 and customer_payment_pace >= 0.2",
+            description="ten payments in a day, a fifth of the month's",
+            action="review",
+        ),
+    ),
+    alerts=Alerts(
+        target=AlertBudget(entities=100), low=0.02, high=0.95, step=0.1, initial=0.5, nights=14
+    ),
     working_point=TopEntities(k=100),
     # As the Fraud Detection Handbook does: cards with a fraud that was reported lately are blocked.
-    settled=Settled(feature="customer_fraud_count_21d"),
+    settled=Settled(feature="customer_fraud_count_14d"),
     studies=Studies(learning_curve=(0.25,), ablation=False),
     gates=(
         AtLeast(metric="auc", value=0.7),

@@ -146,9 +146,23 @@ def use_case(**changes: Any) -> UseCase:
 
 FRAUD = use_case(
     name="fraud",
-    population=EveryEvent(source=PAYMENTS, where="amount > 0"),
+    population=EveryEvent(
+        source=PAYMENTS,
+        where="amount > 0",
+        own=(
+            Measure(name="payment_amount", column="amount"),
+            Measure(name="payment_is_early", expression="hour(paid_at) < 7", type="boolean"),
+        ),
+    ),
     label=Reported(source=PAYMENTS, where="is_fraud", known="reported_on", reporting_delay_days=7),
     feature_groups=(SPENDING, RISK, HABIT, ATTRIBUTES),
+    ratios=(
+        Ratio(
+            name="amount_to_habit",
+            numerator="payment_amount",
+            denominator="customer_amount_mean_30d",
+        ),
+    ),
 )
 PAIRS = use_case(
     name="pairs",

@@ -13,7 +13,7 @@ import pytest
 from payment_cases import AS_OF, FRAUD, PAIRS, PAYMENTS, RISK, SPENDERS, SPENDING, TABLES, TOUCHED
 
 from nightshift.features import extract, job, vectors
-from nightshift.spec import Candidates, EveryEvent, Source, UseCase
+from nightshift.spec import Candidates, EveryEvent, Measure, Ratio, Source, UseCase
 
 BUCKETS = 16
 NIGHTS = tuple(AS_OF - timedelta(days=days) for days in (33, 2, 1, 0))
@@ -141,6 +141,10 @@ def test_hindsight_sees_what_landed_late(tmp_path: Path, wanted: UseCase) -> Non
     assert [row for row in later if row not in night], "of a late payment, or a late report"
 
 
+def own(*measures: Measure) -> EveryEvent:
+    return EveryEvent(source=PAYMENTS, own=measures)
+
+
 def database() -> duckdb.DuckDBPyConnection:
     connection = duckdb.connect()
     for name, table in TABLES.items():
@@ -194,10 +198,13 @@ def test_events_equal_plain_sql(tmp_path: Path) -> None:
             select *, paid_at as at, paid_at::date + 1 as snapshot from payments
             where amount > 0 and customer_id is not null and landed_date = paid_at::date
             and paid_at::date + 1 in ({nights})
-        )
-        select payment_id, {SPENDING_SQL}, {RISK_SQL},
+        ), found as (select e.payment_id, {SPENDING_SQL} from e)
+        select e.payment_id, found.* exclude (payment_id), {RISK_SQL},
+            amount::double as payment_amount,
+            (hour(paid_at) < 7)::int::double as payment_is_early,
+            amount::double / nullif(customer_amount_mean_30d, 0) as amount_to_habit,
             (is_fraud and reported_on < date '{KNOWN}')::int as label
-        from e
+        from e join found using (payment_id)
         """.format(of=SEEN),
         ("payment_id",),
     )
@@ -340,7 +347,11 @@ def test_what_other_entities_tell_a_snapshot_equals_plain_sql(tmp_path: Path) ->
     ("wanted", "changes", "message"),
     [
         (FRAUD, {"key": "merchant_id"}, "key 'merchant_id' is not a column of payments"),
-        (FRAUD, {"feature_groups": (TOUCHED,)}, "goes through other entities, which is for snap"),
+        (
+            FRAUD,
+            {"feature_groups": (TOUCHED,), "ratios": ()},
+            "goes through other entities, which is for snap",
+        ),
         (SPENDERS, {"feature_groups": (RISK,)}, "a row that is scored has .'customer_id',."),
         (SPENDERS, {"key": "terminal_id"}, "the population is of .'customer_id',."),
         (SPENDERS, {"label": PAIRS.label}, "the label is of .'customer_id', 'terminal_id'.,"),
@@ -351,6 +362,19 @@ def test_what_other_entities_tell_a_snapshot_equals_plain_sql(tmp_path: Path) ->
             {"feature_groups": (SPENDING.model_copy(update={"name": "risk"}), RISK)},
             "two differ that are named risk",
         ),
+        (
+            FRAUD,
+            {
+                "population": own(Measure(name="told", expression="is_fraud", type="boolean")),
+                "ratios": (),
+            },
+            "own 'told' reads is_fraud, which is not known before the event is reported",
+        ),
+        (
+            FRAUD,
+            {"ratios": (Ratio(name="x", numerator="payment_amount", denominator="nothing"),)},
+            "ratio 'x': no feature 'nothing'",
+        ),
     ],
 )
 def test_what_does_not_fit_a_mode_is_refused(
@@ -358,6 +382,19 @@ def test_what_does_not_fit_a_mode_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         UseCase(**(dict(wanted) | changes))
+
+
+@pytest.mark.parametrize(
+    ("measure", "message"),
+    [
+        (Measure(name="x", column="customer_id"), "is of type string, and models take numbers"),
+        (Measure(name="x", column="amount", where="amount > 0"), "takes neither `where`, `known`"),
+        (Measure(name="x", expression="price * 2", type="double"), "reads 'price', which is not"),
+    ],
+)
+def test_what_an_event_does_not_have_itself_is_refused(measure: Measure, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        own(measure)
 
 
 def test_events_are_named_by_a_column() -> None:

@@ -1,5 +1,6 @@
 import json
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -7,8 +8,8 @@ import pytest
 from scipy.stats import spearmanr
 from sklearn.metrics import log_loss, mean_absolute_error, roc_auc_score
 
-from nightshift.metrics import Confusion, Groups, measure, read_measured
-from nightshift.spec import METRICS, Objective, Threshold, TopItems, TopShare
+from nightshift.metrics import Confusion, Groups, measure, read_measured, settled_rows
+from nightshift.spec import METRICS, Objective, Settled, Threshold, TopEntities, TopItems, TopShare
 
 
 def test_measure_agrees_with_scikit_learn_and_pairs_the_differences() -> None:
@@ -53,8 +54,8 @@ def test_the_spec_knows_every_metric_and_what_it_reads() -> None:
         np.array([0.0, 1, 0, 1]),
         {"m": np.array([0.2, 0.7, 0.4, 0.9]), "r": np.arange(4.0)},
     )
-    cases: list[tuple[Objective, Threshold | TopItems | None]] = [
-        ("binary", Threshold(score=0.5)), ("regression", None), ("ranking", TopItems(k=2))
+    cases: list[tuple[Objective, TopEntities | TopItems | None]] = [
+        ("binary", TopEntities(k=1)), ("regression", None), ("ranking", TopItems(k=2))
     ]  # fmt: skip
     ends = {"m": np.column_stack((scores["m"] - 0.1, scores["m"] + 0.1))}
     for objective, point in cases:
@@ -67,7 +68,9 @@ def test_the_spec_knows_every_metric_and_what_it_reads() -> None:
         declared = {name for name, rule in METRICS.items() if rule.objective == objective}
         assert set(found.scorers["m"]) == declared
         of_order = {n for n in declared if METRICS[n].reads == "order" or objective == "ranking"}
-        assert set(found.scorers["r"]) == of_order
+        # the highest entities are selected by the order alone
+        selected = {n for n in declared if METRICS[n].reads == "working_point"}
+        assert set(found.scorers["r"]) == of_order | (selected if objective == "binary" else set())
 
 
 def test_the_confusion_matrix_is_of_the_first_scorer_at_the_working_point() -> None:
@@ -152,3 +155,43 @@ def test_a_list_is_an_entitys_rows_of_one_snapshot() -> None:
     # The first list has its relevant item on top, the second has not.
     assert found["ndcg_at_k"].value == found["recall_at_k"].value == found["map_at_k"].value == 0.5
     assert found["coverage_at_k"].value == 0.5
+
+
+def test_the_precision_of_the_highest_entities_is_the_mean_over_nights() -> None:
+    """The Handbook's card precision: by the best score of each; one that was found is left out."""
+    entities = np.array(["a", "a", "b", "c", "a", "b", "c", "c"])
+    nights = np.array([1, 1, 1, 1, 2, 2, 2, 2])
+    labels = np.array([0.0, 1, 0, 0, 1, 0, 0, 1])
+    scores = {"m": np.array([0.1, 0.9, 0.8, 0.2, 0.95, 0.6, 0.1, 0.7])}
+
+    def at(k: int, settled: Any = None) -> float:
+        found = measure(
+            labels, entities, scores, ["m"], 1, 5, snapshots=nights,
+            working_point=TopEntities(k=k), settled=settled,
+        )  # fmt: skip
+        return found.scorers["m"]["entity_precision_at_k"].value
+
+    # night 1: a is found; night 2: without a, c comes before b
+    assert at(1) == pytest.approx((1 + 1) / 2)
+    assert at(2) == pytest.approx((1 / 2 + 1 / 2) / 2)
+    # of three entities, and then of the two that are left
+    assert at(100) == pytest.approx((1 / 3 + 1 / 2) / 2)
+    assert at(1, settled=entities == "a") == pytest.approx((0 + 1) / 2)
+
+
+def test_equal_scores_of_entities_are_taken_at_their_worst() -> None:
+    found = measure(
+        np.array([1.0, 0.0]), np.array(["a", "b"]), {"m": np.array([0.5, 0.5])}, ["m"], 1, 5,
+        snapshots=np.array([1, 1]), working_point=TopEntities(k=1),
+    )  # fmt: skip
+    assert found.scorers["m"]["entity_precision_at_k"].value == 0
+    assert found.scorers["m"]["selection_rate"].value == 1
+
+
+def test_settled_rows_are_those_above() -> None:
+    matrix = np.array([[0.0, 5], [2, 5], [np.nan, 5]])
+    rule = Settled(feature="known")
+    found = settled_rows(rule, ("known", "other"), matrix)
+    assert found is not None
+    assert found.tolist() == [False, True, False]
+    assert settled_rows(None, ("known", "other"), matrix) is None
