@@ -458,6 +458,7 @@ def replay(
             "check the id, which is given as it lands, and the date",
         )
     reader = vectors.InMemory(use_case, tables)
+    reader.only = entity
     found = []
     for batch in vectors.batches(reader, [as_of]):
         is_it = pc.equal(batch.columns[use_case.key], entity)

@@ -84,9 +84,11 @@ class Reader(ABC):
         hindsight: features know what landed before it, in place of ``as_of``, as no night can;
             None for what a night knows.
         at_once: entities whose candidates are in one batch; None for all.
+        only: the one entity that is scored; None for all. Others still tell what is popular.
     """
 
     at_once: int | None = None
+    only: str | None = None
 
     def __init__(
         self, use_case: UseCase, label_known_as_of: date | None, hindsight: date | None = None
@@ -218,6 +220,8 @@ def _candidates(reader: Reader, wanted: Candidates, as_of: date) -> Iterator[Bat
     own = candidates.Own(members.names, items, reader.everyone(wanted.pairs, as_of))
     count, *texts = members.columns
     active = np.flatnonzero(members.numbers(count) > 0)
+    if reader.only is not None:
+        active = active[np.asarray(pc.equal(members.names.take(pa.array(active)), reader.only))]
     at_once = reader.at_once or max(len(active), 1)
     day = (as_of - kernel.EPOCH).days
     for start in range(0, max(len(active), 1), at_once):
