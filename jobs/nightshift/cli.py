@@ -742,7 +742,7 @@ def rules(
         found = find_use_case(use_case)
         migrate(settings)
         show_rules(
-            found, rule_figures(settings, found, nights), thresholds(settings, found, nights)
+            found, rule_figures(settings, found, nights), thresholds(settings, found, nights)[:7]
         )
 
 
@@ -1263,7 +1263,9 @@ def show_rules(
     )  # fmt: skip
     for name in dict.fromkeys([*declared, *known]):
         rule, each = declared.get(name), known.get(name)
-        where = "of the model, or no longer declared" if rule is None else rule.where
+        of_model = {"threshold": "the model's score is at least the night's threshold"}
+        of_model["decision"] = "it is not passed, for whatever reason"
+        where = of_model.get(name, "no longer declared") if rule is None else rule.where
         numbers = ["", "", "", "", ""]
         if each is not None:
             shares = (each.precision, each.recall, each.newest)
@@ -1314,7 +1316,8 @@ def show_top(settings: Settings, use_case_name: str, limit: int = 10) -> None:
     scores = (use_case.score_column, *use_case.interval_columns)
     digits = 4 if use_case.objective == "binary" else 2
     short = (*use_case.row_key, "as_of", "band")
-    for name in (*use_case.row_key, "as_of", *scores, "band", "reasons"):
+    decided = [name for name in ("decision", "rule_hits") if name in use_case.decision_columns]
+    for name in (*use_case.row_key, "as_of", *scores, "band", *decided, "reasons"):
         table.add_column(name, overflow="fold", no_wrap=name in short)
     for row in rows:
         table.add_row(
@@ -1322,6 +1325,10 @@ def show_top(settings: Settings, use_case_name: str, limit: int = 10) -> None:
             str(row["as_of"]),
             *(f"{row[name]:.{digits}f}" for name in scores),
             row["band"],
+            *(
+                Text(each if isinstance(each := row[name], str) else "\n".join(each))
+                for name in decided
+            ),
             Text("\n".join(_reason(reason) for reason in row["reasons"])),
         )
     console.print(table)

@@ -72,7 +72,7 @@ def run_demo(settings: Settings, landing: Path | None, as_of: date | None) -> No
                 cli.show_rules(
                     use_case,
                     monitoring.rule_figures(settings, use_case, RECENT_DAYS),
-                    monitoring.thresholds(settings, use_case, RECENT_DAYS),
+                    monitoring.thresholds(settings, use_case, 1),
                 )
     cli.show_services(found)
     cli.console.print(

@@ -74,7 +74,8 @@ def nightly(
             that does not hold is published.
     """
     prepare(settings, use_cases, as_of)
-    refusals = list(held_sources(settings, as_of).values())
+    read = {source for use_case in use_cases for source in use_case.landings}
+    refusals = [why for source, why in held_sources(settings, as_of).items() if source in read]
     with stage("features"):
         features.build_features(settings, use_cases, as_of)
     scored: list[UseCase] = []

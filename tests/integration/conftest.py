@@ -33,7 +33,9 @@ TOLD_BY = {
 }
 """Use case → the feature that its small champion has learned from."""
 BAD_DAYS = ("2026-01-08", "2026-01-22")
-"""On which prices land a hundred times too high."""
+"""On which prices and amounts land a hundred times too high: no use case has what it reads."""
+SPOILED = {"order_lines": "Price", "card_transactions": "amount"}
+"""Source → the column that is spoiled on bad days."""
 RUN_SECONDS = 600
 
 
@@ -41,7 +43,7 @@ RUN_SECONDS = 600
 class Stack:
     """A running stack with a landing zone and a champion; ``call`` is one REST call.
 
-    ``right_files`` are what should have landed on the bad days.
+    ``right_files`` are what should have landed on the bad days: by path in the landing zone.
     """
 
     settings: Settings
@@ -119,16 +121,15 @@ class Stack:
         return register(self.settings, CHURN, root, TOLD_BY["churn"], TRAINED)
 
 
-def spoil(folder: Path) -> bytes:
-    """Land prices 100 times too high; the answer is the file as it should have been."""
-    path = folder / "order_lines.csv.gz"
+def spoil(path: Path, column: str) -> bytes:
+    """Land values 100 times too high; the answer is the file as it should have been."""
     right = path.read_bytes()
     rows = list(csv.DictReader(io.StringIO(gzip.decompress(right).decode())))
     assert len(rows) >= 50  # fewer, and chance alone moves the median
     out = io.StringIO()
     writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows({**row, "Price": times_100(row["Price"])} for row in rows)
+    writer.writerows({**row, column: times_100(row[column])} for row in rows)
     path.write_bytes(gzip.compress(out.getvalue().encode()))
     return right
 
@@ -148,9 +149,14 @@ def stack(airflow_stack: Settings, tmp_path_factory: pytest.TempPathFactory) -> 
         start=date(2025, 6, 1),
         end=date(2026, 3, 31),
         lines=18_000,
+        card_holders=200,
     )
-    orders = airflow_stack.landing_folder / "order_lines"
-    right = {day: spoil(orders / f"ds={day}") for day in BAD_DAYS}
+    right = {
+        path: spoil(airflow_stack.landing_folder / path, column)
+        for day in BAD_DAYS
+        for source, column in SPOILED.items()
+        for path in [f"{source}/ds={day}/{source}.csv.gz"]
+    }
     for use_case in USE_CASES:
         version = register(
             airflow_stack, use_case, tmp_path_factory.mktemp("model"), TOLD_BY[use_case.name],

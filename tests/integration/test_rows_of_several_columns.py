@@ -1,7 +1,7 @@
 """Rows that the key alone does not name, here events of a customer: from features to receipts."""
 
 from contextlib import closing
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +10,24 @@ import psycopg2
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from jsonschema import Draft202012Validator
 from payment_cases import FRAUD
+from psycopg2.errors import InsufficientPrivilege
 from small_models import register, small_booster
 
 from nightshift.errors import AuditError
 from nightshift.io import model_store
 from nightshift.io.lake import dataset_dir, parts, replacing, write_manifest
-from nightshift.monitoring.run import measure_matured
+from nightshift.monitoring.run import measure_matured, rule_figures
 from nightshift.publishing import sql
 from nightshift.publishing.history_run import diff
 from nightshift.publishing.run import publish, top_rows
+from nightshift.publishing.schema import json_schema
 from nightshift.receipt.run import feature_values, recorded
+from nightshift.scoring.parts import Threshold
 from nightshift.scoring.run import challenge, explain_rows, score
 from nightshift.settings import Settings
+from nightshift.spec import AlertBudget, Alerts, Rule, UseCase
 
 AS_OF = date(2012, 3, 1)
 NAMES = FRAUD.feature_names
@@ -107,9 +112,75 @@ def test_events_are_scored_published_looked_up_compared_and_measured(
     second = score(settings, FRAUD, AS_OF).publication_id
     publish(settings, [FRAUD], AS_OF)
     difference = diff(settings, [FRAUD], first, second)
-    assert (difference.rows_in_both, difference.rows_changed) == (ROWS, 2)
+    assert (difference.rows_in_both, difference.rows_changed) == (ROWS, 3)
     changed = {"c0000·p0000", "c0000·p0001", "c0001·p0002"}
-    assert {row.key for row in difference.largest} < changed
+    assert {row.key for row in difference.largest} == changed
+
+
+def test_decisions_rest_on_rules_and_on_a_threshold_that_a_rerun_keeps(
+    tracked_warehouse: Settings, tmp_path: Path
+) -> None:
+    settings = tracked_warehouse
+    rule = Rule(name="large", where=f"{NAMES[1]} > 190", description="very large", action="block")
+    alerts = Alerts(target=AlertBudget(entities=5), low=0.2, high=0.9, step=0.1, initial=0.6)
+    decided = UseCase(**(dict(FRAUD) | {"rules": (rule,), "alerts": alerts}))
+    champion = register(settings, decided, tmp_path / "model", NAMES[0])
+    model_store.set_alias(settings, FRAUD.name, model_store.CHAMPION, champion)
+    vectors = write_events(settings, "features")
+
+    assert score(settings, decided, AS_OF).threshold == Threshold(0.6, "2012-03-01/1")
+    publish(settings, [decided], AS_OF)
+
+    rows = ask(
+        settings,
+        "select payment_id, churn_probability, decision, rule_hits, threshold_version"
+        f" from predictions.{FRAUD.name}_latest order by 1",
+    )
+    large = vectors[NAMES[1]].to_numpy() > 190
+    for (_, probability, decision, hits, version), is_large in zip(rows, large, strict=True):
+        alerted = "review" if probability >= 0.6 else "pass"
+        assert (decision, hits) == (("block", ["large"]) if is_large else (alerted, []))
+        assert version == "2012-03-01/1"
+    validator = Draft202012Validator(json_schema(decided))
+    for (row,) in ask(settings, f"select row_to_json(f) from predictions.{FRAUD.name}_latest f"):
+        validator.validate(row)
+        assert not validator.is_valid(row | {"decision": "perhaps"})
+
+    chosen = "select threshold, previous, reason from ops.thresholds"
+    assert ask(settings, chosen) == [(0.6, None, "no outcome is known yet: the initial one")]
+    write_events(settings, "features", changed=3)
+    score(settings, decided, AS_OF)
+    assert len(ask(settings, chosen)) == 1, "a night that is run again keeps it"
+    with pytest.raises(InsufficientPrivilege, match="append-only"):
+        ask(settings, "update ops.thresholds set threshold = 0 returning 1")
+
+    write_events(settings, "matured")
+    measure_matured(settings, decided, AS_OF)
+    figures = {each.rule: each for each in rule_figures(settings, decided, 30)}
+    labels = vectors[NAMES[0]].to_numpy() > 90
+    assert figures["large"].hits == int(large.sum())
+    assert figures["large"].precision == pytest.approx(labels[large].mean())
+    assert figures["large"].recall == pytest.approx((large & labels).sum() / labels.sum())
+    assert set(figures) == {"large", "threshold", "decision"}
+
+    # the next week knows what came of that night: one step towards what keeps the budget
+    later = AS_OF + timedelta(days=7)
+    for kind in ("features", "outcomes"):
+        with replacing(dataset_dir(settings.lake_dir, kind, FRAUD.name, later)) as folder:
+            found = vectors if kind == "features" else reported(vectors.filter(pa.array(labels)))
+            pq.write_table(found, folder / "part-00000.parquet")
+            write_manifest(folder, {"rows": ROWS, "sha256": "x", "nights": [AS_OF.isoformat()]})
+    one_night = alerts.model_copy(update={"min_nights": 1})
+    again = decided.model_copy(update={"alerts": one_night})
+    found_threshold = score(settings, again, later).threshold
+    assert found_threshold == Threshold(0.7, "2012-03-08/1")
+    assert "1 published nights from 2012-03-01" in ask(settings, f"{chosen} order by as_of")[1][2]
+
+
+def reported(rows: pa.Table) -> pa.Table:
+    """Which events were reported, as the features stage tells it."""
+    night = pa.array([AS_OF] * rows.num_rows, pa.date32())
+    return rows.select(["customer_id", "payment_id"]).append_column("as_of", night)
 
 
 def judge(settings: Settings, version: str) -> None:
