@@ -1,5 +1,6 @@
 """What a model must beat: one feature's rank, and a linear model."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,16 +21,26 @@ LINEAR_ROWS = 50_000
 BATCH_ROWS = 2**14
 
 
-def heuristic_scores(heuristic: Heuristic, column: npt.NDArray[np.float32]) -> Vector:
+def heuristic_scores(heuristic: Heuristic, matrix: Matrix, feature_names: Sequence[str]) -> Vector:
     """The feature as a score, (rows,) float64, higher is likelier to be 1; or as an amount, scaled.
 
     A null has no evidence either way and takes the median of the column (0 if all are null).
     """
-    values = column.astype(np.float64)
+    first, *ties = (
+        _known(matrix[:, feature_names.index(name)].astype(np.float64))
+        for name in heuristic.features
+    )
     if heuristic.descending:
-        values = -values
+        first = -first
     if heuristic.scale is not None:
-        values = values * heuristic.scale
+        first = first * heuristic.scale
+    if not ties:
+        return first
+    pairs = np.column_stack([first, *ties])
+    return np.unique(pairs, axis=0, return_inverse=True)[1].reshape(-1).astype(np.float64)
+
+
+def _known(values: Vector) -> Vector:
     known = values[~np.isnan(values)]
     return np.where(np.isnan(values), np.median(known) if len(known) else 0.0, values)
 

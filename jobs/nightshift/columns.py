@@ -20,6 +20,12 @@ def of_numbers(values: Vector) -> pa.Array:
     return pa.Array.from_buffers(pa.float64(), len(values), [None, buffer])
 
 
+def of_integers(values: npt.NDArray[np.integer]) -> pa.Array:
+    """(rows,) as an array of whole numbers of 64 bits."""
+    buffer = pa.py_buffer(np.ascontiguousarray(values, dtype=np.int64))
+    return pa.Array.from_buffers(pa.int64(), len(values), [None, buffer])
+
+
 def of_texts(values: Sequence[str]) -> pa.Array:
     """As an array of strings."""
     encoded = [value.encode() for value in values]
@@ -31,8 +37,7 @@ def of_texts(values: Sequence[str]) -> pa.Array:
 
 def texts_at(places: npt.NDArray[np.integer], values: Sequence[str]) -> pa.Array:
     """``values[place]`` of each place, (rows,), as an array of strings."""
-    buffer = pa.py_buffer(places.astype(np.int64))
-    return of_texts(values).take(pa.Array.from_buffers(pa.int64(), len(places), [None, buffer]))
+    return of_texts(values).take(of_integers(places))
 
 
 _NAN = of_numbers(np.array([np.nan]))[0]

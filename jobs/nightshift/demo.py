@@ -80,7 +80,9 @@ def run_demo(settings: Settings, landing: Path | None, as_of: date | None) -> No
         f"{client.username} with {client.password}", soft_wrap=True, highlight=False,
     )  # fmt: skip
     queries = "\n".join(
-        f"  select * from {each.table}_latest order by {each.score_column} desc;" for each in shown
+        f"  select * from {each.table}_latest order by"
+        f" {f'{each.key}, rank' if each.list_columns else f'{each.score_column} desc'};"
+        for each in shown
     )
     cli.console.print(
         f"Read them:\n{queries}\nwith: psql '{settings.reader_url}'",

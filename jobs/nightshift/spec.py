@@ -34,6 +34,8 @@ Identifier = Annotated[Name, AfterValidator(identifier)]
 Key = Identifier | tuple[Identifier, ...]
 """A column that identifies an entity, or several: customer × product."""
 Days = Annotated[int, Field(gt=0, le=3660)]
+Limit = Annotated[int, Field(ge=1, le=1000)]
+"""How many items a generator proposes to an entity."""
 Share = Annotated[float, Field(ge=0, le=1)]
 Category = Annotated[str, Field(pattern=r"^[^\\]*$", min_length=1)] | StrictBool | StrictInt
 
@@ -597,13 +599,10 @@ Through.model_rebuild()
 
 class Population(_Declaration):
     """Who is scored: entities with an event, where ``where`` holds, in the ``active_days`` before
-    ``as_of``, whichever source is taken for that.
-
-    A key of several columns makes candidates: each pair of customer and product that occurs.
-    """
+    ``as_of``, whichever source is taken for that."""
 
     source: Source
-    key: Key
+    key: Identifier
     where: str | None = None
     active_days: Days
 
@@ -613,6 +612,261 @@ class Population(_Declaration):
         return _count_of(
             "population", self.source, self.key, self.where, Window(days=self.active_days)
         )
+
+    @property
+    def groups(self) -> tuple[FeatureGroup, ...]:
+        """What is asked of the entity's own rows."""
+        return (self.group,)
+
+
+class BoughtBefore(_Declaration):
+    """What the entity itself bought in the last ``days``: the most often first, then the latest."""
+
+    kind: Literal["bought_before"] = "bought_before"
+    days: Days
+    limit: Limit
+
+
+class BoughtTogether(_Declaration):
+    """What is bought in one order with what the entity bought in the last ``days``.
+
+    Two items are as near as ``c / (sqrt(a * b) + shrinkage)`` says, with c orders of both, a of the
+    one and b of the other, among the orders of the last ``days`` that landed in that time; so few
+    common orders make nothing near. An item has ``neighbours`` nearest ones. An item's score is
+    the sum of its nearness to all that the entity bought.
+
+    Attributes:
+        order: the column that names an order.
+        most_items: orders of more different items are left out; a wholesaler's tells little of what
+            goes with what, and much of the work.
+    """
+
+    kind: Literal["bought_together"] = "bought_together"
+    order: Name
+    days: Days
+    limit: Limit
+    neighbours: Annotated[int, Field(ge=1, le=1000)] = 50
+    shrinkage: Annotated[float, Field(ge=0)] = 10.0
+    most_items: Annotated[int, Field(ge=2, le=10_000)] = 300
+
+
+class PopularLately(_Declaration):
+    """What the most entities bought in the last ``days``."""
+
+    kind: Literal["popular_lately"] = "popular_lately"
+    days: Days
+    limit: Limit
+
+
+class PopularWithin(_Declaration):
+    """What the most entities of the same ``column`` (by its last value) bought in the last
+    ``days``."""
+
+    kind: Literal["popular_within"] = "popular_within"
+    column: Name
+    days: Days
+    limit: Limit
+
+
+class NewItems(_Declaration):
+    """What was bought for the first time ever in the last ``days``, by the most entities first."""
+
+    kind: Literal["new_items"] = "new_items"
+    days: Days
+    limit: Limit
+
+
+Generator = Annotated[
+    BoughtBefore | BoughtTogether | PopularLately | PopularWithin | NewItems,
+    Field(discriminator="kind"),
+]
+
+
+def generator_name(generator: Generator) -> str:
+    """As features and the published column name it: the kind, then what tells it apart."""
+    column = getattr(generator, "column", None)
+    return generator.kind + (f"_{column}" if column else "")
+
+
+class Candidates(_Declaration):
+    """What is scored: for each entity with an event in the last ``active_days`` the items that some
+    generator proposes, each pair once.
+
+    An event counts where ``where`` holds. An item that has no event in the last ``sold_days`` is
+    sold no more, and one of which any known row satisfies ``exclude`` is never proposed. Of each
+    generator the features ``candidate_<generator>_rank`` (1 is its first proposal; null where it
+    does not propose the item) and ``candidate_<generator>_score`` are part of the vector.
+
+    Where labels are known, entities without a relevant item are left out: a list of them teaches
+    and measures nothing. Relevant items that no generator has proposed are counted beside each
+    list, and count as missed in every metric.
+    """
+
+    source: Source
+    key: tuple[Identifier, Identifier]
+    where: str | None = None
+    exclude: str | None = None
+    active_days: Days
+    sold_days: Days
+    generators: tuple[Generator, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _refers_to_columns(self) -> Self:
+        for sql in (self.where, self.exclude):
+            _require_columns("candidates", self.source, sql)
+        named = [("order", g.order) for g in self.generators if isinstance(g, BoughtTogether)]
+        named += [("column", g.column) for g in self.generators if isinstance(g, PopularWithin)]
+        named += [("key", name) for name in self.key]
+        for what, name in named:
+            if self.source.columns.get(name) != "string":
+                raise ValueError(
+                    f"candidates: {what} {name!r} is not a column of text of {self.source.name}"
+                )
+        names = [generator_name(each) for each in self.generators]
+        if len(set(names)) != len(names):
+            raise ValueError(f"candidates: two generators of one name: {names}")
+        return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The generators by name, in order."""
+        return tuple(generator_name(each) for each in self.generators)
+
+    @property
+    def catalogue(self) -> tuple[Described, ...]:
+        """The features that come with a candidate: of each generator its rank, then its score."""
+        return tuple(
+            described
+            for name in self.names
+            for words in [name.replace("_", " ")]
+            for described in (
+                Described(
+                    f"candidate_{name}_rank", "double", "null where it does not propose the item",
+                    f"place among the proposals of {words}",
+                ),
+                Described(
+                    f"candidate_{name}_score", "double", "null where it knows nothing of the item",
+                    f"what the proposals of {words} are ordered by",
+                ),
+            )
+        )  # fmt: skip
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """The columns that come with a candidate, in order."""
+        return tuple(each.name for each in self.catalogue)
+
+    @property
+    def segment_columns(self) -> tuple[str, ...]:
+        """The columns within which something is popular."""
+        return tuple(each.column for each in self.generators if isinstance(each, PopularWithin))
+
+    @property
+    def members(self) -> FeatureGroup:
+        """Of each entity: its events in ``active_days``, and the last value of each column within
+        which something is popular."""
+        columns = self.segment_columns
+        return FeatureGroup(
+            name="candidate_members",
+            source=self.source,
+            entity="member",
+            key=self.key[0],
+            measures=(
+                self._event,
+                *(Measure(name=name, column=name, where=self.where) for name in columns),
+            ),
+            aggregates=(
+                Aggregate(measure="event", aggregations=("count",), windows=(self.active_days,)),
+                *(Aggregate(measure=name, aggregations=("last",)) for name in columns),
+            ),
+        )
+
+    @property
+    def pairs(self) -> FeatureGroup:
+        """Of each pair: its events in the days of the generators, and days since the last."""
+        windows = [g.days for g in self.generators if isinstance(g, BoughtBefore | BoughtTogether)]
+        return FeatureGroup(
+            name="candidate_pairs",
+            source=self.source,
+            entity="pair",
+            key=self.key,
+            measures=(self._event,),
+            aggregates=(
+                Aggregate(measure="event", aggregations=("days_since_last",)),
+                Aggregate(
+                    measure="event",
+                    aggregations=("count",),
+                    windows=tuple(dict.fromkeys(windows)),
+                ),
+            ),
+        )
+
+    @property
+    def items(self) -> FeatureGroup:
+        """Of each item: how many entities bought it, in the days of the generators; whether it is
+        sold, new or excluded."""
+        windows = [g.days for g in self.generators if isinstance(g, PopularLately | NewItems)]
+        excluded = Measure(name="excluded", column=self.source.event_time, where=self.exclude)
+        is_any = self.exclude is not None
+        return FeatureGroup(
+            name="candidate_items",
+            source=self.source,
+            entity="item",
+            key=self.key[1],
+            measures=(self._event, self._buyer, *((excluded,) if is_any else ())),
+            aggregates=(
+                Aggregate(measure="event", aggregations=("days_since_first",)),
+                Aggregate(measure="event", aggregations=("count",), windows=(self.sold_days,)),
+                Aggregate(
+                    measure="buyer",
+                    aggregations=("distinct",),
+                    windows=tuple(dict.fromkeys(windows)) or (self.sold_days,),
+                ),
+                *((Aggregate(measure="excluded", aggregations=("count",)),) if is_any else ()),
+            ),
+        )
+
+    @property
+    def segments(self) -> dict[str, FeatureGroup]:
+        """Generator → of each item and value of its column, how many entities bought it."""
+        return {
+            generator_name(each): FeatureGroup(
+                name=f"candidate_items_{each.column}",
+                source=self.source,
+                entity="item",
+                key=(self.key[1], each.column),
+                measures=(self._buyer,),
+                aggregates=(
+                    Aggregate(measure="buyer", aggregations=("distinct",), windows=(each.days,)),
+                ),
+            )
+            for each in self.generators
+            if isinstance(each, PopularWithin)
+        }
+
+    @property
+    def groups(self) -> tuple[FeatureGroup, ...]:
+        """What is asked of the entity's own rows."""
+        return (self.members, self.pairs)
+
+    @property
+    def item_groups(self) -> tuple[FeatureGroup, ...]:
+        """What is asked of the rows of items, whoever bought them."""
+        return (self.items, *self.segments.values())
+
+    @property
+    def together(self) -> BoughtTogether | None:
+        """The generator that looks at whole orders, where there is one."""
+        found = [each for each in self.generators if isinstance(each, BoughtTogether)]
+        return found[0] if found else None
+
+    @property
+    def _event(self) -> Measure:
+        return Measure(name="event", column=self.source.event_time, where=self.where)
+
+    @property
+    def _buyer(self) -> Measure:
+        return Measure(name="buyer", column=self.key[0], where=self.where)
 
 
 class EveryEvent(_Declaration):
@@ -799,6 +1053,8 @@ Label = Annotated[NoEvent | AnyEvent | Count | Sum | Reported, Field(discriminat
 class Heuristic(_Declaration):
     """A baseline without a model: rank by one feature; a low value first if ``descending``.
 
+    What has the same value is ordered by ``ties``, another feature, where that is given.
+
     With ``scale`` the feature times it is a foretold amount, in the label's unit: of the past
     year's total ``90 / 365`` foretells 90 days. Without, only the order tells something, and gates
     cannot compare an error with it. A null takes the median.
@@ -807,6 +1063,7 @@ class Heuristic(_Declaration):
     name: Name
     feature: str
     descending: bool = False
+    ties: str | None = None
     scale: Annotated[float, Field(gt=0)] | None = None
 
     @model_validator(mode="after")
@@ -816,7 +1073,31 @@ class Heuristic(_Declaration):
                 f"heuristic {self.name!r}: amounts do not fall with the feature that foretells "
                 "them; leave out descending, or scale"
             )
+        if self.ties is not None and self.scale is not None:
+            raise ValueError(
+                f"heuristic {self.name!r}: amounts have no ties to part; leave out ties, or scale"
+            )
         return self
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """What it reads: the feature, and what parts ties."""
+        return (self.feature,) if self.ties is None else (self.feature, self.ties)
+
+
+class Factorisation(_Declaration):
+    """A baseline of rankings: alternating least squares on implicit feedback (Hu, Koren and
+    Volinsky 2008), of Spark ML, fitted to how often each entity bought which item in the active
+    days before the snapshot. It orders the same candidates.
+
+    It is fitted to the test snapshots, and to those whose matured quality is measured.
+    """
+
+    name: Name
+    rank: Annotated[int, Field(ge=1, le=500)] = 32
+    iterations: Annotated[int, Field(ge=1, le=50)] = 10
+    regularisation: Annotated[float, Field(ge=0)] = 0.1
+    alpha: Annotated[float, Field(gt=0)] = 10.0
 
 
 class Snapshots(_Declaration):
@@ -875,7 +1156,7 @@ Metric = Literal[
     "precision", "recall", "f1", "selection_rate", "entity_precision_at_k",
     "lift_top_10", "lift_top_20", "lift_top_30",
     "mae", "rmse", "r2", "total_bias", "spearman", "gini", "interval_coverage", "interval_width",
-    "ndcg_at_k", "recall_at_k", "map_at_k", "coverage_at_k",
+    "ndcg_at_k", "recall_at_k", "map_at_k", "coverage_at_k", "novelty_at_k",
 ]  # fmt: skip
 
 
@@ -921,6 +1202,7 @@ METRICS: dict[Metric, MetricRule] = {
     "recall_at_k": MetricRule("ranking", reads="working_point"),
     "map_at_k": MetricRule("ranking", reads="working_point"),
     "coverage_at_k": MetricRule("ranking", None, "working_point"),
+    "novelty_at_k": MetricRule("ranking", None, "working_point"),
 }
 """How each metric is computed is told in ``nightshift.metrics``."""
 
@@ -937,6 +1219,7 @@ MEANINGS: dict[str, str] = {
     "recall": "share of the selected among all 1",
     "f1": "harmonic mean of precision and recall",
     "selection_rate": "share of the selected among all",
+    "entity_precision_at_k": "share with a 1 among the k entities of the highest scores of a night",
     "spearman": "correlation of the ranks of amounts and scores",
     "gini": "Gini coefficient in the order of the scores, over that in the true order",
     "mae": "mean absolute error, in the label's unit",
@@ -949,6 +1232,7 @@ MEANINGS: dict[str, str] = {
     "recall_at_k": "share of a list's relevant items among its first k",
     "map_at_k": "mean average precision of the first k items",
     "coverage_at_k": "share of all items that some list shows among its first k",
+    "novelty_at_k": "in bits, how much less popular than the most popular item what is shown is",
 }
 """What each metric means, in words."""
 
@@ -1039,10 +1323,14 @@ class TopShare(_Declaration):
 
 
 class TopItems(_Declaration):
-    """Each entity is shown its ``k`` items of the highest score."""
+    """Each entity is shown its ``k`` items of the highest score.
+
+    ``popularity``: a feature, how many buy the item; the novelty of what is shown is told by it.
+    """
 
     kind: Literal["top_items"] = "top_items"
     k: Annotated[int, Field(ge=1, le=1000)]
+    popularity: str | None = None
 
 
 class TopEntities(_Declaration):
@@ -1200,7 +1488,8 @@ def gate_name(gate: Gate) -> str:
 
 class Band(_Declaration):
     """Scores of at least ``from_score`` (up to the next band): a probability, or an amount. The
-    first band starts at 0, and has the amounts below it too.
+    first band starts at 0, and has the amounts below it too. Scores of a ranking say nothing but
+    an order: its bands are of places in the list, from ``from_rank`` on, and the first from 1.
 
     ``reasons``: how its rows are explained. ``exact`` is SHAP, of some thousand rows a second;
     ``approximate`` follows each row's path through the trees (Saabas), some twenty times as fast;
@@ -1208,7 +1497,8 @@ class Band(_Declaration):
     """
 
     name: Name
-    from_score: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    from_score: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    from_rank: Annotated[int, Field(ge=1)] | None = None
     reasons: Literal["exact", "approximate", "none"] = "exact"
 
 
@@ -1243,6 +1533,14 @@ class ReasonsPresent(_Declaration):
     """Every row has as many reasons as its band asks for."""
 
     kind: Literal["reasons_present"] = "reasons_present"
+
+
+class ListsFull(_Declaration):
+    """Of the entities of a ranking at least the share ``at_least`` is shown as many items as the
+    working point says."""
+
+    kind: Literal["lists_full"] = "lists_full"
+    at_least: Annotated[float, Field(gt=0, le=1)]
 
 
 class BandShare(_Declaration):
@@ -1285,6 +1583,7 @@ Audit = Annotated[
     | KeyKnown
     | ScoreInRange
     | ReasonsPresent
+    | ListsFull
     | BandShare
     | StableSincePrevious
     | StableSinceTraining,
@@ -1457,6 +1756,7 @@ class UseCase(_Declaration):
         snapshots: the training set, through history.
         model: how it is fitted.
         heuristics: what one would do without a model; a gate can ask to beat each.
+        factorisation: of candidates another baseline, fitted to who bought what.
         score_column: of the published table.
         bands: named ranges of the score, published beside it.
         reasons: features that are published with each row, those that move its score most.
@@ -1476,7 +1776,7 @@ class UseCase(_Declaration):
     owner: str
     entity: Name
     key: Identifier
-    population: Population | EveryEvent
+    population: Population | Candidates | EveryEvent
     label: Label
     feature_groups: tuple[FeatureGroup, ...] = Field(min_length=1)
     nights: Nights = Nights()
@@ -1484,6 +1784,7 @@ class UseCase(_Declaration):
     snapshots: Snapshots
     model: Model = Model()
     heuristics: tuple[Heuristic, ...]
+    factorisation: Factorisation | None = None
     score_column: Identifier
     unit: str = ""
     interval: Interval | None = None
@@ -1520,18 +1821,19 @@ class UseCase(_Declaration):
                     raise ValueError(
                         f"use case {self.name}: ratio {ratio.name!r}: no feature {part!r}"
                     )
-        for feature in (f for group in self.feature_groups for f in group.features):
-            if feature.type == "string":
+        for found in (f for group in self.feature_groups for f in group.features):
+            if found.type == "string":
                 raise ValueError(
-                    f"use case {self.name}: {feature.name} is text, and models take numbers; "
+                    f"use case {self.name}: {found.name} is text, and models take numbers; "
                     "take a share, a distinct count or the entropy of it"
                 )
         for heuristic in self.heuristics:
-            if heuristic.feature not in names:
-                raise ValueError(
-                    f"use case {self.name}: heuristic {heuristic.name!r}: no feature "
-                    f"{heuristic.feature!r}"
-                )
+            for feature in heuristic.features:
+                if feature not in names:
+                    raise ValueError(
+                        f"use case {self.name}: heuristic {heuristic.name!r}: no feature "
+                        f"{feature!r}"
+                    )
         for name in self.model.monotone:
             if name not in names:
                 raise ValueError(f"use case {self.name}: monotone: no feature {name!r}")
@@ -1540,8 +1842,17 @@ class UseCase(_Declaration):
                 f"use case {self.name}: a {self.objective} objective has no loss {self.loss!r}; it "
                 f"has {', '.join(LOSSES[self.objective])}"
             )
+        if self.objective == "ranking":
+            ranks = [band.from_rank or 0 for band in self.bands]
+            if ranks != sorted(set(ranks)) or ranks[0] != 1:
+                raise ValueError(
+                    f"use case {self.name}: bands of a ranking are of places: from_rank must start "
+                    f"at 1 and rise; got {ranks}"
+                )
+        elif any(band.from_rank is not None for band in self.bands):
+            raise ValueError(f"use case {self.name}: from_rank is for rankings; give from_score")
         starts = [band.from_score for band in self.bands]
-        if starts != sorted(set(starts)) or starts[0] != 0:
+        if self.objective != "ranking" and (starts != sorted(set(starts)) or starts[0] != 0):
             raise ValueError(f"use case {self.name}: bands must start at 0 and rise; got {starts}")
         if self.objective == "binary" and starts[-1] > 1:
             raise ValueError(f"use case {self.name}: bands of probabilities end at 1; got {starts}")
@@ -1559,6 +1870,12 @@ class UseCase(_Declaration):
                 )
         if exposure is not None and exposure.feature not in names:
             raise ValueError(f"use case {self.name}: exposure: no feature {exposure.feature!r}")
+        if self.factorisation is not None and not isinstance(self.population, Candidates):
+            raise ValueError(
+                f"use case {self.name}: a factorisation orders candidates, and there are none"
+            )
+        if self.shown is None and any(isinstance(each, ListsFull) for each in self.audits):
+            raise ValueError(f"use case {self.name}: lists_full is for rankings; leave it out")
         audits = [audit_name(audit) for audit in self.audits]
         if len(set(audits)) != len(audits):
             raise ValueError(f"use case {self.name}: the same audit twice: {audits}")
@@ -1585,6 +1902,10 @@ class UseCase(_Declaration):
             raise ValueError(
                 f"{where}: a ranking asks for a working_point: how many items are shown"
             )
+        if isinstance(self.working_point, TopItems):
+            popularity = self.working_point.popularity
+            if popularity is not None and popularity not in self.feature_names:
+                raise ValueError(f"{where}: working_point: no feature {popularity!r}")
         if isinstance(self.working_point, TopEntities) and self.objective != "binary":
             raise ValueError(
                 f"{where}: a working point of top_entities is none of a {self.objective} objective"
@@ -1629,6 +1950,7 @@ class UseCase(_Declaration):
     def _check_gate(self, gate: Gate) -> None:
         where = f"use case {self.name}: gate {gate_name(gate)}"
         baselines = {h.name for h in self.heuristics} | {"linear"}
+        baselines |= {self.factorisation.name} if self.factorisation else set()
         if isinstance(gate, BeatsBaseline) and gate.baseline not in baselines:
             raise ValueError(f"{where}: {gate.baseline!r} is none of {sorted(baselines)}")
         slices = [each.name for each in self.slices]
@@ -1697,7 +2019,8 @@ class UseCase(_Declaration):
     def _is_of_one_mode(self) -> Self:
         where, population, label = f"use case {self.name}", self.population, self.label
         groups = [*self.feature_groups, *self._through_groups]
-        groups += [population.group] if isinstance(population, Population) else []
+        groups += [] if isinstance(population, EveryEvent) else population.groups
+        groups += population.item_groups if isinstance(population, Candidates) else []
         groups += [self.outcome] if self.outcome is not None else []
         sources = [population.source, label.source, *(group.source for group in groups)]
         parts: list[Source | FeatureGroup] = [*sources, *groups]
@@ -1722,6 +2045,11 @@ class UseCase(_Declaration):
             known = key_columns(population.key)
             if known[0] != self.key:
                 raise ValueError(f"{where}: the population is of {known}, the key {self.key!r}")
+            if isinstance(population, Candidates) and not isinstance(label, AnyEvent):
+                raise ValueError(
+                    f"{where}: candidates are relevant or not; got the label {label.kind}, declare "
+                    "AnyEvent"
+                )
             if isinstance(label, Reported):
                 raise ValueError(
                     f"{where}: what is reported of single events is no label of a {self.entity}; "
@@ -1761,7 +2089,7 @@ class UseCase(_Declaration):
         """What a row is: an entity at ``as_of``, several together, or an event at its instant."""
         if isinstance(self.population, EveryEvent):
             return "event"
-        return "snapshot" if isinstance(self.population.key, str) else "candidate"
+        return "candidate" if isinstance(self.population, Candidates) else "snapshot"
 
     def is_due(self, as_of: date) -> bool:
         """Whether it is scored for ``as_of``."""
@@ -1820,7 +2148,8 @@ class UseCase(_Declaration):
     @property
     def order_only(self) -> frozenset[str]:
         """The baselines whose scores are no probabilities or amounts, and tell an order only."""
-        return frozenset(each.name for each in self.heuristics if each.scale is None)
+        factors = () if self.factorisation is None else (self.factorisation.name,)
+        return frozenset((*(h.name for h in self.heuristics if h.scale is None), *factors))
 
     @property
     def reason_unit(self) -> str:
@@ -1852,10 +2181,24 @@ class UseCase(_Declaration):
 
     @property
     def feature_names(self) -> tuple[str, ...]:
-        """The feature vector's columns, in order: an event's own, the groups', the ratios."""
-        own = (measure.name for measure in self.own_features)
-        of_groups = (name for group in self.feature_groups for name in group.feature_names)
-        return (*own, *of_groups, *(ratio.name for ratio in self.ratios))
+        """The feature vector's columns, in order."""
+        return tuple(described.name for _, described in self.catalogue)
+
+    @property
+    def shown(self) -> int | None:
+        """How many rows of an entity's list are published; None for all that is scored."""
+        return self.working_point.k if isinstance(self.working_point, TopItems) else None
+
+    @property
+    def list_columns(self) -> tuple[str, ...]:
+        """The published columns of a ranking beside the score."""
+        return ("rank", "generators") if isinstance(self.population, Candidates) else ()
+
+    @property
+    def popularity(self) -> str | None:
+        """The feature by which the novelty of what is shown is told; None without."""
+        point = self.working_point
+        return point.popularity if isinstance(point, TopItems) else None
 
     @property
     def own_features(self) -> tuple[Measure, ...]:
@@ -1864,7 +2207,8 @@ class UseCase(_Declaration):
 
     @property
     def catalogue(self) -> tuple[tuple[str, Described], ...]:
-        """Every feature, in order, with the name of its group, or ``own`` or ``ratios``."""
+        """Every feature, in order, with the name of its group; an event's ``own``, ``candidates``
+        and ``ratios`` are groups too."""
         own = (
             Described(
                 each.name, "double", f"null where {each.value} is",
@@ -1872,9 +2216,11 @@ class UseCase(_Declaration):
             )
             for each in self.own_features
         )  # fmt: skip
+        proposed = self.population.catalogue if isinstance(self.population, Candidates) else ()
         divided = (ratio_described(ratio) for ratio in self.ratios)
         return (
             *(("own", each) for each in own),
+            *(("candidates", each) for each in proposed),
             *((group.name, each) for group in self.feature_groups for each in group.catalogue),
             *(("ratios", each) for each in divided),
         )
@@ -1904,7 +2250,8 @@ class UseCase(_Declaration):
     def related_groups(self) -> tuple[FeatureGroup, ...]:
         """The groups of other entities than the use case's own, each once."""
         groups = (group for group in self.feature_groups if self.key not in group.key_columns)
-        return tuple({g.name: g for g in (*groups, *self._through_groups)}.values())
+        items = self.population.item_groups if isinstance(self.population, Candidates) else ()
+        return tuple({g.name: g for g in (*groups, *self._through_groups, *items)}.values())
 
     @property
     def _through_groups(self) -> tuple[FeatureGroup, ...]:

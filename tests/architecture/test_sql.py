@@ -12,10 +12,10 @@ STATEMENT = re.compile(
     r"\s*(select|insert into|update|delete|create|alter|drop|grant|revoke|truncate|copy|comment on"
     r"|analyze|with|set|lock|vacuum|call|attach|detach)\s", re.IGNORECASE,
 )  # fmt: skip
-QUOTING = {"quoted", "quote", "literal"}
+QUOTING = {"quoted", "quote", "literal", "_listed"}
 DECLARED = {
     *("raw_table", "quarantine_table", "day", "table", "sql_type"),
-    *("key", "score_column", "landed_days", "source", "contract.name", "column.name"),
+    *("key", "score_column", "shown", "landed_days", "source", "contract.name", "column.name"),
 }
 """Attributes of specs and contracts, which refuse what is no identifier (``identifiers.py``)."""
 FRAGMENTS = {"difference", "landed_on", "_is_subject", "_key_index", "_quoted_all"}

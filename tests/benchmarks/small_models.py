@@ -21,6 +21,9 @@ def small_booster(use_case: UseCase, told_by: str, rows: int = 500, trees: int =
         data = xgb.DMatrix(matrix, told > 90, feature_names=names)
         return xgb.train({"objective": "binary:logistic", **common}, data, trees)
     data = xgb.DMatrix(matrix, told, feature_names=names)
+    if use_case.objective == "ranking":
+        data = xgb.DMatrix(matrix, told / 100, feature_names=names)
+        return xgb.train({"objective": "reg:squarederror", **common}, data, trees)
     booster = xgb.train({"objective": "reg:tweedie", **common}, data, trees)
     ends = xgb.train(
         {"objective": "reg:quantileerror", "quantile_alpha": [0.1, 0.9], **common},

@@ -28,6 +28,7 @@ TRAINED = "2025-12-31"
 TOLD_BY = {
     "churn": "customer_purchase_days_since_last_all",
     "fraud": "payment_amount",
+    "recommendations": "pair_order_distinct_all",
     "spend": "customer_purchase_amount_sum_90d",
 }
 """Use case → the feature that its small champion has learned from."""

@@ -23,7 +23,15 @@ from nightshift.monitoring.run import measure_matured
 from nightshift.publishing.run import publish
 from nightshift.scoring.run import score
 from nightshift.settings import Settings
-from nightshift.spec import BeatsBaseline, Count, Population, TopItems, UseCase
+from nightshift.spec import (
+    AnyEvent,
+    Band,
+    BeatsBaseline,
+    BoughtBefore,
+    Candidates,
+    TopItems,
+    UseCase,
+)
 from nightshift.training.run import rebuild, train
 from nightshift.use_cases.churn import CHURN
 from nightshift.use_cases.spend import SPEND
@@ -34,9 +42,18 @@ PAIR = ("customer_id", "product_id")
 NEXT_BUY = UseCase.model_validate(
     CHURN.model_dump()
     | {
-        "population": Population(source=ORDER_LINES, key=PAIR, where=IS_PURCHASE, active_days=365),
-        "label": Count(source=ORDER_LINES, key=PAIR, where=IS_PURCHASE, horizon_days=90),
+        "population": Candidates(
+            source=ORDER_LINES,
+            key=PAIR,
+            where=IS_PURCHASE,
+            active_days=365,
+            sold_days=28,
+            generators=(BoughtBefore(days=365, limit=10),),
+        ),
+        "label": AnyEvent(source=ORDER_LINES, key=PAIR, where=IS_PURCHASE, horizon_days=90),
         "working_point": TopItems(k=3),
+        "bands": (Band(name="first", from_rank=1),),
+        "audits": (),
         "gates": (BeatsBaseline(metric="ndcg_at_k", baseline="recency", by=0.01),),
         "slices": (),
     }
@@ -66,7 +83,8 @@ def write_labelled(
         columns["snapshot"] = pa.array([dates[i // 200] for i in range(rows)], pa.date32())
     if len(use_case.vector_key) > 1:
         columns["product_id"] = pa.array([f"P{i % 10}" for i in range(rows)])
-        columns["label"] = pa.array(np.floor(labels / 40).clip(0, 4))
+        columns["label"] = pa.array((labels > 60).astype(np.float64))
+        columns["missed"] = pa.array(np.zeros(rows, np.int32))
     columns |= {n: pa.array(values[:, i]) for i, n in enumerate(use_case.feature_names)}
     folder = dataset_dir(settings.lake_dir, kind, use_case.name, AS_OF)
     with replacing(folder) as part:

@@ -14,22 +14,28 @@ NAN = float("nan")
 
 
 def test_a_heuristic_ranks_by_its_feature_and_nulls_take_the_median() -> None:
-    column = np.array([3, NAN, 1, 10], dtype=np.float32)
+    column = np.array([[3], [NAN], [1], [10]], dtype=np.float32)
     rising = Heuristic(name="recency", feature="x")
-    assert heuristic_scores(rising, column).tolist() == [3.0, 3.0, 1.0, 10.0]
+    assert heuristic_scores(rising, column, ["x"]).tolist() == [3.0, 3.0, 1.0, 10.0]
     falling = Heuristic(name="frequency", feature="x", descending=True)
-    assert heuristic_scores(falling, column).tolist() == [-3.0, -3.0, -1.0, -10.0]
+    assert heuristic_scores(falling, column, ["x"]).tolist() == [-3.0, -3.0, -1.0, -10.0]
+
+
+def test_equal_values_are_ordered_by_another_feature() -> None:
+    matrix = np.array([[2, 9], [5, 1], [2, 10], [5, 1], [0, 99]], dtype=np.float32)
+    bought = Heuristic(name="most_bought", feature="x", ties="y")
+    assert heuristic_scores(bought, matrix, ["x", "y"]).tolist() == [1.0, 3.0, 2.0, 3.0, 0.0]
 
 
 def test_a_scaled_heuristic_foretells_an_amount() -> None:
     past_year = Heuristic(name="past_year", feature="x", scale=90 / 365)
-    column = np.array([365, 0, -73], dtype=np.float32)
-    assert heuristic_scores(past_year, column).tolist() == pytest.approx([90, 0, -18])
+    column = np.array([[365], [0], [-73]], dtype=np.float32)
+    assert heuristic_scores(past_year, column, ["x"]).tolist() == pytest.approx([90, 0, -18])
 
 
 def test_a_heuristic_without_any_value_ties_everyone() -> None:
-    column = np.array([NAN, NAN], dtype=np.float32)
-    assert heuristic_scores(Heuristic(name="h", feature="x"), column).tolist() == [0.0, 0.0]
+    column = np.array([[NAN], [NAN]], dtype=np.float32)
+    assert heuristic_scores(Heuristic(name="h", feature="x"), column, ["x"]).tolist() == [0.0, 0.0]
 
 
 def test_the_linear_baseline_reads_values_and_missingness() -> None:

@@ -15,17 +15,22 @@ from nightshift.spec import (
     Band,
     BeatsBaseline,
     BeatsChampion,
+    BoughtBefore,
+    BoughtTogether,
     CalibrationWithin,
+    Candidates,
     Count,
     Exposure,
+    Factorisation,
     FeatureGroup,
     Heuristic,
     Interval,
+    ListsFull,
     Measure,
     Model,
     Nights,
     NoEvent,
-    Population,
+    PopularWithin,
     Ratio,
     Reported,
     Reproducible,
@@ -41,6 +46,7 @@ from nightshift.spec import (
     season_last_year,
 )
 from nightshift.use_cases import CHURN, USE_CASES, find_use_case
+from nightshift.use_cases.recommendations import RECOMMENDATIONS
 from nightshift.use_cases.spend import SPEND
 
 NET_AMOUNT = "customer_net_amount_sum_365d"
@@ -415,12 +421,82 @@ def test_a_slice_without_groups_is_refused(changes: dict[str, Any], message: str
         Slice(name="tenure", feature="days", **changes)
 
 
+RANK = "candidate_bought_before_rank"
+CANDIDATES = Candidates(
+    source=ORDER_LINES,
+    key=("customer_id", "product_id"),
+    active_days=365,
+    sold_days=28,
+    generators=(BoughtBefore(days=90, limit=5), PopularWithin(column="country", days=9, limit=2)),
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"generators": ()}, "at least 1 item"),
+        ({"generators": CANDIDATES.generators * 2}, "two generators of one name"),
+        ({"key": ("customer_id", "quantity")}, "key 'quantity' is not a column of text"),
+        ({"exclude": "is_postage"}, "'is_postage' reads 'is_postage', which is not a column"),
+        (
+            {"generators": (BoughtTogether(order="basket", days=9, limit=1),)},
+            "order 'basket' is not a column of text of order_lines",
+        ),
+    ],
+)
+def test_candidates_that_cannot_be_proposed_are_refused(
+    changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValidationError, match=message):
+        Candidates(**(dict(CANDIDATES) | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"bands": CHURN.bands}, "from_rank must start at 1 and rise; got .0, 0, 0."),
+        ({"bands": (Band(name="a", from_rank=2),)}, "from_rank must start at 1 and rise"),
+        (
+            {"label": Count(source=ORDER_LINES, key=CANDIDATES.key, horizon_days=9)},
+            "candidates are relevant or not; got the label count",
+        ),
+        ({"working_point": TopItems(k=9, popularity="sold")}, "working_point: no feature 'sold'"),
+        (
+            {
+                "heuristics": (
+                    Heuristic(name="h", feature="candidate_bought_before_rank", ties="x"),
+                )
+            },
+            "heuristic 'h': no feature 'x'",
+        ),
+    ],
+)
+def test_nonsense_in_a_ranking_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        UseCase(**(dict(RECOMMENDATIONS) | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"bands": (Band(name="a", from_rank=1),)}, "from_rank is for rankings"),
+        ({"audits": (ListsFull(at_least=0.5),)}, "lists_full is for rankings"),
+        ({"factorisation": Factorisation(name="als")}, "a factorisation orders candidates"),
+    ],
+)
+def test_what_is_of_rankings_is_refused_elsewhere(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        use_case(**changes)
+
+
 def test_a_ranking_says_how_many_items_are_shown() -> None:
     pair = ("customer_id", "product_id")
     with pytest.raises(ValidationError, match="a ranking asks for a working_point: how many items"):
         use_case(
-            population=Population(source=ORDER_LINES, key=pair, active_days=365),
-            label=Count(source=ORDER_LINES, key=pair, horizon_days=90),
+            population=CANDIDATES,
+            label=AnyEvent(source=ORDER_LINES, key=pair, horizon_days=90),
+            bands=(Band(name="first", from_rank=1),),
+            audits=(),
             working_point=None,
             gates=(Reproducible(),),
             slices=(),
@@ -465,7 +541,7 @@ def test_an_amount_does_not_fall_with_what_foretells_it() -> None:
 
 
 def test_an_unknown_use_case_is_refused_with_those_that_exist() -> None:
-    with pytest.raises(Exception, match="there are: churn, fraud, spend"):
+    with pytest.raises(Exception, match="there are: churn, fraud, recommendations, spend"):
         find_use_case("chrun")
 
 

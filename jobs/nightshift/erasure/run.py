@@ -318,19 +318,23 @@ def _erase_dataset(folder: Path, keys: Sequence[str], erasure: Erasure) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         rewritten: dict[str, Path] = {}
         removed = left = 0
+        for other in lake.beside(folder):
+            target = Path(scratch) / other.name
+            if write_parquet_without(other, target, keys, erasure.values)[0]:
+                rewritten[other.name] = target
         for part in parts:
             target = Path(scratch) / part.name
             gone, kept = write_parquet_without(part, target, keys, erasure.values)
             removed, left = removed + gone, left + kept
             if gone:
                 rewritten[part.name] = target
-        if not removed:
+        if not rewritten:
             return 0
         if not left:
             shutil.rmtree(folder)
             return removed
         with lake.replacing(folder) as new:
-            for part in parts:
+            for part in (*parts, *lake.beside(folder)):
                 shutil.copyfile(rewritten.get(part.name, part), new / part.name)
             written = [new / part.name for part in parts]
             manifest["rows"] = left

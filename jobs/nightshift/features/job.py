@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, timedelta
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,24 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from nightshift.errors import NightshiftError
-from nightshift.features import extract, kernel, rows, state, vectors
-from nightshift.features.vectors import LABEL, SNAPSHOT
+from nightshift.features import candidates, extract, kernel, rows, state, together, vectors
+from nightshift.features.vectors import LABEL, MISSED, SNAPSHOT
 from nightshift.features.windows import Floats
-from nightshift.spec import FeatureGroup, Population, Source, Through, UseCase
+from nightshift.spec import (
+    BoughtTogether,
+    Candidates,
+    EveryEvent,
+    FeatureGroup,
+    Source,
+    Through,
+    UseCase,
+    Window,
+)
 
 RECENT_MONTHS = 2
 """Newest landed months whose tiles are kept apart; all older ones share a file."""
+ENTITIES_AT_ONCE = 1_000
+"""Whose candidates are in memory at once: some hundred thousand rows."""
 
 
 @dataclass(frozen=True)
@@ -168,6 +179,19 @@ def run(work: Work) -> Done | Refused:
         )
 
 
+def bought(work: Work) -> pa.Table:
+    """How often each of a bucket's entities bought which item in the active days before the first
+    snapshot: for a factorisation."""
+    wanted = work.use_case.population
+    assert isinstance(wanted, Candidates)
+    found = _VectorTask(work).everyone(wanted.pairs, work.snapshots[0])
+    counts = found.numbers(f"pair_event_count_{Window(days=wanted.active_days).suffix}")
+    some = pa.array(np.flatnonzero(counts > 0))
+    entity, item = rows.key_parts(found.names.take(some), 2)
+    numbers = pa.array(counts[some.to_numpy()])
+    return pa.table([entity, item, numbers], names=[*wanted.key, "bought"])
+
+
 class _Task(vectors.Reader):
     """A bucket by one key: its rows, and the tiles that were kept of them."""
 
@@ -279,6 +303,20 @@ class _Task(vectors.Reader):
             self.months_read.update(f"{source.name}/{self.work.key}/{m.name}" for m in months)
             return pa.concat_tables(tables).unify_dictionaries().combine_chunks()
 
+    def near(self, wanted: Candidates, generator: BoughtTogether, as_of: date) -> pa.Table:
+        """See :meth:`vectors.Reader.near`; looked up."""
+        return self._all(_NEAR, as_of)
+
+    def _all(self, name: str, as_of: date) -> pa.Table:
+        """What the tasks of other entities found at a snapshot, of all buckets."""
+        number = self.work.snapshots.index(as_of)
+        found = []
+        with self.timed("candidates"):
+            for bucket in range(self.work.buckets):
+                with pa.memory_map(str(_related_file(self.work, name, bucket))) as file:
+                    found.append(pa.ipc.open_file(file).get_batch(number))
+            return pa.Table.from_batches(found).combine_chunks()
+
     def event_rows(self, snapshots: Sequence[date]) -> pa.Table:
         """The rows of the months in which the days before the snapshots lie."""
         landed = {f"{as_of - timedelta(days=1):%Y-%m}" for as_of in snapshots}
@@ -292,12 +330,14 @@ class _Task(vectors.Reader):
 class _VectorTask(_Task):
     """Makes the vectors of a bucket of the use case's entities."""
 
+    at_once = ENTITIES_AT_ONCE
+
     @property
     def groups(self) -> tuple[FeatureGroup, ...]:
         use_case = self.use_case
         found = [group for group in use_case.feature_groups if use_case.key in group.key_columns]
-        if isinstance(use_case.population, Population):
-            found.append(use_case.population.group)
+        if not isinstance(use_case.population, EveryEvent):
+            found += use_case.population.groups
         if use_case.outcome is not None and self.label_known_as_of is not None:
             found.append(use_case.outcome)
         return tuple(found)
@@ -366,6 +406,14 @@ class _VectorTask(_Task):
         found = self._looked_up(group, self._snapshot(batch), names, [feature])[feature]
         return np.asarray(pc.fill_null(found, np.nan))
 
+    def everyone(self, group: FeatureGroup, as_of: date) -> candidates.Answers:
+        """See :meth:`vectors.Reader.everyone`; what is not of these entities is looked up."""
+        if self.use_case.key in group.key_columns:
+            return super().everyone(group, as_of)
+        table = self._all(group.name, as_of)
+        columns = {n: table[n].combine_chunks() for n in table.column_names if n != _ID}
+        return candidates.Answers(table[_ID].combine_chunks(), columns)
+
     def _snapshot(self, batch: vectors.Batch) -> int:
         """Which snapshot a batch is of."""
         if not len(batch):
@@ -380,7 +428,7 @@ class _VectorTask(_Task):
         with self.timed(group.name):
             found = []
             for bucket in range(self.work.buckets):
-                with pa.memory_map(str(_related_file(self.work, group, bucket))) as file:
+                with pa.memory_map(str(_related_file(self.work, group.name, bucket))) as file:
                     batch = pa.ipc.open_file(file).get_batch(number).select([_ID, *names])
                 if self.use_case.mode != "event":  # which has asked for these and no others
                     batch = batch.filter(pc.is_in(batch[_ID], value_set=ids))
@@ -409,7 +457,7 @@ class _RelatedTask(_Task):
     def done(self) -> Done:
         """Write the files, and tell of them."""
         for group in self.groups:
-            file = _related_file(self.work, group, self.work.bucket)
+            file = _related_file(self.work, group.name, self.work.bucket)
             file.parent.mkdir(exist_ok=True)
             types = _feature_types([group])
             schema = pa.schema([pa.field(_ID, pa.string()), *types])
@@ -418,7 +466,40 @@ class _RelatedTask(_Task):
                 for ids, columns in asked(group):
                     arrays = [ids, *(columns[field.name] for field in types)]
                     writer.write_batch(pa.record_batch(arrays, schema))
+        population = self.use_case.population
+        if isinstance(population, Candidates) and population.key[1] == self.work.key:
+            self._write_near(population)
         return self.tell([])
+
+    def _write_near(self, wanted: Candidates) -> None:
+        """What this bucket's items are bought together with, where asked: a batch a snapshot."""
+        generator = wanted.together
+        if generator is None:
+            return
+        file = _related_file(self.work, _NEAR, self.work.bucket)
+        file.parent.mkdir(exist_ok=True)
+        with self.timed("candidates"):
+            months = self.work.months[wanted.source.name, self.work.key]
+            oldest = kernel.EPOCH + timedelta(
+                days=together.first_landing(generator, self.work.snapshots[0])
+            )
+            wanted_months = tuple(m for m in months if m.name[:7] >= f"{oldest:%Y-%m}")
+            declared = wanted.model_dump_json()
+            lines = _lines(wanted_months or months[:1], declared, self.work.buckets)
+            owner = [extract.bucket_of(str(name), self.work.buckets) for name in lines.items]
+            own = np.array(owner, np.int64) == self.work.bucket
+            with (
+                _appearing(file) as temporary,
+                pa.ipc.new_file(temporary, together.SCHEMA) as writer,
+            ):
+                for as_of in self.work.snapshots:
+                    found = together.neighbours(
+                        lines, generator, as_of, self.known_day(as_of), own
+                    ).combine_chunks()
+                    batches = found.to_batches()
+                    empty = pa.record_batch([pa.array([], f.type) for f in found.schema],
+                                            found.schema)  # fmt: skip
+                    writer.write_batch(batches[0] if batches else empty)
 
     def _snapshots_asked(
         self, group: FeatureGroup
@@ -447,13 +528,33 @@ class _RelatedTask(_Task):
         return batch
 
 
+@lru_cache(maxsize=1)
+def _lines(months: tuple[Month, ...], declared: str, buckets: int) -> together.Lines:
+    """All lines of orders in some months: read once by a process, for the buckets of its tasks.
+
+    Args:
+        declared: the candidates, as JSON.
+    """
+    wanted = Candidates.model_validate_json(declared)
+    assert wanted.together is not None
+    names = together.columns_read(wanted, wanted.together)
+    tables = [
+        extract.read(month.file, bucket, wanted.source, names)
+        for month in months
+        for bucket in range(buckets)
+    ]
+    table = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
+    return together.lines(table, wanted, wanted.together)
+
+
 _ID = "id"
+_NEAR = "candidate_near"
 RELATED = "related"
 """Folder, in that of the vectors, of what is looked up while they are made."""
 
 
-def _related_file(work: Work, group: FeatureGroup, bucket: int) -> Path:
-    return work.target / RELATED / f"{group.name}-{bucket:05}.parquet"
+def _related_file(work: Work, name: str, bucket: int) -> Path:
+    return work.target / RELATED / f"{name}-{bucket:05}.arrow"
 
 
 @contextmanager
@@ -482,6 +583,11 @@ def output_schema(use_case: UseCase, with_snapshot: bool, with_label: bool) -> p
     if with_label:
         kind = pa.float64() if use_case.label.kind == "sum" else pa.int32()
         fields.append(pa.field(LABEL, kind, nullable=False))
+        if use_case.mode == "candidate":
+            fields.append(pa.field(MISSED, pa.int32(), nullable=False))
+    population = use_case.population
+    if isinstance(population, Candidates):
+        fields += [pa.field(name, pa.float64()) for name in population.feature_names]
     own = [pa.field(measure.name, pa.float64()) for measure in use_case.own_features]
     ratios = [pa.field(ratio.name, pa.float64()) for ratio in use_case.ratios]
     return pa.schema([*fields, *own, *_feature_types(use_case.feature_groups), *ratios])

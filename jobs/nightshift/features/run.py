@@ -30,7 +30,7 @@ from nightshift.io.held_sources import free
 from nightshift.io.spark import spark_session
 from nightshift.io.warehouse import connect, holding, recorded_run
 from nightshift.settings import Settings
-from nightshift.spec import Population, Source, Through, UseCase
+from nightshift.spec import Candidates, EveryEvent, Source, Through, UseCase
 
 log = logging.getLogger(__name__)
 
@@ -476,6 +476,7 @@ def replay(
             "check the id, which is given as it lands, and the date",
         )
     reader = vectors.InMemory(use_case, tables)
+    reader.only = entity
     found = []
     for batch in vectors.batches(reader, [as_of]):
         is_it = pc.equal(batch.columns[use_case.key], entity)
@@ -508,6 +509,8 @@ def _tables_around(settings: Settings, use_case: UseCase, entity: str) -> dict[s
     }
     tables: dict[str, pa.Table] = {}
     taken: dict[str, list[tuple[str, pa.Array | None]]] = {}
+    if isinstance(use_case.population, Candidates):  # which items are popular, all rows tell
+        anywhere.add(use_case.population.key[1])
     for source, key in use_case.streams:  # its own key comes first
         if key in anywhere:
             among = None
@@ -582,6 +585,10 @@ def _compared(
         old = [part for name in some if (part := _part(before / name)) is not None]
         new = [part for name in some if (part := _part(after / name, snapshot)) is not None]
         nobody = [[*new, *old][0].schema.empty_table()]
+        if snapshot is not None and use_case.mode == "candidate" and new:
+            # a training set leaves out the lists that have nothing to teach
+            owners = pa.concat_tables(new)[use_case.key].unique().combine_chunks()
+            old = [part.filter(pc.is_in(part[use_case.key], value_set=owners)) for part in old]
         total += vector_parity.compare(
             pa.concat_tables(old or nobody), pa.concat_tables(new or nobody), use_case.vector_key
         )
@@ -744,6 +751,9 @@ def _build_locked(
             ]
             with spark_session(settings, title, DAEMON) as spark:
                 done = run_tasks(spark, works)
+                for of_use_case in missing.values():
+                    for dataset in of_use_case:
+                        _factorise(spark, settings, dataset, targets[dataset.folder])
             for name, of_use_case in missing.items():
                 of_it = [each for each in done if each.use_case == name]
                 for dataset in of_use_case:
@@ -944,6 +954,17 @@ def run_tasks(spark: SparkSession, works: Sequence[job.Work]) -> list[job.Done]:
     return done
 
 
+def _factorise(spark: SparkSession, settings: Settings, dataset: _Dataset, target: Path) -> None:
+    """The baseline of a labelled dataset's newest snapshots, where one is declared."""
+    wanted, use_case = dataset.use_case.factorisation, dataset.use_case
+    if wanted is None or dataset.known is None:
+        return
+    from nightshift.features.factors_run import write_factors  # Spark ML, which no night needs
+
+    works = [work for work in _works(settings, [dataset], [target]) if work.key == use_case.key]
+    write_factors(spark, works, wanted, dataset.snapshots[-use_case.snapshots.test :], target)
+
+
 def _describe(dataset: _Dataset, target: Path, done: Sequence[job.Done], nights: int = 1) -> int:
     """Write the manifest; rows of the dataset.
 
@@ -997,7 +1018,7 @@ def _describe(dataset: _Dataset, target: Path, done: Sequence[job.Done], nights:
 
 def _nobody(use_case: UseCase, snapshots: Sequence[date]) -> RefusedAsOf:
     population, days = use_case.population, ", ".join(map(str, snapshots))
-    if isinstance(population, Population):
+    if not isinstance(population, EveryEvent):
         what = f"nobody had an event in the {population.active_days} days before {days}"
     else:
         what = f"no event happened on the day before {days}"

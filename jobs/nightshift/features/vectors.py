@@ -15,12 +15,25 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nightshift.features import kernel, rows, state
+from nightshift.features import candidates, kernel, rows, state, together
 from nightshift.features.windows import Floats, Ints, divided, null_of
-from nightshift.spec import FeatureGroup, Measure, Reported, Source, Through, UseCase, key_columns
+from nightshift.spec import (
+    BoughtTogether,
+    Candidates,
+    EveryEvent,
+    FeatureGroup,
+    Measure,
+    Reported,
+    Source,
+    Through,
+    UseCase,
+    key_columns,
+)
 
 LABEL = "label"
 SNAPSHOT = "snapshot"
+MISSED = "missed"
+"""Beside a label: how many relevant items of the row's list are no candidates."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +45,7 @@ class Batch:
         time_us: the instant of each: ``as_of`` 00:00, or the event's own.
         columns: name → text, of each column that names a row or an entity of one.
         reported: the label of each event, where it is read off the event.
-        own: name → numbers, of the features that an event has itself.
+        own: name → numbers, of the features that an event, or a candidate, has itself.
     """
 
     as_of: Ints
@@ -70,7 +83,12 @@ class Reader(ABC):
         label_known_as_of: labels are taken, from what landed before it; None for no labels.
         hindsight: features know what landed before it, in place of ``as_of``, as no night can;
             None for what a night knows.
+        at_once: entities whose candidates are in one batch; None for all.
+        only: the one entity that is scored; None for all. Others still tell what is popular.
     """
+
+    at_once: int | None = None
+    only: str | None = None
 
     def __init__(
         self, use_case: UseCase, label_known_as_of: date | None, hindsight: date | None = None
@@ -97,6 +115,20 @@ class Reader(ABC):
         }
         names = rows.entity_names([batch.columns[name] for name in group.key_columns])
         return self.answered(group, names, batch.time_us, batch.as_of, related)
+
+    def everyone(self, group: FeatureGroup, as_of: date) -> candidates.Answers:
+        """Every entity of the group, with its features at a snapshot."""
+        names = self.part(group).entities
+        day = np.full(len(names), (as_of - kernel.EPOCH).days)
+        return candidates.Answers(names, self.answered(group, names, day * kernel.DAY_US, day))
+
+    @abstractmethod
+    def near(self, wanted: Candidates, generator: BoughtTogether, as_of: date) -> pa.Table:
+        """The nearest items of each item at a snapshot: see :mod:`nightshift.features.together`."""
+
+    def known_day(self, as_of: date) -> int:
+        """What landed before it is known at a snapshot, days since 1970-01-01."""
+        return ((self.hindsight or as_of) - kernel.EPOCH).days
 
     def values_through(self, measure: Through, batch: Batch, names: pa.StringArray) -> Floats:
         """The feature that a measure is of, for other entities by name, when the batch is asked."""
@@ -169,13 +201,57 @@ def batches(reader: Reader, snapshots: Sequence[date]) -> Iterator[Batch]:
         yield _events(reader, snapshots)
         return
     for as_of in snapshots:
-        yield _members(reader, as_of)
+        if isinstance(reader.use_case.population, Candidates):
+            yield from _candidates(reader, reader.use_case.population, as_of)
+        else:
+            yield _members(reader, as_of)
+
+
+def _candidates(reader: Reader, wanted: Candidates, as_of: date) -> Iterator[Batch]:
+    """The candidates at a snapshot, in the order of their keys, some entities at a time."""
+    generator = wanted.together
+    items = candidates.Items(
+        wanted,
+        reader.everyone(wanted.items, as_of),
+        {name: reader.everyone(group, as_of) for name, group in wanted.segments.items()},
+        None if generator is None else reader.near(wanted, generator, as_of),
+    )
+    members = reader.everyone(wanted.members, as_of)
+    own = candidates.Own(members.names, items, reader.everyone(wanted.pairs, as_of))
+    count, *texts = members.columns
+    active = np.flatnonzero(members.numbers(count) > 0)
+    if reader.only is not None:
+        active = active[np.asarray(pc.equal(members.names.take(pa.array(active)), reader.only))]
+    at_once = reader.at_once or max(len(active), 1)
+    day = (as_of - kernel.EPOCH).days
+    for start in range(0, max(len(active), 1), at_once):
+        some = active[start : start + at_once]
+        last = {
+            column: members.columns[name].take(pa.array(some))
+            for column, name in zip(wanted.segment_columns, texts, strict=True)
+        }
+        found = items.proposals(some, own, last)
+        size = len(found.entity)
+        names = (
+            members.names.take(pa.array(some[found.entity])),
+            items.names.take(pa.array(found.item)),
+        )
+        yield Batch(
+            as_of=np.full(size, day),
+            time_us=np.full(size, day * kernel.DAY_US),
+            columns=dict(zip(wanted.key, names, strict=True)),
+            own={
+                name: pa.array(found.columns[name], from_pandas=True)
+                for name in wanted.feature_names
+            },
+        )
 
 
 def _members(reader: Reader, as_of: date) -> Batch:
     """The population at a snapshot, in the order of its keys."""
     population = reader.use_case.population
-    group, keys = population.group, key_columns(population.key)  # type: ignore[union-attr]
+    assert not isinstance(population, Candidates | EveryEvent)  # which have batches of their own
+    group, keys = population.group, key_columns(population.key)
     entities = reader.part(group).entities
     day = (as_of - kernel.EPOCH).days
     time = np.full(len(entities), day * kernel.DAY_US)
@@ -260,7 +336,11 @@ def vectors(
         ``label`` (see :func:`kernel.label_values`).
     """
     for batch in batches(reader, snapshots):
-        yield batch, columns_of(reader, batch)
+        if reader.label_known_as_of is not None and reader.use_case.mode == "candidate":
+            batch, missed = asked(reader, batch)
+            yield batch, columns_of(reader, batch) | {MISSED: pa.array(missed)}
+        else:
+            yield batch, columns_of(reader, batch)
 
 
 def columns_of(reader: Reader, batch: Batch) -> dict[str, pa.Array]:
@@ -274,6 +354,28 @@ def columns_of(reader: Reader, batch: Batch) -> dict[str, pa.Array]:
     if reader.label_known_as_of is not None:
         columns[LABEL] = pa.array(reader.label(batch))
     return columns
+
+
+def asked(reader: Reader, batch: Batch) -> tuple[Batch, npt.NDArray[np.int32]]:
+    """The candidates of entities that have a relevant item, proposed or not; and beside each how
+    many relevant items of its entity are not proposed."""
+    if not len(batch):
+        return batch, np.zeros(0, np.int32)
+    group = reader.use_case.outcome
+    assert group is not None and reader.label_known_as_of is not None
+    every = reader.part(group).entities
+    known = (reader.label_known_as_of - kernel.EPOCH).days
+    (relevant,) = reader.answered(
+        group, every, np.full(len(every), batch.time_us[0]), np.full(len(every), known)
+    ).values()
+    owners = rows.key_parts(every.filter(pc.greater(relevant, 0)), 2)[0]
+    entity, entities = rows.codes(batch.columns[reader.use_case.key])
+    of_owner = pc.drop_null(pc.index_in(owners, value_set=entities)).to_numpy()
+    wanted = np.bincount(of_owner, minlength=len(entities))
+    proposed = np.bincount(entity, weights=reader.label(batch), minlength=len(entities))
+    missed = (wanted - proposed).astype(np.int32)[entity]
+    chosen = np.flatnonzero(wanted[entity] > 0)
+    return batch.take(chosen), missed[chosen]
 
 
 def _floats(column: pa.Array) -> Floats:
@@ -316,6 +418,12 @@ class InMemory(Reader):
     def event_rows(self, snapshots: Sequence[date]) -> pa.Table:
         """All rows."""
         return self._tables[self.use_case.source.name]
+
+    def near(self, wanted: Candidates, generator: BoughtTogether, as_of: date) -> pa.Table:
+        """Of all rows."""
+        found = together.lines(self._tables[wanted.source.name], wanted, generator)
+        own = np.ones(len(found.items), bool)
+        return together.neighbours(found, generator, as_of, self.known_day(as_of), own)
 
 
 def resolution(use_case: UseCase) -> kernel.Resolution:

@@ -54,6 +54,11 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def beside(folder: Path) -> list[Path]:
+    """Parquet files of a dataset that are no parts of it, in order."""
+    return sorted(set(folder.glob("*.parquet")) - set(parts(folder)))
+
+
 def parts(folder: Path) -> list[Path]:
     """The Parquet files of a dataset, in the order of their numbers."""
     return sorted(folder.glob("part-*.parquet"))

@@ -94,6 +94,8 @@ def measure(
     working_point: WorkingPoint | None = None,
     snapshots: Array | None = None,
     items: Array | None = None,
+    missed: Array | None = None,
+    popularity: Vector | None = None,
     intervals: Mapping[str, Vector] | None = None,
     slices: Mapping[str, Groups] | None = None,
     settled: npt.NDArray[np.bool_] | None = None,
@@ -113,6 +115,8 @@ def measure(
             out. A threshold is of the scorers ``on_scale`` only.
         snapshots: (rows,) an entity's rows of one snapshot are the list that a ranking orders.
         items: (rows,) what is listed; a ranking's.
+        missed: (rows,) how many relevant items each row's list lacks; None for none.
+        popularity: (rows,) of the items, for the novelty of what is shown.
         intervals: scorer → (rows, 2) low and high beside its amounts.
         slices: to measure the first scorer in.
         settled: (rows,) which rows are left out; one of them at least is not.
@@ -173,7 +177,11 @@ def measure(
             )
         if not isinstance(working_point, TopItems) or items is None:
             return {}
-        return ranking.statistics(y[rows], score, queries[rows], items[rows], working_point.k)
+        return ranking.statistics(
+            y[rows], score, queries[rows], items[rows], working_point.k,
+            None if missed is None else missed[rows],
+            None if popularity is None else popularity[rows],
+        )  # fmt: skip
 
     every = np.arange(len(y))
     statistics: dict[tuple[str, str], Statistic] = {("", BASE_RATE): mean_of(y)}

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from psycopg2 import sql
 from psycopg2.extras import execute_values
 
+from nightshift import factors
 from nightshift.baselines import LINEAR, fit_linear, heuristic_scores, linear_scores
 from nightshift.booster import Matrix, Vector, to_matrix
 from nightshift.errors import NightshiftError, RefusedAsOf
@@ -22,6 +23,8 @@ from nightshift.io.warehouse import connect, recorded_run
 from nightshift.metrics import Estimates, measure, settled_rows
 from nightshift.settings import Settings
 from nightshift.spec import DECISIONS, Metric, UseCase
+
+MISSED = "missed"
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +73,11 @@ def measure_matured(settings: Settings, use_case: UseCase, as_of: date) -> Matur
         labelled = _labelled(settings, use_case, as_of)
         version, run_id, published = _published(settings, use_case, as_of)
         keys = _names(labelled, use_case)
-        unknown = len(set(keys) ^ set(published))
+        if use_case.shown is None:
+            unknown = len(set(keys) ^ set(published))
+        else:  # of some rows, the first of each list, labels are known
+            of_lists = set(labelled[use_case.key].to_pylist())
+            unknown = len({key for key in published if key[0] in of_lists} - set(keys))
         if unknown:
             raise NightshiftError(
                 f"{use_case.table} has {len(published)} rows for {as_of}, the labels {len(keys)}; "
@@ -79,14 +86,21 @@ def measure_matured(settings: Settings, use_case: UseCase, as_of: date) -> Matur
                 "changed the population",
             )
         matrix = to_matrix(labelled, use_case.feature_names)
-        found = np.array([published[key] for key in keys], dtype=np.float64)
+        # what is not shown comes after all that is
+        unseen = (min(min(row) for row in published.values()) - 1,)
+        found = np.array([published.get(key, unseen) for key in keys], dtype=np.float64)
         scores = {CHAMPION: found[:, 0]}
         for heuristic in use_case.heuristics:
-            column = matrix[:, use_case.feature_names.index(heuristic.feature)]
-            scores[heuristic.name] = heuristic_scores(heuristic, column)
+            scores[heuristic.name] = heuristic_scores(heuristic, matrix, use_case.feature_names)
         linear = _linear_scores(settings, use_case, as_of, matrix)
         if linear is not None:
             scores[LINEAR] = linear
+        if use_case.factorisation is not None:
+            named = {name: np.array(labelled[name].to_pylist()) for name in use_case.row_key}
+            folder = lake.dataset_dir(settings.lake_dir, "matured", use_case.name, as_of)
+            factorised = factors.scores(folder, named, None)
+            if factorised is not None:
+                scores[use_case.factorisation.name] = factorised
         measured = measure(
             labelled["label"].to_numpy(),
             np.array(labelled[use_case.key].to_pylist()),
@@ -95,6 +109,11 @@ def measure_matured(settings: Settings, use_case: UseCase, as_of: date) -> Matur
             settings.seed,
             objective=use_case.objective,
             working_point=use_case.working_point,
+            items=labelled[use_case.row_key[1]].to_numpy() if use_case.list_columns else None,
+            missed=labelled[MISSED].to_numpy() if MISSED in labelled.column_names else None,
+            popularity=None
+            if use_case.popularity is None
+            else labelled[use_case.popularity].to_numpy(),
             intervals={CHAMPION: found[:, 1:]} if use_case.interval else None,
             settled=settled_rows(use_case.settled, use_case.feature_names, matrix),
         )

@@ -12,6 +12,7 @@ from nightshift.spec import (
     Audit,
     BandShare,
     KeyKnown,
+    ListsFull,
     ReasonsPresent,
     RowsAsInPopulation,
     ScoreInRange,
@@ -27,7 +28,7 @@ ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class Figures:
-    """What one scan of the staging table found; each a number of rows."""
+    """What one scan of the staging table found; each a number of rows, or of lists."""
 
     rows: int
     scores_out_of_range: int
@@ -39,6 +40,9 @@ class Figures:
     keys_missing: int
     keys_repeated: int
     band_rows: Mapping[str, int]
+    lists: int = 0
+    full_lists: int = 0
+    broken_lists: int = 0
 
 
 @dataclass(frozen=True)
@@ -121,6 +125,7 @@ def judge(
         ),
         _no_rows("one_model_version", figures.other_model_versions, manifest.model_version),
         *_interval(use_case, figures),
+        *_lists(use_case, figures),
         *(_judge(audit, use_case, manifest, evidence) for audit in use_case.audits),
     )  # fmt: skip
 
@@ -133,6 +138,14 @@ def _interval(use_case: UseCase, figures: Figures) -> tuple[AuditResult, ...]:
     return (
         _no_rows("interval_in_order", figures.broken_intervals, f"numbers, {low} at most {high}"),
     )
+
+
+def _lists(use_case: UseCase, figures: Figures) -> tuple[AuditResult, ...]:
+    """The rule of rankings."""
+    if use_case.shown is None:
+        return ()
+    what = f"lists of at most {use_case.shown} with places 1, 2, 3 and so on, scores falling"
+    return (_no_rows("lists_in_order", figures.broken_lists, what, "lists"),)
 
 
 def _judge(
@@ -157,11 +170,20 @@ def _judge(
             return _no_rows(
                 rule, figures.without_reasons, f"{reasons_per_row(use_case)} reasons on {where}"
             )
+        case ListsFull():
+            share = figures.full_lists / figures.lists if figures.lists else 0.0
+            return AuditResult(
+                rule, _outcome(share >= audit.at_least - ROUNDING), share, audit.at_least,
+                f"observed {share:.1%} of {figures.lists} lists with {use_case.shown} items,"
+                f" expected {audit.at_least:.1%}",
+            )  # fmt: skip
         case BandShare():
             return _band_share(audit, figures)
         case StableSincePrevious():
             return _stable_since_previous(audit, manifest, evidence.previous)
         case StableSinceTraining():
+            if use_case.shown is not None:
+                return _not_applied(rule, "a training tells the scores of whole lists")
             if evidence.training is None:
                 return _not_applied(
                     rule,
@@ -232,10 +254,10 @@ def _stable(rule: str, most: float, compared: Compared, since: str) -> AuditResu
     )
 
 
-def _no_rows(rule: str, rows: int, expected: str) -> AuditResult:
+def _no_rows(rule: str, rows: int, expected: str, what: str = "rows") -> AuditResult:
     return AuditResult(
         rule, _outcome(rows == 0), rows, 0,
-        f"observed {rows} rows that break it, expected {expected}",
+        f"observed {rows} {what} that break it, expected {expected}",
     )  # fmt: skip
 
 

@@ -567,6 +567,10 @@ def _figures(connection: Connection, scores: _Scores) -> audit.Figures:
         cursor.execute(sql.add_band_index(use_case, publication_id))
         cursor.execute(sql.audit_figures(use_case, scores.manifest))
         by_band = {band: figures for band, *figures in cursor.fetchall()}
+        lists = (0, 0, 0)
+        if use_case.list_columns:
+            cursor.execute(sql.list_figures(use_case, publication_id))
+            lists = cursor.fetchone() or lists
     rows, outside, unknown, misplaced, without_reasons, other_versions, no_intervals = (
         sum(column) for column in zip([0] * 7, *by_band.values(), strict=True)
     )
@@ -581,6 +585,9 @@ def _figures(connection: Connection, scores: _Scores) -> audit.Figures:
         keys_missing=keys_missing,
         keys_repeated=keys_repeated,
         band_rows={band: figures[0] for band, figures in by_band.items()},
+        lists=lists[0],
+        full_lists=lists[1],
+        broken_lists=lists[2],
     )
 
 

@@ -12,6 +12,7 @@ _TYPES: dict[str, dict[str, Any]] = {
     "text": {"type": "string"},
     "date": {"type": "string", "format": "date"},
     "double precision": {"type": "number"},
+    "integer": {"type": "integer"},
     "timestamp with time zone": {"type": "string", "format": "date-time"},
 }
 
@@ -25,6 +26,8 @@ def json_schema(use_case: UseCase) -> dict[str, Any]:
     for audit in use_case.audits:
         if isinstance(audit, ScoreInRange):
             properties[use_case.score_column] |= {"minimum": audit.low, "maximum": audit.high}
+    if use_case.list_columns:
+        properties["rank"] |= {"minimum": 1, "maximum": use_case.shown}
     if use_case.decision_columns:
         properties["decision"]["enum"] = list(DECISIONS)
     if use_case.rules:

@@ -62,7 +62,9 @@ def check_name(use_case: UseCase) -> None:
 
 def columns(use_case: UseCase) -> dict[str, tuple[str, str]]:
     """Column → (type, comment), in the published order: the contract with readers."""
-    bands = ", ".join(f"{band.name} from {band.from_score:g}" for band in use_case.bands)
+    bands = ", ".join(
+        f"{band.name} from {band.from_rank or band.from_score:g}" for band in use_case.bands
+    )
     return {
         **_names(use_case),
         "as_of": (
@@ -71,7 +73,8 @@ def columns(use_case: UseCase) -> dict[str, tuple[str, str]]:
         ),
         use_case.score_column: ("double precision", f"{use_case.description}{_scale(use_case)}"),
         **_interval(use_case),
-        "band": ("text", f"The score's band: {bands}."),
+        **_list(use_case),
+        "band": ("text", f"The {'rank' if use_case.shown else 'score'}'s band: {bands}."),
         "reasons": (
             "jsonb",
             f"The {reasons_per_row(use_case)} features that move this score most, strongest first: "
@@ -143,6 +146,15 @@ def _interval(use_case: UseCase) -> dict[str, tuple[str, str]]:
             use_case.interval_columns, ("lower", "upper"), words, strict=True
         )
     }
+
+
+def _list(use_case: UseCase) -> dict[str, tuple[str, str]]:
+    """The columns of a ranking, with comments."""
+    comments = (
+        ("integer", f"The place in the list of the {use_case.entity}, 1 the best."),
+        ("text", "Who has proposed the item, by name, with commas between."),
+    )
+    return dict(zip(use_case.list_columns, comments, strict=False))
 
 
 def _other_reasons(use_case: UseCase) -> str:
@@ -271,14 +283,15 @@ def create_staging(use_case: UseCase, manifest: ScoresManifest) -> str:
 def copied_columns(use_case: UseCase) -> list[str]:
     """The columns of the scores dataset, in the order they are copied in."""
     return [
-        *use_case.row_key, use_case.score_column, *use_case.interval_columns, "band", "reasons",
-        *use_case.decision_columns,
+        *use_case.row_key, use_case.score_column, *use_case.interval_columns,
+        *use_case.list_columns, "band", "reasons", *use_case.decision_columns,
     ]  # fmt: skip
 
 
 def copied_schema(use_case: UseCase) -> pa.Schema:
     """Their types, as they travel through COPY."""
     numbers = dict.fromkeys((use_case.score_column, *use_case.interval_columns), pa.float64())
+    numbers |= dict.fromkeys(use_case.list_columns[:1], pa.int32())
     return pa.schema([(c, numbers.get(c, pa.string())) for c in copied_columns(use_case)])
 
 
@@ -327,7 +340,8 @@ def audit_figures(use_case: UseCase, manifest: ScoresManifest) -> str:
     score = quoted(use_case.score_column)
     names = ", ".join(literal(band.name) for band in use_case.bands)
     steps = " ".join(
-        f"when {score} >= {band.from_score!r} then {literal(band.name)}"
+        f"when {'rank' if use_case.shown else score} >= {band.from_rank or band.from_score!r}"
+        f" then {literal(band.name)}"
         for band in reversed(use_case.bands[1:])
     )
     steps += f" when {score} is not null then {literal(use_case.bands[0].name)}"
@@ -351,6 +365,22 @@ def audit_figures(use_case: UseCase, manifest: ScoresManifest) -> str:
         f" count(*) filter (where model_version <> {literal(manifest.model_version)}),"
         f" count(*) filter (where ({is_interval}) is not true)"
         f" from {SCHEMA}.{quoted(partition(use_case, manifest.publication_id))} group by band"
+    )
+
+
+def list_figures(use_case: UseCase, publication_id: str) -> str:
+    """One row, of a ranking: lists, full ones, and those that are too long, whose places are not 1,
+    2, 3 and so on, or whose scores rise."""
+    table = f"{SCHEMA}.{quoted(partition(use_case, publication_id))}"
+    key, score = quoted(use_case.key), quoted(use_case.score_column)
+    return (
+        f"select count(*), count(*) filter (where size = {use_case.shown}),"
+        f" count(*) filter (where (size <= {use_case.shown} and places = size and first = 1"
+        " and last = size and not rises) is not true) from ("
+        f"select {key}, count(*) as size, count(distinct rank) as places, min(rank) as first,"
+        f" max(rank) as last, bool_or({score} > before) as rises from (select {key}, rank,"
+        f" {score}, lag({score}, 1, {score}) over (partition by {key} order by rank) as before"
+        f" from {table}) as r group by {key}) as l"
     )
 
 
@@ -392,11 +422,14 @@ def detach(use_case: UseCase, publication_id: str, parent: str, how: str = "") -
 
 
 def top(use_case: UseCase) -> str:
-    """The highest scores of the newest as_of; parameter: how many."""
+    """The highest scores of the newest as_of, of a ranking the first lists; parameter: how many."""
     listed = ", ".join(quoted(name) for name in columns(use_case))
+    names = _quoted_all(use_case.row_key)
+    order = f"{quoted(use_case.score_column)} desc, {names}"
+    if use_case.list_columns:  # scores of two lists are not of one scale
+        order = f"{quoted(use_case.key)}, rank"
     return (
-        f"select {listed} from {SCHEMA}.{quoted(view_names(use_case)[1])} "
-        f"order by {quoted(use_case.score_column)} desc, {_quoted_all(use_case.row_key)} limit %s"
+        f"select {listed} from {SCHEMA}.{quoted(view_names(use_case)[1])} order by {order} limit %s"
     )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from nightshift.booster import (
@@ -23,11 +24,12 @@ from nightshift.booster import (
     predict,
     to_matrix,
 )
-from nightshift.columns import of_numbers, of_texts, texts_at
+from nightshift.columns import of_integers, of_numbers, of_texts, texts_at
 from nightshift.errors import NightshiftError
 from nightshift.io import lake
 from nightshift.publication import reasons_per_row
 from nightshift.rules import hits
+from nightshift.scoring import lists
 from nightshift.scoring.bands import assign
 from nightshift.scoring.reasons import explain
 from nightshift.spec import DECISIONS, UseCase
@@ -80,6 +82,9 @@ def score_part(
     """Write key, score, interval, band, decision and reasons of a part's rows, in their order, into
     ``target``; the key with what else names a row.
 
+    Of a ranking the rows that are shown are written, list by list and best first, with the place
+    of each and who has proposed it.
+
     Args:
         doubled: what ``nightshift.booster.double`` makes of the booster.
         threshold: from which score on a row is alerted of; None where the use case has none.
@@ -94,6 +99,7 @@ def score_part(
             **{name: there.field(name).type for name in use_case.row_key},
             use_case.score_column: pa.float64(),
             **{name: pa.float64() for name in use_case.interval_columns},
+            **dict(zip(use_case.list_columns, (pa.int32(), pa.string()), strict=False)),
             "band": pa.string(),
             "reasons": pa.string(),
             **dict.fromkeys(use_case.decision_columns, pa.string()),
@@ -102,18 +108,26 @@ def score_part(
     rows, low, high = 0, np.inf, -np.inf
     file = target / part.name
     with pq.ParquetWriter(file, schema, compression="zstd") as writer:
-        for batch in _batches(part):
+        for batch in _batches(part, use_case.key if use_case.shown else None):
             keys = [batch.column(name) for name in use_case.row_key]
             matrix = to_matrix(batch, use_case.feature_names)
             _require_finite(use_case, part, keys, matrix)
             scores = predict(booster, matrix, doubled)
             _require_probabilities(use_case, part, keys, scores)
+            ranks: lists.Places | None = None
+            of_list: tuple[pa.Array, ...] = ()
+            if use_case.shown is not None:
+                chosen, ranks = lists.shown(keys[0], scores, use_case.shown)
+                keys = [key.take(of_integers(chosen)) for key in keys]
+                matrix, scores = matrix[chosen], scores[chosen]
+                of_list = (of_integers(ranks).cast(pa.int32()), lists.generators(use_case, matrix))
             ends = _interval_columns(use_case, booster, matrix, scores)
-            bands = assign(scores, use_case.bands)
+            bands = assign(scores, use_case.bands, ranks)
             columns = [
                 *keys,
                 of_numbers(scores),
                 *map(of_numbers, ends),
+                *of_list,
                 texts_at(bands, [band.name for band in use_case.bands]),
                 of_texts(_reasons(use_case, booster, matrix, bands)),
                 *_decisions(use_case, batch, scores, threshold),
@@ -141,9 +155,32 @@ def _boosters(model: bytes) -> tuple[xgb.Booster, xgb.Booster | None]:
     return booster, double(booster)
 
 
-def _batches(part: Path) -> Iterator[pa.RecordBatch]:
+def _batches(part: Path, key: str | None = None) -> Iterator[pa.RecordBatch]:
+    """Batches of a part's rows; with a key the rows of one are in one batch."""
+    left: list[pa.RecordBatch] = []
     with pq.ParquetFile(part) as file:
-        yield from (batch for batch in file.iter_batches(BATCH_ROWS) if batch.num_rows)
+        for batch in file.iter_batches(BATCH_ROWS):
+            if key is None or not batch.num_rows:
+                yield from (batch,) if batch.num_rows else ()
+                continue
+            column = batch.column(key)
+            is_last = pc.equal(column, column[-1])
+            until = pc.index(is_last, True).as_py()
+            # a list that began in a batch before ends in this one, unless it goes on through it
+            if until:
+                yield from _joined([*left, batch.slice(0, until)])
+                left = []
+            elif left and left[-1].column(key)[-1] != column[0]:
+                yield from _joined(left)
+                left = []
+            left.append(batch.slice(until))
+    yield from _joined(left)
+
+
+def _joined(batches: Sequence[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    if batches:
+        table = pa.Table.from_batches(batches).unify_dictionaries().combine_chunks()
+        yield from table.to_batches()
 
 
 def _reasons(

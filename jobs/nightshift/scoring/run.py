@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from psycopg2 import sql
 
@@ -31,18 +32,20 @@ from nightshift.publication import (
     TrainingUsed,
     publication_id,
 )
+from nightshift.scoring import lists
 from nightshift.scoring.bands import assign
 from nightshift.scoring.comparison import Comparison, compare
 from nightshift.scoring.parts import Refused, Scored, Threshold, score_on_spark, score_part
 from nightshift.scoring.threshold import Chosen, Outcomes, choose
 from nightshift.settings import Settings
-from nightshift.spec import UseCase
+from nightshift.spec import TopItems, UseCase
 from nightshift.xgboost_core import xgb
 
 log = logging.getLogger(__name__)
 
 BATCH_ROWS = 65_536
 CHALLENGED_DATES = 30
+MOST_SHOWN = 1000
 # So many rows of a trained model are never of one leaf each.
 ROWS_TO_DIFFER = 100
 
@@ -137,7 +140,8 @@ def score(
                     mlflow_run_id=champion.run_id,
                     publication_id=identity,
                     rows=rows,
-                    population_rows=int(features_manifest["rows"]),
+                    # of a ranking what is not shown is no row
+                    population_rows=rows if use_case.shown else int(features_manifest["rows"]),
                     features_sha256=features_sha256,
                     scored_at=datetime.now(UTC),
                     sha256=lake.digest([each.sha256 for each in scored]),
@@ -266,9 +270,15 @@ def challenge(settings: Settings, use_case: UseCase, as_of: date) -> Challenge |
         booster, _ = model_store.load_model(settings, challenger, use_case)
         bands = tuple(band.model_copy(update={"reasons": "none"}) for band in use_case.bands)
         unexplained = use_case.model_copy(update={"bands": bands, "rules": (), "alerts": None})
+        if use_case.shown is not None:  # beside what the champion shows, wherever it would be
+            point = TopItems(k=MOST_SHOWN)
+            unexplained = unexplained.model_copy(update={"working_point": point})
         _score_parts(settings, unexplained, booster, features, place)
         champion_version = str(manifest["model_version"])
         pairs = list(zip(lake.parts(folder), lake.parts(place), strict=True))
+        if use_case.shown is not None:
+            for ours, theirs in pairs:
+                _only_rows_of(ours, theirs, use_case.row_key)
         comparison = compare(*_side_by_side(use_case, pairs))
         found = Challenge(use_case.name, as_of, champion_version, challenger.version, comparison)
         _keep_challenge(settings, use_case, found, pairs)
@@ -365,10 +375,16 @@ def explain_rows(
     scores = predict(booster, matrix)
     parts = contributions(booster, matrix)
     ends = intervals(booster, matrix, scores) if use_case.interval else None
-    bands = assign(scores, use_case.bands)
+    ranks: lists.Places | None = None
+    order = np.argsort(-scores, kind="stable")
+    if use_case.shown is not None:
+        chosen, places = lists.shown(_texts(vectors, use_case.key), scores, use_case.shown)
+        order, ranks = chosen.astype(np.intp), np.zeros(len(scores), np.int64)
+        ranks[chosen] = places
+    bands = assign(scores, use_case.bands, ranks)
     published = _published(settings, use_case, as_of, vectors)
     found = []
-    for row in np.argsort(-scores, kind="stable"):
+    for row in order:
         order = np.argsort(-np.abs(parts[row, :-1]), kind="stable")
         found.append(
             Explained(
@@ -393,6 +409,10 @@ def explain_rows(
             )
         )
     return found
+
+
+def _texts(table: pa.Table, name: str) -> pa.Array:
+    return table[name].cast(pa.string()).combine_chunks()
 
 
 def _published(
@@ -599,6 +619,17 @@ def _score_parts(
         )
 
 
+def _only_rows_of(part: Path, other: Path, names: Sequence[str]) -> None:
+    """Rewrite another part of scores with the rows of the first, in their order."""
+    ours, theirs = pq.read_table(part, columns=list(names)), pq.read_table(other)
+    ours_named, named = (
+        pc.binary_join_element_wise(*(_texts(table, name) for name in names), "\0")
+        for table in (ours, theirs)
+    )
+    found = theirs.take(pc.index_in(ours_named, value_set=named))
+    pq.write_table(found, other)
+
+
 def _side_by_side(
     use_case: UseCase, pairs: Sequence[tuple[Path, Path]]
 ) -> tuple[Vector, Vector, npt.NDArray[np.intp], npt.NDArray[np.intp]]:
@@ -612,7 +643,15 @@ def _side_by_side(
         for which in (0, 1)
     ]
     first, second = scores
-    return first, second, assign(first, use_case.bands), assign(second, use_case.bands)
+    one, other = (
+        None if use_case.shown is None else np.concatenate(
+            [numbers(pq.read_table(pair[which], columns=["rank"])["rank"]) for pair in pairs]
+        ).astype(np.int64)
+        for which in (0, 1)
+    )  # fmt: skip
+    return (
+        first, second, assign(first, use_case.bands, one), assign(second, use_case.bands, other)
+    )  # fmt: skip
 
 
 def _keep_challenge(

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from nightshift import factors
 from nightshift.booster import Matrix, content_hashes, row_order, to_matrix
 from nightshift.errors import NightshiftError
 from nightshift.io import lake
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 BATCH_ROWS = 2**14
 # Of the float32 matrix: a training that is all in memory takes about four times that.
 MOST_IN_MEMORY = 2**28
+MISSED = "missed"
 LABEL_REMEDY = "check the label's condition and column, and build the training dataset again"
 
 
@@ -34,7 +36,9 @@ class Dataset:
     """The rows by snapshot: ``keys``, ``snapshots``, ``labels`` and ``items`` are (rows,),
     ``matrix`` is (rows, features) float32 with NaN for null. ``labels``: int32 of two classes,
     float64 of amounts and relevances. ``items``: what is ranked, else None. ``memory``: where
-    models are fitted to them; outside memory ``matrix`` is a file in ``workspace``.
+    models are fitted to them; outside memory ``matrix`` is a file in ``workspace``. ``missed``: of
+    candidates, how many relevant items the row's list lacks. ``factorised``: scores of the
+    factorisation, NaN at snapshots that have none.
     """
 
     manifest: dict[str, Any]
@@ -46,6 +50,8 @@ class Dataset:
     items: npt.NDArray[Any] | None
     memory: TrainingMemory = "in_memory"
     workspace: Path | None = None
+    missed: npt.NDArray[Any] | None = None
+    factorised: npt.NDArray[np.float64] | None = None
 
     def rows_of(self, snapshots: tuple[date, ...]) -> npt.NDArray[np.bool_]:
         """Which rows are of these snapshots, (rows,)."""
@@ -77,6 +83,8 @@ class Dataset:
             self.labels[rows],
             self.vectors(rows),
             None if self.items is None else self.items[rows],
+            missed=None if self.missed is None else self.missed[rows],
+            factorised=None if self.factorised is None else self.factorised[rows],
         )
 
 
@@ -158,6 +166,8 @@ def read_rows(
     manifest, files = _parts(folder, {key, *more, "snapshot", "label", *feature_names})
     strings = (key, *more)
     kept: dict[str, list[pa.Array]] = {name: [] for name in (*strings, "snapshot", "label")}
+    if all(MISSED in pq.read_schema(file).names for file in files):
+        kept[MISSED] = []
     hashes = []
     for batch in _batches(files, (*kept, *feature_names)):
         for name, columns in kept.items():
@@ -206,16 +216,25 @@ def read_rows(
     if more:
         numbers, names = _coded(kept[more[0]])
         items = names[numbers[order]]
+    missed = None
+    if MISSED in kept:
+        missed = pa.chunked_array(kept[MISSED], pa.int32()).to_numpy()[order]
+    keys, factorised = entities[codes[order]], None
+    if items is not None:
+        named = dict(zip(vector_key, (keys, items), strict=True))
+        factorised = factors.scores(folder, named, snapshots[order])
     return Dataset(
         manifest=manifest,
         feature_names=tuple(feature_names),
-        keys=entities[codes[order]],
+        keys=keys,
         snapshots=snapshots[order],
         labels=labels[order],
         matrix=matrix,
         items=items,
         memory=memory,
         workspace=workspace,
+        missed=missed,
+        factorised=factorised,
     )
 
 

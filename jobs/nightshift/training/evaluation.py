@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+import numpy as np
+
 from nightshift.baselines import LINEAR, fit_linear, heuristic_scores, linear_rows, linear_scores
 from nightshift.booster import Matrix, Vector, predict
 from nightshift.metrics import Estimate, Measured, measure, settled_rows
@@ -37,9 +39,10 @@ def fit_and_score(
     linear = fit_linear(dataset.vectors(learn), dataset.labels[learn], use_case.objective, seed)
     scores = {MODEL: predict(evaluation.booster, matrix)}
     for heuristic in use_case.heuristics:
-        column = matrix[:, use_case.feature_names.index(heuristic.feature)]
-        scores[heuristic.name] = heuristic_scores(heuristic, column)
+        scores[heuristic.name] = heuristic_scores(heuristic, matrix, use_case.feature_names)
     scores[LINEAR] = linear_scores(linear, matrix)
+    if use_case.factorisation is not None and dataset.factorised is not None:
+        scores[use_case.factorisation.name] = dataset.factorised
     return evaluation, scores
 
 
@@ -71,6 +74,8 @@ def measure_part(
         ends: (rows of the dataset, 2) low and high beside the model's amounts.
     """
     rows = dataset.rows_of(getattr(parts, part))
+    # a factorisation is of the newest snapshots only
+    scores = {n: score for n, score in scores.items() if not np.isnan(score[rows]).any()}
     slices = slice_rows(
         use_case.slices if part == "test" else (),
         use_case.feature_names,
@@ -88,10 +93,20 @@ def measure_part(
         working_point=use_case.working_point,
         snapshots=dataset.snapshots[rows],
         items=None if dataset.items is None else dataset.items[rows],
+        missed=None if dataset.missed is None else dataset.missed[rows],
+        popularity=popularity(use_case, dataset.vectors(rows)),
         intervals=None if ends is None else {MODEL: ends[rows]},
         slices=slices,
         settled=settled_rows(use_case.settled, use_case.feature_names, dataset.matrix, rows),
     )
+
+
+def popularity(use_case: UseCase, matrix: Matrix) -> Vector | None:
+    """Of each row's item, where the use case tells it."""
+    if use_case.popularity is None:
+        return None
+    column = use_case.feature_names.index(use_case.popularity)
+    return np.asarray(matrix[:, column], np.float64)
 
 
 def measure_origins(

@@ -7,6 +7,7 @@ from nightshift.errors import NightshiftError
 from nightshift.spec import UseCase
 from nightshift.use_cases.churn import CHURN as CHURN
 from nightshift.use_cases.fraud import FRAUD as FRAUD
+from nightshift.use_cases.recommendations import RECOMMENDATIONS as RECOMMENDATIONS
 from nightshift.use_cases.spend import SPEND as SPEND
 
 USE_CASES: tuple[UseCase, ...] = tuple(

@@ -11,13 +11,22 @@ from nightshift.features import extract
 from nightshift.spec import (
     Aggregate,
     AnyEvent,
+    Band,
+    BoughtBefore,
+    BoughtTogether,
+    Candidates,
     EveryEvent,
     FeatureGroup,
+    ListsFull,
     LoadsAndScores,
     Measure,
+    NewItems,
+    PopularLately,
+    PopularWithin,
     Population,
     Ratio,
     Reported,
+    RowsAsInPopulation,
     Source,
     Through,
     TopItems,
@@ -37,7 +46,7 @@ PAYMENTS = Source(
     columns={
         "payment_id": "string", "customer_id": "string", "terminal_id": "string",
         "amount": "decimal", "paid_at": "timestamp", "landed_date": "date",
-        "is_fraud": "boolean", "reported_on": "date",
+        "is_fraud": "boolean", "reported_on": "date", "session_id": "string", "region": "string",
     },
 )  # fmt: skip
 CUSTOMERS = Source(
@@ -158,12 +167,26 @@ FRAUD = use_case(
 )
 PAIRS = use_case(
     name="pairs",
-    population=Population(
-        source=PAYMENTS, key=("customer_id", "terminal_id"), active_days=60, where="amount > 0"
+    population=Candidates(
+        source=PAYMENTS,
+        key=("customer_id", "terminal_id"),
+        where="amount > 0",
+        exclude="amount >= 89",
+        active_days=60,
+        sold_days=60,
+        generators=(
+            BoughtBefore(days=60, limit=4),
+            BoughtTogether(order="session_id", days=40, limit=2, neighbours=3, shrinkage=1),
+            PopularLately(days=20, limit=2),
+            PopularWithin(column="region", days=30, limit=2),
+            NewItems(days=30, limit=1),
+        ),
     ),
     label=AnyEvent(source=PAYMENTS, key=("customer_id", "terminal_id"), horizon_days=5),
     feature_groups=(SPENDING, RISK, HABIT, ATTRIBUTES, TOUCHED),
     working_point=TopItems(k=3),
+    bands=(Band(name="first", from_rank=1),),
+    audits=(RowsAsInPopulation(), ListsFull(at_least=0.5)),
 )
 SPENDERS = use_case(
     name="spenders",
@@ -193,6 +216,8 @@ def payments(rows: int = 700) -> pa.Table:
                 "amount": None if random.random() < 0.1 else float(random.integers(-1, 90)),
                 "paid_at": at, "landed_date": day + timedelta(days=late),
                 "is_fraud": is_fraud, "reported_on": reported,
+                "session_id": None if number % 17 == 0 else f"s{days}-{number % 4}",
+                "region": ("north", "south", None)[number % 3],
             }
         )  # fmt: skip
     return typed(found, PAYMENTS)

@@ -62,6 +62,7 @@ def test_the_spec_knows_every_metric_and_what_it_reads() -> None:
         found = measure(
             labels, np.arange(4), scores, ["m"], 1, 5,
             objective=objective, working_point=point, items=np.arange(4),
+            popularity=np.arange(4.0) if objective == "ranking" else None,
             intervals=ends if objective == "regression" else None,
         )  # fmt: skip
         declared = {name for name, rule in METRICS.items() if rule.objective == objective}

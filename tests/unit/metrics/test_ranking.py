@@ -53,3 +53,24 @@ def test_lists_count_by_their_entitys_weight_and_those_without_a_relevant_item_d
     assert found["recall_at_k"](weights).tolist()[:2] == [0.5, 0.75]
     assert np.isnan(found["recall_at_k"](weights)[2])
     assert found["coverage_at_k"](weights).tolist() == [0.5, 0.5, 0.5]
+
+
+def test_what_a_list_lacks_is_missed_by_every_order_of_it() -> None:
+    labels, scores = np.array([1.0, 0, 0, 0]), np.array([2.0, 1, 2, 1])
+    queries, items = np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1])
+    found = statistics(labels, scores, queries, items, 2, missed=np.array([1, 1, 3, 3]))
+    values = {name: float(statistic(np.ones((1, 4)))[0]) for name, statistic in found.items()}
+    # the first list could have had both its places relevant, the second has none of three
+    ideal = 1 + 1 / np.log2(3)
+    assert values["ndcg_at_k"] == pytest.approx((1 / ideal + 0) / 2)
+    assert values["recall_at_k"] == pytest.approx((1 / 2 + 0) / 2)
+    assert values["map_at_k"] == pytest.approx((1 / 2 + 0) / 2)
+
+
+def test_novelty_is_in_bits_below_the_most_popular_item() -> None:
+    labels, scores = np.zeros(4), np.array([4.0, 3, 2, 1])
+    popularity = np.array([16.0, 4, 1, 0])
+    every = np.ones((1, 4))
+    for k, expected in ((1, 0.0), (2, 1.0), (3, 2.0), (4, 2.5)):
+        found = statistics(labels, scores, np.zeros(4), np.arange(4), k, popularity=popularity)
+        assert float(found["novelty_at_k"](every)[0]) == pytest.approx(expected)

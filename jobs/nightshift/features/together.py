@@ -1,0 +1,117 @@
+"""Which items are bought together: of whole orders, the nearest items of each item. Pure."""
+
+from dataclasses import dataclass
+from datetime import date
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from scipy import sparse
+
+from nightshift.features import kernel, rows
+from nightshift.features.windows import Bools, Ints
+from nightshift.spec import BoughtTogether, Candidates
+
+SCHEMA = pa.schema(
+    [("item", pa.string()), ("other", pa.string()), pa.field("nearness", pa.float64())]
+)
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Lines of orders, all arrays of length n.
+
+    Attributes:
+        order, item: codes.
+        time_us, landed_day: when they happened and landed.
+        items: by code, ascending.
+    """
+
+    order: Ints
+    item: Ints
+    time_us: Ints
+    landed_day: Ints
+    items: pa.StringArray
+
+
+def columns_read(wanted: Candidates, generator: BoughtTogether) -> list[str]:
+    """The columns that :func:`lines` needs."""
+    source = wanted.source
+    named = (generator.order, wanted.key[1], source.event_time, source.landed_date)
+    return list(dict.fromkeys((*named, *rows.named_in(source, wanted.where))))
+
+
+def lines(table: pa.Table, wanted: Candidates, generator: BoughtTogether) -> Lines:
+    """The lines that count, of rows of the source."""
+    source = wanted.source
+    chosen = pc.and_(table[generator.order].is_valid(), table[wanted.key[1]].is_valid())
+    table = table.filter(chosen)
+    if wanted.where is not None:
+        holds = rows.evaluated(table, [wanted.where])[wanted.where]
+        table = table.filter(pc.fill_null(holds, False))
+    order, _ = rows.codes(table[generator.order].combine_chunks())
+    item, items = rows.codes(table[wanted.key[1]].combine_chunks())
+    return Lines(
+        order=order,
+        item=item,
+        time_us=rows.as_numbers(table[source.event_time].combine_chunks(), "timestamp"),
+        landed_day=rows.as_numbers(table[source.landed_date].combine_chunks(), "date"),
+        items=items,
+    )
+
+
+def first_landing(generator: BoughtTogether, as_of: date) -> int:
+    """The first landed day, since 1970-01-01, of the orders that count at a snapshot."""
+    return (as_of - kernel.EPOCH).days - generator.days
+
+
+def neighbours(
+    found: Lines, generator: BoughtTogether, as_of: date, known_day: int, own: Bools
+) -> pa.Table:
+    """The nearest items of some items, nearest first; see :class:`BoughtTogether`.
+
+    All that is added up are whole numbers, so that the order of rows does not matter.
+
+    Args:
+        known_day: what landed before it is known, days since 1970-01-01.
+        own: (items,) of which items.
+    """
+    cut = (as_of - kernel.EPOCH).days
+    first = first_landing(generator, as_of)
+    counts = (found.time_us < cut * kernel.DAY_US) & (found.time_us >= first * kernel.DAY_US)
+    counts &= (found.landed_day < known_day) & (found.landed_day >= first)
+    width = len(found.items)
+    unique = np.unique(found.order[counts] * np.int64(max(width, 1)) + found.item[counts])
+    order, item = np.divmod(unique, max(width, 1))
+    sizes = np.bincount(order) if len(order) else np.zeros(0, np.int64)
+    few = sizes[order] <= generator.most_items
+    order, item = order[few], item[few]
+    bought = sparse.csr_matrix(
+        (np.ones(len(order), np.int32), (order, item)),
+        shape=(int(order.max()) + 1 if len(order) else 0, width),
+    )
+    of_item = np.bincount(item, minlength=width).astype(np.float64)
+    chosen = np.flatnonzero(own)
+    common = (bought[:, chosen].T @ bought).tocoo()
+    one, other = chosen[common.row], common.col.astype(np.int64)
+    apart = one != other
+    one, other = one[apart], other[apart]
+    near = common.data[apart] / (np.sqrt(of_item[one] * of_item[other]) + generator.shrinkage)
+    ranked = np.lexsort((other, -near, one))
+    one, other, near = one[ranked], other[ranked], near[ranked]
+    nearest = places(one) < generator.neighbours
+    return pa.table(
+        [
+            found.items.take(pa.array(one[nearest])),
+            found.items.take(pa.array(other[nearest])),
+            pa.array(near[nearest], pa.float64()),
+        ],
+        schema=SCHEMA,
+    )
+
+
+def places(codes: npt.NDArray[np.int64]) -> Ints:
+    """0, 1, … within each run of equal codes."""
+    starts = np.flatnonzero(np.diff(codes, prepend=-1))
+    return np.arange(len(codes)) - np.repeat(starts, np.diff(starts, append=len(codes)))
