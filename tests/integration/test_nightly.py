@@ -163,7 +163,7 @@ def staged_tables(settings: Settings) -> list[tuple[Any, ...]]:
     )
 
 
-def test_a_night_killed_at_every_stage_ends_as_one_that_was_never_killed(
+def test_a_night_killed_again_and_again_ends_as_one_that_was_never_killed(
     night: Night, warehouses: Warehouses, postgres_server: EmbeddedPostgres
 ) -> None:
     settings = warehouses.make("nightly_killed")
@@ -173,9 +173,6 @@ def test_a_night_killed_at_every_stage_ends_as_one_that_was_never_killed(
 
     def ledger() -> int:
         return query(settings.warehouse_url, "select count(*) from ops.landing_files")[0][0]
-
-    kill_when_it_says(settings, "stage ingest: begins")
-    still_sound()
 
     with victim(settings, "nightly", "--as-of", str(AS_OF), *OF_CHURN) as process:
         process.wait_for(lambda: ledger() > 30, "the 30th file")
@@ -188,13 +185,8 @@ def test_a_night_killed_at_every_stage_ends_as_one_that_was_never_killed(
     still_sound()
     assert loaded <= ledger() < len(night.outcome["ledger"])
 
-    for words in (
-        "stage quality: begins",
-        "stage transform: begins",
-        "dbt: ",
-        "stage extract: begins",
-        "stage features: begins",
-    ):
+    # what each stage leaves that has just begun, `make chaos` goes through
+    for words in ("stage transform: begins", "dbt: ", "stage features: begins"):
         kill_when_it_says(settings, words)
         still_sound()
 
@@ -205,9 +197,8 @@ def test_a_night_killed_at_every_stage_ends_as_one_that_was_never_killed(
     still_sound()
     assert not features.exists()
 
-    for words in ("stage score: begins", "stage publish: begins"):
-        kill_when_it_says(settings, words)
-        still_sound()
+    kill_when_it_says(settings, "stage publish: begins")
+    still_sound()
 
     predictions = night.outcome["predictions"]
     middle = len(predictions) // 2
