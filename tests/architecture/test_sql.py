@@ -12,7 +12,7 @@ STATEMENT = re.compile(
     r"\s*(select|insert into|update|delete|create|alter|drop|grant|revoke|truncate|copy|comment on"
     r"|analyze|with|set|lock|vacuum|call|attach|detach)\s", re.IGNORECASE,
 )  # fmt: skip
-QUOTING = {"quoted", "quote", "literal"}
+QUOTING = {"quoted", "quote", "literal", "_listed"}
 DECLARED = {
     *("raw_table", "quarantine_table", "day", "table", "sql_type"),
     *("key", "score_column", "landed_days", "source", "contract.name", "column.name"),
@@ -46,6 +46,7 @@ ALLOWED = {
     ("features/rows.py", "listed"): "expressions of a declaration: its author's SQL, in DuckDB",
     ("quality/run.py", "dates"): DATES,
     ("quality/run.py", "batch.landed_date"): DATES,
+    ("rules.py", "rule.where"): "a condition of a declaration: its author's SQL, in DuckDB",
     ("io/warehouse.py", "mark"): "a digest and names of this module's roles",
     ("io/warehouse.py", "mode"): "a constant of this function",
     ("publishing/run.py", "keys"): "a constant, formatted with a quoted name",

@@ -517,7 +517,7 @@ def _keys_unknown(settings: Settings, scores: _Scores) -> int | None:
             duckdb.connect(config={"temp_directory": spill, "threads": 1}) as database,
         ):
             read = "(select {0} from read_parquet(?, hive_partitioning = false))"
-            names = ", ".join(map(sql.quoted, use_case.row_key))
+            names = ", ".join(sql.quoted(name) for name in use_case.row_key)
             keys = read.format(names)
             row = database.execute(
                 f"select count(*) from {keys} as scored anti join {keys} as known using ({names})",
