@@ -485,17 +485,18 @@ class _RelatedTask(_Task):
             )
             wanted_months = tuple(m for m in months if m.name[:7] >= f"{oldest:%Y-%m}")
             declared = wanted.model_dump_json()
-            lines = _lines(wanted_months or months[:1], declared, self.work.buckets)
-            owner = [extract.bucket_of(str(name), self.work.buckets) for name in lines.items]
+            read = (wanted_months or months[:1], declared, self.work.buckets)
+            owner = [
+                extract.bucket_of(str(name), self.work.buckets) for name in _lines(*read).items
+            ]
             own = np.array(owner, np.int64) == self.work.bucket
             with (
                 _appearing(file) as temporary,
                 pa.ipc.new_file(temporary, together.SCHEMA) as writer,
             ):
                 for as_of in self.work.snapshots:
-                    found = together.neighbours(
-                        lines, generator, as_of, self.known_day(as_of), own
-                    ).combine_chunks()
+                    orders = _orders(*read, as_of, self.known_day(as_of))
+                    found = together.neighbours(orders, generator, own).combine_chunks()
                     batches = found.to_batches()
                     empty = pa.record_batch([pa.array([], f.type) for f in found.schema],
                                             found.schema)  # fmt: skip
@@ -545,6 +546,16 @@ def _lines(months: tuple[Month, ...], declared: str, buckets: int) -> together.L
     ]
     table = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
     return together.lines(table, wanted, wanted.together)
+
+
+@lru_cache(maxsize=16)
+def _orders(
+    months: tuple[Month, ...], declared: str, buckets: int, as_of: date, known_day: int
+) -> together.Orders:
+    """The orders of a snapshot, made once by a process."""
+    generator = Candidates.model_validate_json(declared).together
+    assert generator is not None
+    return together.orders(_lines(months, declared, buckets), generator, as_of, known_day)
 
 
 _ID = "id"

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from scipy import sparse
 
 from nightshift.features import kernel, rows
-from nightshift.features.windows import Bools, Ints
+from nightshift.features.windows import Bools, Floats, Ints
 from nightshift.spec import BoughtTogether, Candidates
 
 SCHEMA = pa.schema(
@@ -66,38 +66,59 @@ def first_landing(generator: BoughtTogether, as_of: date) -> int:
     return (as_of - kernel.EPOCH).days - generator.days
 
 
-def neighbours(
-    found: Lines, generator: BoughtTogether, as_of: date, known_day: int, own: Bools
-) -> pa.Table:
-    """The nearest items of some items, nearest first; see :class:`BoughtTogether`.
+@dataclass(frozen=True)
+class Orders:
+    """The orders that count at a snapshot.
 
-    All that is added up are whole numbers, so that the order of rows does not matter.
+    Attributes:
+        bought: (orders, items) 1 where an order has the item.
+        of_item: (items,) in how many orders each is.
+        items: by code, ascending.
+    """
+
+    bought: sparse.csr_matrix
+    of_item: Floats
+    items: pa.StringArray
+
+
+def orders(found: Lines, generator: BoughtTogether, as_of: date, known_day: int) -> Orders:
+    """The orders of a snapshot.
 
     Args:
         known_day: what landed before it is known, days since 1970-01-01.
-        own: (items,) of which items.
     """
     cut = (as_of - kernel.EPOCH).days
     first = first_landing(generator, as_of)
     counts = (found.time_us < cut * kernel.DAY_US) & (found.time_us >= first * kernel.DAY_US)
     counts &= (found.landed_day < known_day) & (found.landed_day >= first)
-    width = len(found.items)
-    unique = np.unique(found.order[counts] * np.int64(max(width, 1)) + found.item[counts])
-    order, item = np.divmod(unique, max(width, 1))
+    width = max(len(found.items), 1)
+    order, item = np.divmod(np.unique(found.order[counts] * width + found.item[counts]), width)
     sizes = np.bincount(order) if len(order) else np.zeros(0, np.int64)
     few = sizes[order] <= generator.most_items
     order, item = order[few], item[few]
-    bought = sparse.csr_matrix(
-        (np.ones(len(order), np.int32), (order, item)),
-        shape=(int(order.max()) + 1 if len(order) else 0, width),
+    shape = (int(order.max()) + 1 if len(order) else 0, len(found.items))
+    return Orders(
+        sparse.csr_matrix((np.ones(len(order), np.int32), (order, item)), shape),
+        np.bincount(item, minlength=len(found.items)).astype(np.float64),
+        found.items,
     )
-    of_item = np.bincount(item, minlength=width).astype(np.float64)
+
+
+def neighbours(found: Orders, generator: BoughtTogether, own: Bools) -> pa.Table:
+    """The nearest items of some items, nearest first; see :class:`BoughtTogether`.
+
+    All that is added up are whole numbers, so that the order of rows does not matter.
+
+    Args:
+        own: (items,) of which items.
+    """
     chosen = np.flatnonzero(own)
-    common = (bought[:, chosen].T @ bought).tocoo()
+    common = (found.bought[:, chosen].T @ found.bought).tocoo()
     one, other = chosen[common.row], common.col.astype(np.int64)
     apart = one != other
     one, other = one[apart], other[apart]
-    near = common.data[apart] / (np.sqrt(of_item[one] * of_item[other]) + generator.shrinkage)
+    both = np.sqrt(found.of_item[one] * found.of_item[other])
+    near = common.data[apart] / (both + generator.shrinkage)
     ranked = np.lexsort((other, -near, one))
     one, other, near = one[ranked], other[ranked], near[ranked]
     nearest = places(one) < generator.neighbours

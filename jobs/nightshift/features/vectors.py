@@ -422,8 +422,8 @@ class InMemory(Reader):
     def near(self, wanted: Candidates, generator: BoughtTogether, as_of: date) -> pa.Table:
         """Of all rows."""
         found = together.lines(self._tables[wanted.source.name], wanted, generator)
-        own = np.ones(len(found.items), bool)
-        return together.neighbours(found, generator, as_of, self.known_day(as_of), own)
+        orders = together.orders(found, generator, as_of, self.known_day(as_of))
+        return together.neighbours(orders, generator, np.ones(len(found.items), bool))
 
 
 def resolution(use_case: UseCase) -> kernel.Resolution:

@@ -15,7 +15,7 @@ from payment_cases import AS_OF, FRAUD, PAIRS, PAYMENTS, RISK, SPENDERS, SPENDIN
 from nightshift.features import extract, job, vectors
 from nightshift.spec import Candidates, EveryEvent, Measure, Nights, Ratio, Source, UseCase
 
-BUCKETS = 16
+BUCKETS = 5
 NIGHTS = tuple(AS_OF - timedelta(days=days) for days in (33, 2, 1, 0))
 KNOWN = AS_OF + timedelta(days=5)
 
