@@ -1,6 +1,6 @@
 """Write a landing zone of machines, their sensors and their failures: python machines.py FOLDER
 
-150 machines in 6 plants, 140 days from 2025-01-01. A machine that wears out runs hot and shakes for
+120 machines in 6 plants, 112 days from 2025-01-01. A machine that wears out runs hot and shakes for
 some two weeks before it fails; a plant that is badly kept, or runs three shifts, wears its machines
 out more often; the stronger a machine, the longer its repair. The same files every time.
 """
@@ -11,7 +11,7 @@ import sys
 from datetime import date, datetime, timedelta
 from pathlib import Path
 
-FIRST, DAYS, MACHINES, PLANTS = date(2025, 1, 1), 140, 150, 6
+FIRST, DAYS, MACHINES, PLANTS = date(2025, 1, 1), 112, 120, 6
 
 
 def write_landing(landing: Path, machines: int = MACHINES, days: int = DAYS) -> date:
