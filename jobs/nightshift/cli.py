@@ -685,11 +685,17 @@ def score(use_case: UseCaseName, as_of: AsOf) -> None:
 
 @app.command()
 def publish(as_of: AsOf, use_case: UseCaseNames = None) -> None:
-    """Audit and publish the scores of AS_OF, all use cases at once."""
+    """Audit and publish the scores of AS_OF, all use cases that are due at once."""
     with refusals() as settings:
         from nightshift.publishing.run import publish as run
 
-        for each in run(settings, _named(use_case), as_of.date()).publications:
+        due = []
+        for named in _named(use_case):
+            if named.is_due(as_of.date()):
+                due.append(named)
+            else:
+                console.print(f"{named.name}: {named.why_not_due(as_of.date())}")
+        for each in run(settings, due, as_of.date()).publications:
             console.print(f"{each.use_case}: {each.rows:,} rows, publication {each.publication_id}")
 
 
