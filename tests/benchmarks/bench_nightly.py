@@ -35,13 +35,17 @@ from nightshift.io import model_store, registry
 from nightshift.services import airflow, postgres
 from nightshift.services import run as services
 from nightshift.settings import PROJECT_ROOT, Settings, load_settings
-from nightshift.use_cases import CHURN, USE_CASES
+from nightshift.spec import UseCase
+from nightshift.use_cases import CHURN, FRAUD, USE_CASES
 from nightshift.use_cases.spend import SPEND
 
 AIM_SECONDS = 90
 MOST_SECONDS = 1_800
 TREES = 200
 BY = ("airflow", "cli")
+CARD_HOLDERS = 200
+TOLD_BY = ((FRAUD, "payment_amount"), (SPEND, "customer_purchase_amount_sum_90d"))
+"""Each other use case of the night with the feature that its champion has learned from."""
 
 
 def register_champion(settings: Settings, root: Path) -> None:
@@ -65,12 +69,13 @@ def register_champion(settings: Settings, root: Path) -> None:
         held.decide("promotion", registry.GATES, made, (), "the benchmark's")
 
 
-def register_champion_of_spend(settings: Settings, root: Path) -> None:
-    """The more was bought lately, the larger the amount; promoted as the gates would."""
-    told_by = "customer_purchase_amount_sum_90d"
-    number = small_models.register(settings, SPEND, root, told_by, rows=20_000, trees=TREES)
-    made = model_store.registered(settings, SPEND.name)[number]
-    with registry.opened(settings, SPEND.name) as held:
+def register_champion_told_by(
+    settings: Settings, use_case: UseCase, root: Path, told_by: str
+) -> None:
+    """The higher the feature, the higher the score; promoted as the gates would."""
+    number = small_models.register(settings, use_case, root, told_by, rows=20_000, trees=TREES)
+    made = model_store.registered(settings, use_case.name)[number]
+    with registry.opened(settings, use_case.name) as held:
         held.decide("promotion", registry.GATES, made, (), "the benchmark's")
 
 
@@ -152,7 +157,9 @@ def main(customers: int, lines: int, runs: int) -> None:
         postgres_port=postgres.free_port(15720), airflow_port=postgres.free_port(18280),
     )  # fmt: skip
     try:
-        shop = write_landing(settings.landing_folder, customers=customers, lines=lines)
+        shop = write_landing(
+            settings.landing_folder, customers=customers, lines=lines, card_holders=CARD_HOLDERS
+        )
         services.up(settings)
         wait_for_the_dag(settings)
         days = sorted(
@@ -161,7 +168,8 @@ def main(customers: int, lines: int, runs: int) -> None:
         )
         nights = [day + timedelta(days=1) for day in days[-len(BY) * runs - 1 :]]
         register_champion(settings, root / "model")
-        register_champion_of_spend(settings, root / "spend")
+        for use_case, told_by in TOLD_BY:
+            register_champion_told_by(settings, use_case, root / use_case.name, told_by)
         began = time.perf_counter()
         pipeline.nightly(settings, USE_CASES, nights[0])
         print(f"set-up: {time.perf_counter() - began:.1f} s", file=sys.stderr)

@@ -16,7 +16,7 @@ HEADER = "Invoice,StockCode,Description,Quantity,InvoiceDate,Price,Customer ID,C
 COMMANDS = (
     "up", "down", "status", "reset", "doctor", "demo-data", "ingest", "nightly", "train", "score",
     "publish", "evaluate", "demo", "promote", "rollback", "history",
-    "backfill", "receipt", "new-source", "new-use-case",
+    "backfill", "receipt", "rules", "new-source", "new-use-case",
 )  # fmt: skip
 
 
