@@ -11,14 +11,17 @@ from nightshift.settings import Settings
 from nightshift.spec import UseCase
 
 
-def small_booster(use_case: UseCase, told_by: str, rows: int = 500, trees: int = 20) -> xgb.Booster:
-    """The higher the feature ``told_by``, the likelier 1, or the larger the amount."""
+def small_booster(
+    use_case: UseCase, told_by: str, rows: int = 500, trees: int = 20, above: float = 90
+) -> xgb.Booster:
+    """The higher the feature ``told_by``, the likelier 1, which is what is ``above``, or the larger
+    the amount."""
     names = list(use_case.feature_names)
     matrix = np.random.default_rng(1).uniform(0, 200, (rows, len(names))).astype(np.float32)
     told = matrix[:, names.index(told_by)].astype(np.float64)
     common = {"max_depth": 2, "nthread": 1, "seed": 1}
     if use_case.objective == "binary":
-        data = xgb.DMatrix(matrix, told > 90, feature_names=names)
+        data = xgb.DMatrix(matrix, told > above, feature_names=names)
         return xgb.train({"objective": "binary:logistic", **common}, data, trees)
     data = xgb.DMatrix(matrix, told, feature_names=names)
     if use_case.objective == "ranking":
@@ -44,10 +47,11 @@ def register(
     rows: int = 500,
     trees: int = 20,
     booster: xgb.Booster | None = None,
+    above: float = 90,
 ) -> str:
     """Register a small model of the use case, or ``booster``, by way of the folder ``root``.
     Its version."""
-    booster = booster or small_booster(use_case, told_by, rows, trees)
+    booster = booster or small_booster(use_case, told_by, rows, trees, above)
     model_store.write_model(
         root, bytes(booster.save_raw("ubj")), {"features": list(use_case.feature_names)}
     )

@@ -11,11 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from jsonschema import Draft202012Validator
-from payment_cases import FRAUD
+from payment_cases import FRAUD, PAYMENTS, TABLES
 from psycopg2.errors import InsufficientPrivilege
 from small_models import register, small_booster
 
 from nightshift.errors import AuditError
+from nightshift.features import extract
+from nightshift.features import run as features
+from nightshift.features.extract_run import events_dir
 from nightshift.io import model_store
 from nightshift.io.lake import dataset_dir, parts, replacing, write_manifest
 from nightshift.monitoring.run import measure_matured, rule_figures
@@ -175,6 +178,35 @@ def test_decisions_rest_on_rules_and_on_a_threshold_that_a_rerun_keeps(
     found_threshold = score(settings, again, later).threshold
     assert found_threshold == Threshold(0.7, "2012-03-08/1")
     assert "1 published nights from 2012-03-01" in ask(settings, f"{chosen} order by as_of")[1][2]
+
+
+def test_outcomes_are_what_was_reported_and_known_by_then(warehouse: Settings) -> None:
+    rows = TABLES["payments"].to_pylist()
+    alerts = Alerts(target=AlertBudget(entities=5), low=0.2, high=0.9, step=0.1, initial=0.6)
+    decided = UseCase(**(dict(FRAUD) | {"alerts": alerts}))
+    for month in sorted({f"{row['landed_date']:%Y-%m}" for row in rows}):
+        landed = [f"{row['landed_date']:%Y-%m}" == month for row in rows]
+        folder = events_dir(warehouse, PAYMENTS, "customer_id") / f"month={month}-01"
+        with replacing(folder) as place:
+            file, table = place / extract.FILE, TABLES["payments"].filter(pa.array(landed))
+            extract.write(file, table, PAYMENTS, "customer_id", warehouse.lake_buckets)
+            size = file.stat().st_size
+            told = {"buckets": warehouse.lake_buckets, "bytes": size, "signature": month}
+            write_manifest(place, told)
+
+    features._write_outcomes(warehouse, decided, AS_OF)
+
+    folder = dataset_dir(warehouse.lake_dir, "outcomes", FRAUD.name, AS_OF)
+    found = pa.concat_tables(pq.read_table(part, partitioning=None) for part in parts(folder))
+    last = AS_OF - timedelta(days=8)
+    assert {(row["payment_id"], row["as_of"]) for row in found.to_pylist()} == {
+        (row["payment_id"], row["landed_date"] + timedelta(days=1))
+        for row in rows
+        if row["is_fraud"] and row["reported_on"] < AS_OF and row["customer_id"]
+        and (row["amount"] or 0) > 0 and row["landed_date"] == row["paid_at"].date()
+        and last - timedelta(days=13) <= row["landed_date"] <= last
+    }  # fmt: skip
+    assert found.num_rows > 3
 
 
 def reported(rows: pa.Table) -> pa.Table:

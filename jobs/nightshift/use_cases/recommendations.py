@@ -66,7 +66,7 @@ RECOMMENDATIONS = UseCase(
     label=AnyEvent(source=ORDER_LINES, key=PAIR, where=IS_GOODS, horizon_days=28),
     feature_groups=(PAIR_HISTORY, PRODUCT_SALES, CUSTOMER_BASKET),
     snapshots=Snapshots(stride_days=28, count=6, min_history_days=90),
-    # Chosen on snapshots before 2011-07-15 of real order lines, as were candidates and features.
+    # Chosen on the snapshot of 2011-07-15 of real order lines, whose label ends before the test.
     model=Model(parameters={"eta": 0.1, "max_depth": 5, "colsample_bytree": 0.5}),
     heuristics=(
         Heuristic(name="popularity", feature="product_buyer_distinct_28d"),

@@ -15,9 +15,7 @@ from nightshift.spec import (
     Count,
     Exposure,
     Model,
-    Population,
     Sum,
-    TopItems,
     UseCase,
 )
 from nightshift.training import fit
@@ -37,6 +35,7 @@ from nightshift.training.fit import (
 )
 from nightshift.training.split import Split
 from nightshift.use_cases.churn import CHURN
+from nightshift.use_cases.recommendations import RECOMMENDATIONS
 
 DAYS = tuple(date(2025, 1, 1) + timedelta(days=30 * n) for n in range(4))
 PARTS = Split(DAYS[:2], DAYS[2:3], DAYS[3:])
@@ -293,19 +292,7 @@ def test_lists_are_ordered_by_every_loss(loss: str) -> None:
 
 
 def ranking_use_case(loss: str) -> UseCase:
-    lines = CHURN.label.source
-    pair = ("customer_id", "product_id")
-    fields = {name: getattr(CHURN, name) for name in UseCase.model_fields}
-    return UseCase(**{
-        **fields,
-        "population": Population(source=lines, key=pair, where=CHURN.population.where,
-                                 active_days=365),
-        "label": Count(source=lines, key=pair, horizon_days=90),
-        "working_point": TopItems(k=5),
-        "slices": (),
-        "model": Model(loss=loss),
-        "gates": CHURN.gates[-2:],
-    })  # fmt: skip
+    return RECOMMENDATIONS.model_copy(update={"model": Model(loss=loss)})
 
 
 def test_an_error_that_explodes_stops_the_training() -> None:
