@@ -47,7 +47,6 @@ ALLOWED = {
     ("rules.py", "rule.where"): "a condition of a declaration: its author's SQL, in DuckDB",
     ("quality/run.py", "dates"): DATES,
     ("quality/run.py", "batch.landed_date"): DATES,
-    ("rules.py", "rule.where"): "a condition of a declaration: its author's SQL, in DuckDB",
     ("io/warehouse.py", "mark"): "a digest and names of this module's roles",
     ("io/warehouse.py", "mode"): "a constant of this function",
     ("publishing/run.py", "keys"): "a constant, formatted with a quoted name",
