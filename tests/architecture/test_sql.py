@@ -12,7 +12,7 @@ STATEMENT = re.compile(
     r"\s*(select|insert into|update|delete|create|alter|drop|grant|revoke|truncate|copy|comment on"
     r"|analyze|with|set|lock|vacuum|call|attach|detach)\s", re.IGNORECASE,
 )  # fmt: skip
-QUOTING = {"quoted", "quote", "literal", "_listed"}
+QUOTING = {"quoted", "quote", "literal"}
 DECLARED = {
     *("raw_table", "quarantine_table", "day", "table", "sql_type"),
     *("key", "score_column", "shown", "landed_days", "source", "contract.name", "column.name"),

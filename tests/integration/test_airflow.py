@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -40,13 +39,11 @@ def outcome(stack: Any) -> list[Any]:
 
 @pytest.fixture
 def bad_cards(stack: Any) -> Iterator[None]:
-    """A file of payments, which no use case reads, that is refused."""
-    folder = stack.settings.landing_folder / "card_transactions"
-    path = folder / "ds=2025-12-30" / "card_transactions.csv"
-    path.parent.mkdir(parents=True)
+    """A file of payments, which neither of two use cases reads, that is refused."""
+    path = stack.settings.landing_folder / "card_transactions" / "ds=2025-12-30" / "broken.csv"
     path.write_text("transaction_id,amount\n1,2.5\n")
     yield
-    shutil.rmtree(folder)
+    path.unlink()
 
 
 def test_a_use_case_or_source_that_fails_holds_none_of_the_others_and_clearing_changes_nothing(
@@ -73,10 +70,7 @@ def test_a_use_case_or_source_that_fails_holds_none_of_the_others_and_clearing_c
     assert notes["publish.publish_predictions"].startswith(f"churn: {rows} of version ")
     assert "no champion yet for untrained" in notes["untrained.score"]
     assert "**What to do:**" in notes["untrained.score"]
-    assert (
-        "card_transactions/ds=2025-12-30/card_transactions.csv"
-        in (notes["sources.card_transactions"])
-    )
+    assert "card_transactions/ds=2025-12-30/broken.csv" in (notes["sources.card_transactions"])
     assert "card_transactions is held" in notes["ingest.load_raw"]
     subjects = sorted(mail["Subject"] for mail in wait_for(running_sinks.mails, 2))
     assert [subject.split(":")[0].rsplit(" ", 1)[1] for subject in subjects] == [
