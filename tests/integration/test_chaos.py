@@ -211,10 +211,16 @@ def is_working(process: Victim) -> bool:
     """Whether Spark's JVM has Python workers."""
     with suppress(psutil.Error):  # one that ends just now
         java = process.java()
-        for worker in java.children() if java is not None else []:
-            if "nightshift.features.daemon" in worker.cmdline():
-                return True
+        return java is not None and any(map(is_worker, java.children()))
     return False
+
+
+def is_worker(child: psutil.Process) -> bool:
+    """Whether it is a Python worker; spark-submit can have left the JVM a zombie as well."""
+    try:
+        return "nightshift.features.daemon" in child.cmdline()
+    except psutil.Error:
+        return False
 
 
 def test_scoring_with_a_full_disk_is_refused_and_without_the_model_store_goes_on(
