@@ -173,7 +173,7 @@ def test_a_failed_check_is_red_and_its_note_says_what_to_do(
     assert NIGHT_AFTER_BAD_DAY not in stack.published()
 
     open_task(page, stack, "bad-prices", "quality.check_landed", "/details")
-    cause = f"order_lines landed {BAD_DAY}, column price, price_is_usual"
+    cause = f"card_transactions landed {BAD_DAY}, column amount, amount_in_range"
     expect(page.get_by_text(re.compile(cause)).first).to_be_visible()
     picture("failed-check", 700)
     page.get_by_role("button", name="Edit note").click()

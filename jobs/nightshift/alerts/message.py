@@ -163,7 +163,7 @@ def of_recovery(
     return Message(
         _subject(
             f"recovered: {dag_id}, {', '.join(places)}, after {duration(now - since)}",
-            ", ".join(f"{table} {_at(day)}" for table, day in published.items()),
+            _together(published),
         ),
         (
             Section(f"{name} succeeded; closed with it", tuple(lines)),
@@ -248,8 +248,20 @@ def _consequences(failure: Failure, published: Mapping[str, date | None] | None)
 def _summary(dag_id: str, published: Mapping[str, date | None] | None) -> str:
     if published is None:
         return "the warehouse does not answer"
-    verb = "is" if _is_training(dag_id) else "stays"
-    return ", ".join(f"{table} {verb} {_at(day)}" for table, day in published.items())
+    return _together(published, ("is", "are") if _is_training(dag_id) else ("stays", "stay"))
+
+
+def _together(published: Mapping[str, date | None], verbs: tuple[str, str] | None = None) -> str:
+    """The tables of a day in one breath: a subject has little room, and a night many use cases."""
+    tables: dict[date | None, list[str]] = {}
+    for table, day in published.items():
+        tables.setdefault(day, []).append(table)
+    found = []
+    for day, (first, *others) in tables.items():
+        names = ", ".join([first, *(other.rpartition(".")[2] for other in others)])
+        verb = "" if verbs is None else f" {verbs[bool(others)]}"
+        found.append(f"{names}{verb} {_at(day)}")
+    return ", ".join(found)
 
 
 def _is_training(dag_id: str) -> bool:

@@ -130,6 +130,22 @@ def test_a_subject_keeps_its_length_and_its_consequence() -> None:
     assert subject.endswith("…; predictions.churn stays at 2026-01-08")
 
 
+def test_a_subject_tells_the_tables_of_a_day_together() -> None:
+    tables = {
+        "predictions.churn": BEFORE, "predictions.fraud": AS_OF, "predictions.spend": BEFORE,
+    }  # fmt: skip
+    stopped = of_failure(failure(PRICES), tables, {}, "").subject
+    assert stopped.endswith(
+        "; predictions.churn, spend stay at 2026-01-08, predictions.fraud stays at 2026-01-09"
+    )
+    opened = datetime(2026, 1, 9, tzinfo=UTC)
+    closed = [Incident(1, "quality.check_landed", PRICES, opened, times_seen=1)]
+    recovered = of_recovery("nightly", AS_OF, closed, tables, opened, "UTC")
+    assert recovered.subject.endswith(
+        "; predictions.churn, spend at 2026-01-08, predictions.fraud at 2026-01-09"
+    )
+
+
 def test_a_recovery_says_what_since_when_and_how_long() -> None:
     opened = datetime(2026, 1, 9, 0, 3, tzinfo=UTC)
     closed = [Incident(1, "quality.check_landed", PRICES, opened, times_seen=2)]
