@@ -309,6 +309,7 @@ def airflow_stack(running_sinks: AlertSinks) -> Iterator[Settings]:
         _env_file=None,
         state_dir=root / "state",
         landing=root / "landing",
+        lake_buckets=4,  # of some hundred customers
         postgres_port=worker_port(15900),
         airflow_port=worker_port(18080),
         alert_email="on-call@example.com",

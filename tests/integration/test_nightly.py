@@ -65,11 +65,10 @@ OF_CHURN = ("--use-case", "churn")
 
 @dataclass(frozen=True)
 class Night:
-    """A night for ``AS_OF`` that nothing disturbed, and the output of one without a champion."""
+    """A night for ``AS_OF`` that nothing disturbed."""
 
     settings: Settings
     outcome: dict[str, Any]
-    before_training: subprocess.CompletedProcess[str]
 
 
 class Warehouses:
@@ -102,11 +101,10 @@ def warehouses(
 @pytest.fixture(scope="module")
 def night(warehouses: Warehouses) -> Night:
     settings = warehouses.make("nightly_undisturbed")
-    refused = nightshift(settings, "nightly", "--as-of", str(AS_OF), *OF_CHURN)
     trained = nightshift(settings, "train", "churn", "--as-of", str(AS_OF))
     assert trained.returncode == 0, trained.stdout + trained.stderr
     run_night(settings)
-    return Night(settings, outcome_of(settings, AS_OF), refused)
+    return Night(settings, outcome_of(settings, AS_OF))
 
 
 def land_late_lines(landing: Path) -> None:
@@ -246,15 +244,6 @@ def test_the_checks_after_a_kill_can_fail(warehouse: Settings) -> None:
         assert_nothing_is_half_done(warehouse, expected)
 
 
-def test_without_a_champion_the_night_is_refused_and_nothing_is_published(night: Night) -> None:
-    refused = night.before_training
-
-    assert refused.returncode == 1
-    assert "refused: no champion yet for churn" in refused.stderr
-    assert f"nightshift train churn --as-of {AS_OF}" in refused.stderr
-    assert "Traceback" not in refused.stderr
-
-
 def test_the_same_night_again_changes_nothing(night: Night) -> None:
     pointers = "select * from predictions.pointers order by use_case, as_of"
     publications = "select * from ops.publications order by publication_id"
@@ -338,24 +327,6 @@ def test_what_lands_later_changes_no_earlier_night(night: Night, warehouses: War
     assert_same(outcome_of(settings, AS_OF), night.outcome)
     newest = query(settings.reader_url, "select distinct as_of from predictions.churn_latest")
     assert newest == [(LATER,)]
-
-    # the guard can fail: had the same lines landed in time, other predictions would follow
-    execute(
-        settings.warehouse_url,
-        "with late as (update ops.landing_files set landed_date = %s where path like"
-        " '%%late.csv.gz' returning file_id, landed_date, old.landed_date as landed_before),"
-        " moved as (update raw.order_lines set _landed_date = late.landed_date from late"
-        " where _file_id = file_id)"
-        " insert into ops.changed_days (source, landed_date, reason) select distinct"
-        " 'order_lines', unnest(array[landed_date, landed_before]), 'moved' from late",
-        AS_OF - timedelta(days=1),
-    )
-    run_night(settings, AS_OF)
-    with pytest.raises(AssertionError, match=r"predictions: \d+ rows differ"):
-        assert_same(
-            {"predictions": outcome_of(settings, AS_OF)["predictions"]},
-            {"predictions": night.outcome["predictions"]},
-        )
 
 
 def as_read(receipt: Receipt) -> str:
