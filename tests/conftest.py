@@ -26,6 +26,7 @@ from nightshift.services import airflow
 from nightshift.services import run as services
 from nightshift.services.postgres import EmbeddedPostgres, free_port
 from nightshift.settings import PREFIX, PROJECT_ROOT, Settings, load_settings
+from nightshift.use_cases import CHURN
 
 WRITER, READER, PASSWORD = "nightshift_writer", "nightshift_reader", "only-for-tests"
 MAIL_PASSWORD, WEBHOOK_SECRET = "canary-of-the-mail-server", "canary-of-the-webhook"
@@ -159,6 +160,13 @@ def warehouse(
     yield settings_for(postgres_server, name, tmp_path)
     with postgres_server.superuser() as connection, connection.cursor() as cursor:
         cursor.execute(f"drop database {name} with (force)")
+
+
+@pytest.fixture
+def registry_of_churn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Churn alone is listed, so that what is wrong with order lines holds all that there is."""
+    for module in ("ingest.run", "quality.run", "io.held_sources"):
+        monkeypatch.setattr(f"nightshift.{module}.USE_CASES", (CHURN,))
 
 
 @pytest.fixture

@@ -124,6 +124,7 @@ def test_a_night_is_triggered_by_the_form_and_tells_its_result(
 def test_assets_show_what_predictions_are_made_of(page: Page, stack: Any) -> None:
     _, answer = stack.call("GET", "/assets?name_pattern=predictions/churn")
     (asset,) = answer["assets"]
+    page.set_viewport_size({"width": 4000, "height": 3000})  # what is outside is not drawn
     page.goto(f"{stack.url}/assets/{asset['id']}")
     page.get_by_text("Task Dependencies").click()
     graph = page.get_by_test_id("rf__wrapper")

@@ -200,6 +200,7 @@ def test_training_on_too_short_a_history(tracked_warehouse: Settings) -> None:
     )
 
 
+@pytest.mark.usefixtures("registry_of_churn")
 def test_the_quarantine_is_listed_shown_and_replayed(warehouse: Settings) -> None:
     land(warehouse, date(2010, 12, 1))
     folder = warehouse.landing_folder / "order_lines" / "ds=2010-12-01"
@@ -222,6 +223,7 @@ def test_the_quarantine_is_listed_shown_and_replayed(warehouse: Settings) -> Non
     assert_refused(unknown, "no contract for source 'orders'", "card_transactions")
 
 
+@pytest.mark.usefixtures("registry_of_churn")
 def test_ingest_says_what_it_did(warehouse: Settings) -> None:
     land(warehouse, date(2010, 12, 1))
 

@@ -28,6 +28,8 @@ from nightshift.ingest.run import ingest
 from nightshift.io.warehouse import connect
 from nightshift.settings import PROJECT_ROOT, Settings
 
+pytestmark = pytest.mark.usefixtures("registry_of_churn")
+
 REAL_LANDING = PROJECT_ROOT.parent / "shared" / "data" / "landing"
 HEADER = "Invoice,StockCode,Description,Quantity,InvoiceDate,Price,Customer ID,Country\n"
 GOOD = "489434,85048,GLASS BALL,12,2024-01-01 07:45:00,6.95,13085,United Kingdom\n"

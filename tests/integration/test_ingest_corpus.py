@@ -786,6 +786,7 @@ def test_malformed_files_lose_nothing_and_harm_no_other(warehouse: Settings) -> 
     assert query(warehouse, "select count(*) from raw.chargebacks") == [(1,)]
 
 
+@pytest.mark.usefixtures("registry_of_churn")
 def test_names_lead_nowhere(warehouse: Settings) -> None:
     folder = warehouse.landing_folder / "order_lines" / f"ds={DAY}"
     outside = warehouse.landing_folder.parent / "secret.csv"

@@ -144,6 +144,7 @@ def test_ingest_from_a_bucket(warehouse: Settings, s3: "S3Client") -> None:
     assert missing_landings(URL, sources, AS_OF) == ["order_lines/ds=2024-01-09"]
 
 
+@pytest.mark.usefixtures("registry_of_churn")
 def test_keys_lead_nowhere(warehouse: Settings, s3: "S3Client") -> None:
     put(s3, f"{FOLDER}/ds=2024-01-01/good.csv", HEADER + line(1))
     put(s3, f"{FOLDER}/ds=2024-01-01/%2e%2e%2fa.csv", HEADER + line(2))

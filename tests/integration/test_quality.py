@@ -31,7 +31,7 @@ from nightshift.quality.run import REPORTS_KEPT, check_landed, check_marts, newe
 from nightshift.settings import PROJECT_ROOT, Settings
 from nightshift.use_cases import CHURN
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("registry_of_churn")]
 
 REAL_LANDING = PROJECT_ROOT.parent / "shared" / "data" / "landing"
 FIRST = date(2011, 5, 2)

@@ -17,7 +17,7 @@ from nightshift.services.postgres import EmbeddedPostgres
 from nightshift.settings import Settings
 from nightshift.transform.run import build, unit_test
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("registry_of_churn")]
 
 AS_OF = date(2011, 1, 5)
 Line = tuple[object, ...]

@@ -12,7 +12,7 @@ from nightshift.io.warehouse import connect
 from nightshift.settings import Settings
 from nightshift.transform.run import build
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("registry_of_churn")]
 
 AS_OF = date(2011, 1, 8)
 CUT = "2011-01-05"

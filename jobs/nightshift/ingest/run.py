@@ -98,7 +98,7 @@ def ingest(settings: Settings, as_of: date) -> IngestResult:
                 _ingest_source(settings, zone, load_contract(source), as_of, tally)
             except (NothingLanded, RefusedAsOf) as missing:
                 if source in needed:
-                    held[source] = missing
+                    held[source] = _of_its_readers(source, missing)
                 else:
                     _log.info("nothing landed, and no use case needs it: %s", missing.what)
             except ContractError as refusal:  # of the contract itself: its table cannot follow
@@ -244,6 +244,18 @@ def _require_unchanged(file: LandedFile, local: Path, sha256: str) -> None:
             f"{file.path}: its content has changed since it was loaded",
             "run `nightshift ingest`: it loads the new version in place of the old",
         )
+
+
+def _of_its_readers(source: str, missing: NightshiftError) -> NightshiftError:
+    """The same, with what to do where there is no such source at all."""
+    if not isinstance(missing, NothingLanded):
+        return missing
+    readers = ", ".join(each.name for each in USE_CASES if source in each.landings)
+    return NothingLanded(
+        missing.what,
+        f"{missing.remedy}; where there are no {source}, take what reads them ({readers}) out of"
+        " jobs/nightshift/use_cases/__init__.py",
+    )
 
 
 def _require_past(settings: Settings, as_of: date) -> None:
