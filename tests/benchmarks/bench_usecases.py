@@ -34,7 +34,7 @@ import watching
 from nightshift import pipeline
 from nightshift.demo_data.run import PAYMENT_DAYS, write_landing
 from nightshift.features.run import build_features
-from nightshift.io import lake, model_store, registry
+from nightshift.io import lake
 from nightshift.io.warehouse import migrate
 from nightshift.publishing.run import publish
 from nightshift.scoring.run import score
@@ -49,7 +49,7 @@ PAYMENTS_A_DAY = 2
 NIGHTS = {"one": ("churn",), "four": tuple(use_case.name for use_case in USE_CASES)}
 AIMS = {"four_over_one": 1.6, "memory": 1.0}
 MOST_BYTES = 4 * 2**30
-TREES = 200
+TREES, MODEL_ROWS = 200, 20_000
 
 
 def settings_of(server: EmbeddedPostgres, root: Path, name: str) -> Settings:
@@ -63,19 +63,6 @@ def settings_of(server: EmbeddedPostgres, root: Path, name: str) -> Settings:
         reader_database_url=server.url(name, READER, PASSWORD),
         mlflow_tracking_uri=server.url(f"{name}_mlflow", WRITER, PASSWORD, "postgresql+psycopg2"),
     )
-
-
-def register_champions(settings: Settings, names: Sequence[str], root: Path) -> None:
-    """A small model of each use case, promoted as the gates would."""
-    for name in names:
-        use_case = find_use_case(name)
-        told_by = use_case.feature_names[0]
-        number = small_models.register(
-            settings, use_case, root / name, told_by, rows=20_000, trees=TREES
-        )
-        made = model_store.registered(settings, name)[number]
-        with registry.opened(settings, name) as held:
-            held.decide("promotion", registry.GATES, made, (), "the benchmark's")
 
 
 def command(settings: Settings, names: Sequence[str], as_of: date, stages: str) -> list[str]:
@@ -141,7 +128,9 @@ def main(customers: int, lines: int, payments: int, runs: int, in_memory: Sequen
             uri = made[name].mlflow_tracking_uri
             assert uri is not None
             mlflow_store.prepare(uri, root / name / "mlflow")
-            register_champions(made[name], names, root / name / "models")
+            for each in names:
+                folder = root / name / each
+                small_models.promote(made[name], find_use_case(each), folder, MODEL_ROWS, TREES)
             print(f"set-up of {name}: {timed(made[name], names, nights[0]):.1f} s", file=sys.stderr)
         taken: dict[str, list[float]] = {name: [] for name in NIGHTS}
         for as_of in nights[1:]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import psycopg2
 import pytest
-from small_models import register
+from small_models import ABOVE, TOLD_BY, register
 
 from nightshift.demo_data.run import write_landing
 from nightshift.io import model_store
@@ -25,15 +25,6 @@ from nightshift.settings import Settings
 from nightshift.use_cases import CHURN, USE_CASES
 
 TRAINED = "2025-12-31"
-TOLD_BY = {
-    "churn": "customer_purchase_days_since_last_all",
-    "fraud": "payment_amount",
-    "recommendations": "pair_order_distinct_all",
-    "spend": "customer_purchase_amount_sum_90d",
-}
-"""Use case → the feature that its small champion has learned from."""
-FRAUD_ABOVE = 180
-"""Of which payments that champion says that they are frauds: few, as the audit asks."""
 BAD_DAYS = ("2026-01-08", "2026-01-22")
 """On which prices and amounts land a hundred times too high: no use case has what it reads."""
 SPOILED = {"order_lines": "Price", "card_transactions": "amount"}
@@ -162,7 +153,7 @@ def stack(airflow_stack: Settings, tmp_path_factory: pytest.TempPathFactory) -> 
     for use_case in USE_CASES:
         version = register(
             airflow_stack, use_case, tmp_path_factory.mktemp("model"), TOLD_BY[use_case.name],
-            TRAINED, above=FRAUD_ABOVE if use_case.name == "fraud" else 90,
+            TRAINED, above=ABOVE.get(use_case.name, 90),
         )  # fmt: skip
         model_store.set_alias(airflow_stack, use_case.name, model_store.CHAMPION, version)
     url, username, password = services.airflow_login(airflow_stack)
