@@ -328,6 +328,24 @@ def test_what_lands_later_changes_no_earlier_night(night: Night, warehouses: War
     newest = query(settings.reader_url, "select distinct as_of from predictions.churn_latest")
     assert newest == [(LATER,)]
 
+    # the guard can fail: had the same lines landed in time, other predictions would follow
+    execute(
+        settings.warehouse_url,
+        "with late as (update ops.landing_files set landed_date = %s where path like"
+        " '%%late.csv.gz' returning file_id, landed_date, old.landed_date as landed_before),"
+        " moved as (update raw.order_lines set _landed_date = late.landed_date from late"
+        " where _file_id = file_id)"
+        " insert into ops.changed_days (source, landed_date, reason) select distinct"
+        " 'order_lines', unnest(array[landed_date, landed_before]), 'moved' from late",
+        AS_OF - timedelta(days=1),
+    )
+    run_night(settings, AS_OF)
+    with pytest.raises(AssertionError, match=r"predictions: \d+ rows differ"):
+        assert_same(
+            {"predictions": outcome_of(settings, AS_OF)["predictions"]},
+            {"predictions": night.outcome["predictions"]},
+        )
+
 
 def as_read(receipt: Receipt) -> str:
     """The page as a person sees it, on one line and without its lines."""

@@ -3,7 +3,6 @@
 from contextlib import closing
 from datetime import date
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psycopg2
@@ -12,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from small_models import register, small_booster
 
+from chaos.worlds import query
 from nightshift.errors import AuditError
 from nightshift.io import lake, model_store
 from nightshift.io.lake import dataset_dir, parts, replacing, write_manifest
@@ -51,13 +51,6 @@ def write_candidates(settings: Settings, kind: str) -> pa.Table:
     return table
 
 
-def ask(settings: Settings, query: str) -> list[tuple[Any, ...]]:
-    with closing(psycopg2.connect(settings.warehouse_url)) as connection:
-        cursor = connection.cursor()
-        cursor.execute(query)
-        return cursor.fetchall()
-
-
 def test_lists_are_scored_published_challenged_and_measured(
     tracked_warehouse: Settings, tmp_path: Path
 ) -> None:
@@ -69,8 +62,8 @@ def test_lists_are_scored_published_challenged_and_measured(
     assert scored.rows == (CUSTOMERS - 1) * 10 + 4
     publish(settings, [RECOMMENDATIONS], AS_OF)
 
-    listed = ask(
-        settings,
+    listed = query(
+        settings.warehouse_url,
         "select rank, product_id, generators, band, jsonb_array_length(reasons)"
         " from predictions.recommendations_latest where customer_id = 'c0007' order by rank",
     )

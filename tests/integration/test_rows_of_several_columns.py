@@ -3,7 +3,6 @@
 from contextlib import closing
 from datetime import date, timedelta
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psycopg2
@@ -15,6 +14,7 @@ from payment_cases import FRAUD, PAYMENTS, TABLES
 from psycopg2.errors import InsufficientPrivilege
 from small_models import register, small_booster
 
+from chaos.worlds import query
 from nightshift.errors import AuditError
 from nightshift.features import extract
 from nightshift.features import run as features
@@ -55,13 +55,6 @@ def write_events(settings: Settings, kind: str, changed: int = 0) -> pa.Table:
     return table
 
 
-def ask(settings: Settings, query: str) -> list[tuple[Any, ...]]:
-    with closing(psycopg2.connect(settings.warehouse_url)) as connection:
-        cursor = connection.cursor()
-        cursor.execute(query)
-        return cursor.fetchall()
-
-
 def test_events_are_scored_published_looked_up_compared_and_measured(
     tracked_warehouse: Settings, tmp_path: Path
 ) -> None:
@@ -73,12 +66,17 @@ def test_events_are_scored_published_looked_up_compared_and_measured(
     publish(settings, [FRAUD], AS_OF)
 
     view = f"predictions.{FRAUD.name}_latest"
-    found = ask(settings, f"select payment_id from {view} where customer_id = 'c0007' order by 1")
+    found = query(
+        settings.warehouse_url,
+        f"select payment_id from {view} where customer_id = 'c0007' order by 1",
+    )
     assert found == [("p0014",), ("p0015",)]
-    plan = ask(settings, f"explain select * from {view} where customer_id = 'c0007'")
+    plan = query(
+        settings.warehouse_url, f"explain select * from {view} where customer_id = 'c0007'"
+    )
     table = f"predictions.{sql.partition(FRAUD, first)}"
-    ((definition,),) = ask(
-        settings,
+    ((definition,),) = query(
+        settings.warehouse_url,
         f"select pg_get_constraintdef(oid) from pg_constraint where contype = 'p'"
         f" and conrelid = '{table}'::regclass",
     )
@@ -105,7 +103,7 @@ def test_events_are_scored_published_looked_up_compared_and_measured(
     )
     judge(settings, other)
     assert challenge(settings, FRAUD, AS_OF) is not None
-    assert ask(settings, ask_rows) == [(ROWS, ROWS)]
+    assert query(settings.warehouse_url, ask_rows) == [(ROWS, ROWS)]
 
     write_events(settings, "matured")
     measured = measure_matured(settings, FRAUD, AS_OF)
@@ -134,8 +132,8 @@ def test_decisions_rest_on_rules_and_on_a_threshold_that_a_rerun_keeps(
     assert score(settings, decided, AS_OF).threshold == Threshold(0.6, "2012-03-01/1")
     publish(settings, [decided], AS_OF)
 
-    rows = ask(
-        settings,
+    rows = query(
+        settings.warehouse_url,
         "select payment_id, churn_probability, decision, rule_hits, threshold_version"
         f" from predictions.{FRAUD.name}_latest order by 1",
     )
@@ -145,17 +143,21 @@ def test_decisions_rest_on_rules_and_on_a_threshold_that_a_rerun_keeps(
         assert (decision, hits) == (("block", ["large"]) if is_large else (alerted, []))
         assert version == "2012-03-01/1"
     validator = Draft202012Validator(json_schema(decided))
-    for (row,) in ask(settings, f"select row_to_json(f) from predictions.{FRAUD.name}_latest f"):
+    for (row,) in query(
+        settings.warehouse_url, f"select row_to_json(f) from predictions.{FRAUD.name}_latest f"
+    ):
         validator.validate(row)
         assert not validator.is_valid(row | {"decision": "perhaps"})
 
     chosen = "select threshold, previous, reason from ops.thresholds"
-    assert ask(settings, chosen) == [(0.6, None, "no outcome is known yet: the initial one")]
+    assert query(settings.warehouse_url, chosen) == [
+        (0.6, None, "no outcome is known yet: the initial one")
+    ]
     write_events(settings, "features", changed=3)
     score(settings, decided, AS_OF)
-    assert len(ask(settings, chosen)) == 1, "a night that is run again keeps it"
+    assert len(query(settings.warehouse_url, chosen)) == 1, "a night that is run again keeps it"
     with pytest.raises(InsufficientPrivilege, match="append-only"):
-        ask(settings, "update ops.thresholds set threshold = 0 returning 1")
+        query(settings.warehouse_url, "update ops.thresholds set threshold = 0 returning 1")
 
     write_events(settings, "matured")
     measure_matured(settings, decided, AS_OF)
@@ -177,7 +179,10 @@ def test_decisions_rest_on_rules_and_on_a_threshold_that_a_rerun_keeps(
     again = decided.model_copy(update={"alerts": one_night})
     found_threshold = score(settings, again, later).threshold
     assert found_threshold == Threshold(0.7, "2012-03-08/1")
-    assert "1 published nights from 2012-03-01" in ask(settings, f"{chosen} order by as_of")[1][2]
+    assert (
+        "1 published nights from 2012-03-01"
+        in query(settings.warehouse_url, f"{chosen} order by as_of")[1][2]
+    )
 
 
 def test_outcomes_are_what_was_reported_and_known_by_then(warehouse: Settings) -> None:
