@@ -53,7 +53,7 @@ def page(browser: Browser, stack: Any) -> Iterator[Page]:
     page.get_by_label("Username").fill(username)
     page.get_by_label("Password").fill(password or "")
     page.get_by_role("button", name="Sign in").click()
-    expect(page.get_by_role("link", name="Dags")).to_be_visible()
+    expect(page.get_by_role("link", name="Dags", exact=True)).to_be_visible()
     yield page
     context.close()
 
