@@ -13,9 +13,12 @@ from nightshift.contracts import SOURCES, load_contract
 from nightshift.errors import NightshiftError
 from nightshift.io.held_sources import held_sources
 from nightshift.io.warehouse import connect
+from nightshift.quality.run import check_marts
 from nightshift.services.postgres import EmbeddedPostgres
 from nightshift.settings import Settings
 from nightshift.transform.run import build, unit_test
+from nightshift.use_cases.churn import CHURN
+from nightshift.use_cases.fraud import FRAUD
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("registry_of_churn")]
 
@@ -307,6 +310,23 @@ def test_a_duplicate_key_of_the_one_source_that_is_read_fails_the_build(
     assert rows(warehouse, "select status from ops.runs where stage = 'transform'") == [("failed",)]
     built = rows(warehouse, "select source from ops.built_changes")
     assert ("order_lines",) not in built
+
+
+def test_a_mart_that_a_held_source_never_got_is_not_checked(
+    warehouse: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("quality.run", "io.held_sources"):
+        monkeypatch.setattr(f"nightshift.{module}.USE_CASES", (CHURN, FRAUD))
+    land(warehouse, SOLD, (*RETURNED[:10], 1))
+    land(warehouse, PAID, source="card_transactions")
+    land(warehouse, REPORTED, source="chargebacks")
+    build(warehouse, AS_OF)
+    assert list(held_sources(warehouse, AS_OF)) == ["order_lines"]
+    assert rows(warehouse, "select to_regclass('marts.fct_order_lines')") == [(None,)]
+
+    assert check_marts(warehouse, AS_OF).outcomes == ()
+
+    assert list(held_sources(warehouse, AS_OF)) == ["order_lines"]
 
 
 def test_a_source_that_was_held_is_completed_by_the_next_build(warehouse: Settings) -> None:
