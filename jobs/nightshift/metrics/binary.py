@@ -45,12 +45,19 @@ def statistics(
         found["brier"] = mean_of((scores - labels) ** 2)
         found["calibration_error"] = calibration_error(labels, scores)
     if selected is not None:
-        hits, chosen = labels * selected, selected.astype(np.float64)
-        found["selection_rate"] = mean_of(chosen)
-        found["precision"] = ratio_of(hits, chosen)
-        found["recall"] = ratio_of(hits, labels)
-        found["f1"] = ratio_of(2 * hits, chosen + labels)
+        found |= selection(labels, selected)
     return found
+
+
+def selection(labels: Vector, selected: Selected) -> dict[str, Statistic]:
+    """Each metric of what is selected, (rows,), by whatever."""
+    hits, chosen = labels * selected, selected.astype(np.float64)
+    return {
+        "selection_rate": mean_of(chosen),
+        "precision": ratio_of(hits, chosen),
+        "recall": ratio_of(hits, labels),
+        "f1": ratio_of(2 * hits, chosen + labels),
+    }
 
 
 def select(working_point: Threshold | TopShare, scores: Vector) -> tuple[float, Selected]:

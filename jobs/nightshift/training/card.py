@@ -17,7 +17,7 @@ from markupsafe import Markup
 from nightshift.baselines import LINEAR
 from nightshift.booster import Vector, gain_shares, predict
 from nightshift.io.lake import digest
-from nightshift.metrics import Estimate, Measured, SliceFigures
+from nightshift.metrics import Estimate, Estimates, Measured, SliceFigures
 from nightshift.model_card import verdict_place
 from nightshift.spec import (
     METRICS,
@@ -35,6 +35,7 @@ from nightshift.training import plots
 from nightshift.training.calibration import Choice
 from nightshift.training.curves import Decile, deciles, precision_recall, roc
 from nightshift.training.dataset import Dataset
+from nightshift.training.decisions import rule_figures
 from nightshift.training.evaluation import MODEL, OverTime
 from nightshift.training.explanation import Explanation, explain
 from nightshift.training.fit import Fitted, Recipe
@@ -54,6 +55,7 @@ class Card:
         deciles: of the scorers that give probabilities or amounts, on the test rows.
         scores: of the model on the test rows, (rows,).
         roc, precision_recall: scorer → the curve's points; empty unless there are two classes.
+        rules: rule → what it finds among the test rows; empty without rules.
         curve, ablation: None where they are switched off.
         parameters: of the fit.
         calibration: how the probabilities were brought to come true; None of other scores.
@@ -76,6 +78,7 @@ class Card:
     roc: Mapping[str, tuple[Vector, Vector]]
     precision_recall: Mapping[str, tuple[Vector, Vector]]
     explanation: Explanation
+    rules: Mapping[str, Estimates]
     curve: LearningCurve | None
     ablation: Ablation | None
     parameters: Mapping[str, Any]
@@ -153,6 +156,7 @@ def collect(
             evaluation.booster, partial(predict, evaluation.booster), use_case.feature_names,
             dataset.vectors(rows), seed,
         ),
+        rules=rule_figures(use_case, dataset, rows, seed),
         curve=curve,
         ablation=ablated,
         parameters=made.parameters | {"half_life_days": made.half_life_days},
@@ -224,6 +228,7 @@ def render(card: Card) -> str:
         reading=reading(card.curve, entity) if card.curve else "",
         ablation=plots.ablation(card.ablation) if card.ablation else "",
         ablated=_ablated(card.ablation) if card.ablation else None,
+        rules=_rules(card) if card.rules else None,
         trials=_trials(card.searched) if card.searched else None,
         gates=[gate_name(gate) for gate in use_case.gates],
     )
@@ -462,6 +467,22 @@ def _staleness(card: Card, metric: Metric) -> str:
     if measured is None:
         return ""
     return plots.staleness({age: each[metric] for age, each in measured.scorers.items()}, metric)
+
+
+def _rules(card: Card) -> _Table:
+    declared = {rule.name: rule for rule in card.use_case.rules}
+    return _Table(
+        ("rule", "hits where", "then", "share of rows", "precision", "recall"),
+        tuple(
+            (
+                name,
+                declared[name].description if name in declared else "",
+                declared[name].action if name in declared else "",
+                *(text(found[metric]) for metric in ("selection_rate", "precision", "recall")),
+            )
+            for name, found in card.rules.items()
+        ),
+    )
 
 
 def _ablated(found: Ablation) -> _Table:

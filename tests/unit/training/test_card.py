@@ -15,6 +15,7 @@ from nightshift.training.explanation import Explanation, PartialDependence
 from nightshift.training.search import Searched, Trial
 from nightshift.training.split import Split
 from nightshift.use_cases.churn import CHURN
+from nightshift.use_cases.fraud import FRAUD
 
 DAYS = [date(2011, 1, 1) + timedelta(days=91 * i) for i in range(3)]
 PARTS = Split((DAYS[0],), (DAYS[1],), (DAYS[2],))
@@ -52,6 +53,7 @@ def card(use_case: UseCase) -> Card:
                 ),
             ),
         ),
+        rules={},
         curve=None,
         ablation=None,
         parameters={"eta": 0.05},
@@ -94,6 +96,19 @@ def test_a_card_shows_groups_notes_and_lineage_escaped() -> None:
     assert "Rolling origins" not in html
     assert "Learning curve" not in html
     assert html.count("data:image/svg+xml;base64,") == 10
+
+
+def test_a_card_tells_what_the_rules_found() -> None:
+    found = {m: Estimate(v, 0.1, 0.9) for m, v in
+             (("selection_rate", 0.25), ("precision", 0.5), ("recall", float("nan")))}  # fmt: skip
+    (first, *_) = FRAUD.rules
+    with_rules = SLICED.model_copy(update={"rules": FRAUD.rules})
+    html = render(replace(card(with_rules), rules={first.name: found}))
+    assert (
+        f"<td>{first.name}</td><td>{first.description}</td><td>block</td>"
+        "<td>0.250 [0.100, 0.900]</td><td>0.500 [0.100, 0.900]</td><td>undefined</td>"
+    ) in html
+    assert "The rules beside the model" not in render(card(SLICED))
 
 
 def test_the_same_figures_give_the_same_card() -> None:
