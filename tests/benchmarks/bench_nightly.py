@@ -27,17 +27,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import small_models
-import xgboost as xgb
 
 from nightshift import pipeline
 from nightshift.demo_data.run import write_landing
-from nightshift.io import model_store, registry
 from nightshift.services import airflow, postgres
 from nightshift.services import run as services
 from nightshift.settings import PROJECT_ROOT, Settings, load_settings
-from nightshift.use_cases import CHURN, USE_CASES, find_use_case
+from nightshift.use_cases import USE_CASES, find_use_case
 
 AIM_SECONDS = 90
 MOST_SECONDS = 1_800
@@ -45,27 +42,6 @@ TREES = 200
 BY = ("airflow", "cli")
 CARD_HOLDERS = 200
 MODEL_ROWS = 20_000
-
-
-def register_champion(settings: Settings, root: Path) -> None:
-    """The longer ago the last purchase, the likelier churn; promoted as the gates would."""
-    names = list(CHURN.feature_names)
-    random = np.random.default_rng(1)
-    matrix = random.uniform(0, 200, (20_000, len(names))).astype(np.float32)
-    recency = matrix[:, names.index("customer_purchase_days_since_last_all")]
-    labels = recency + random.normal(0, 60, len(recency)) > 90
-    booster = xgb.train(
-        {"objective": "binary:logistic", "max_depth": 3, "eta": 0.05, "seed": 1},
-        xgb.DMatrix(matrix, labels, feature_names=names),
-        TREES,
-    )
-    model_store.write_model(root, bytes(booster.save_raw("ubj")), {"features": names})
-    mlflow = model_store.client(settings)
-    run = mlflow.create_run(model_store.experiment_id(settings, CHURN.name))
-    mlflow.log_artifacts(run.info.run_id, str(root), model_store.MODEL)
-    made = model_store.register(settings, CHURN.name, run.info.run_id, "2026-01-01")
-    with registry.opened(settings, CHURN.name) as held:
-        held.decide("promotion", registry.GATES, made, (), "the benchmark's")
 
 
 def only(root: Path, names: Sequence[str]) -> None:
@@ -182,10 +158,7 @@ def main(customers: int, lines: int, runs: int, names: Sequence[str]) -> None:
         nights = [day + timedelta(days=1) for day in days[-len(BY) * runs - 1 :]]
         use_cases = [find_use_case(name) for name in names]
         for use_case in use_cases:
-            if use_case == CHURN:
-                register_champion(settings, root / use_case.name)
-            else:
-                small_models.promote(settings, use_case, root / use_case.name, MODEL_ROWS, TREES)
+            small_models.promote(settings, use_case, root / use_case.name, MODEL_ROWS, TREES)
         began = time.perf_counter()
         pipeline.nightly(settings, use_cases, nights[0])
         print(f"set-up: {time.perf_counter() - began:.1f} s", file=sys.stderr)
