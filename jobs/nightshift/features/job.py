@@ -43,7 +43,7 @@ from nightshift.spec import (
 
 RECENT_MONTHS = 2
 """Newest landed months whose tiles are kept apart; all older ones share a file."""
-ENTITIES_AT_ONCE = 1_000
+ENTITIES_AT_ONCE = 4_000
 """Whose candidates are in memory at once: some hundred thousand rows."""
 
 
@@ -226,11 +226,11 @@ class _Task(vectors.Reader):
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.process_time() - started
 
-    def answered(self, group: FeatureGroup, *asked: Any) -> dict[str, pa.Array]:
-        """See :meth:`vectors.Reader.answered`."""
+    def answered_by_code(self, group: FeatureGroup, *asked: Any) -> dict[str, pa.Array]:
+        """See :meth:`vectors.Reader.answered_by_code`."""
         self.part(group)  # has its own time
         with self.timed(group.name):
-            return super().answered(group, *asked)
+            return super().answered_by_code(group, *asked)
 
     def part(self, group: FeatureGroup) -> state.Part:
         """The tiles of a group's rows, of all landed months."""
