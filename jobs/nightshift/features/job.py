@@ -202,6 +202,7 @@ class _Task(vectors.Reader):
         self.months_read: set[str] = set()
         self.kept: list[str] = []
         self._parts: dict[str, state.Part] = {}
+        self._codes = state.CommonCodes()
         self._read: dict[Any, tuple[kernel.Events, pa.StringArray, dict[str, pa.StringArray]]] = {}
 
     @property
@@ -240,7 +241,7 @@ class _Task(vectors.Reader):
             parts = [self._older(group, older)] if older else []
             parts += [self._tiled(group, (month,)) for month in recent]
             with self.timed(group.name):
-                self._parts[group.name] = state.joined(group, parts)
+                self._parts[group.name] = state.joined(group, parts, self._codes)
         return self._parts[group.name]
 
     def _older(self, group: FeatureGroup, months: tuple[Month, ...]) -> state.Part:
@@ -252,7 +253,7 @@ class _Task(vectors.Reader):
                 found = [state.load(before), state.load(latest)]
                 if all(found):
                     with self.timed(group.name):
-                        part = state.joined(group, [part for part in found if part])
+                        part = state.joined(group, [part for part in found if part], self._codes)
                         self._keep(file, part)
                     return part
         return self._tiled(group, months)
