@@ -175,7 +175,7 @@ PAIRS = use_case(
         active_days=60,
         sold_days=60,
         generators=(
-            BoughtBefore(days=60, limit=4, weight=1.02),
+            BoughtBefore(days=60, limit=4),
             BoughtTogether(order="session_id", days=40, limit=2, neighbours=3, shrinkage=1),
             PopularLately(days=20, limit=2),
             PopularWithin(column="region", days=30, limit=2, weight=0.5),
