@@ -198,9 +198,7 @@ class Items:
         listed, scores = self._lists[generator_name(each)]
         entity = np.repeat(np.arange(len(members)), len(listed))
         rank = np.tile(np.arange(1, len(listed) + 1), len(members))
-        return _Proposals(
-            entity, np.tile(listed, len(members)), rank, lambda _, item: scores[item]
-        )
+        return _Proposals(entity, np.tile(listed, len(members)), rank, lambda _, item: scores[item])
 
 
 @dataclass(frozen=True)

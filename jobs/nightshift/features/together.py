@@ -135,4 +135,3 @@ def neighbours(found: Orders, generator: BoughtTogether, own: Bools) -> pa.Table
         ],
         schema=SCHEMA,
     )
-
