@@ -462,7 +462,7 @@ def test_candidates_that_cannot_be_proposed_are_refused(
             "candidates are relevant or not; got the label count",
         ),
         ({"working_point": TopItems(k=9, popularity="sold")}, "working_point: no feature 'sold'"),
-        ({"working_point": TopItems(k=31)}, "30 candidates are kept, and lists show 31"),
+        ({"working_point": TopItems(k=41)}, "40 candidates are kept, and lists show 41"),
         (
             {
                 "heuristics": (

@@ -62,7 +62,7 @@ RECOMMENDATIONS = UseCase(
             PopularWithin(column="country", days=90, limit=20, weight=0.5),
             NewItems(days=28, limit=10, weight=0.5),
         ),
-        keep=30,
+        keep=40,
     ),
     label=AnyEvent(source=ORDER_LINES, key=PAIR, where=IS_GOODS, horizon_days=28),
     feature_groups=(PAIR_HISTORY, PRODUCT_SALES, CUSTOMER_BASKET),
