@@ -28,11 +28,13 @@ def of_integers(values: npt.NDArray[np.integer]) -> pa.Array:
 
 def of_texts(values: Sequence[str]) -> pa.Array:
     """As an array of strings."""
-    encoded = [value.encode() for value in values]
-    offsets = np.zeros(len(encoded) + 1, dtype=np.int32)
-    np.cumsum([len(each) for each in encoded], out=offsets[1:])
-    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(b"".join(encoded))]
-    return pa.Array.from_buffers(pa.string(), len(encoded), buffers)
+    whole = "".join(values)
+    # of ASCII, as most are, characters are bytes
+    sizes = map(len, values) if whole.isascii() else (len(value.encode()) for value in values)
+    offsets = np.zeros(len(values) + 1, dtype=np.int32)
+    np.cumsum(np.fromiter(sizes, np.int64, len(values)), out=offsets[1:])
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(whole.encode())]
+    return pa.Array.from_buffers(pa.string(), len(values), buffers)
 
 
 def texts_at(places: npt.NDArray[np.integer], values: Sequence[str]) -> pa.Array:

@@ -35,7 +35,9 @@ Key = Identifier | tuple[Identifier, ...]
 """A column that identifies an entity, or several: customer × product."""
 Days = Annotated[int, Field(gt=0, le=3660)]
 Limit = Annotated[int, Field(ge=1, le=1000)]
-"""How many items a generator proposes to an entity."""
+"""How many items are proposed to an entity, or kept for it."""
+Weight = Annotated[float, Field(gt=0, le=1000)]
+"""How much a generator's proposals count where only some are kept."""
 Share = Annotated[float, Field(ge=0, le=1)]
 Category = Annotated[str, Field(pattern=r"^[^\\]*$", min_length=1)] | StrictBool | StrictInt
 
@@ -625,6 +627,7 @@ class BoughtBefore(_Declaration):
     kind: Literal["bought_before"] = "bought_before"
     days: Days
     limit: Limit
+    weight: Weight = 1.0
 
 
 class BoughtTogether(_Declaration):
@@ -645,6 +648,7 @@ class BoughtTogether(_Declaration):
     order: Name
     days: Days
     limit: Limit
+    weight: Weight = 1.0
     neighbours: Annotated[int, Field(ge=1, le=1000)] = 50
     shrinkage: Annotated[float, Field(ge=0)] = 10.0
     most_items: Annotated[int, Field(ge=2, le=10_000)] = 300
@@ -656,6 +660,7 @@ class PopularLately(_Declaration):
     kind: Literal["popular_lately"] = "popular_lately"
     days: Days
     limit: Limit
+    weight: Weight = 1.0
 
 
 class PopularWithin(_Declaration):
@@ -666,6 +671,7 @@ class PopularWithin(_Declaration):
     column: Name
     days: Days
     limit: Limit
+    weight: Weight = 1.0
 
 
 class NewItems(_Declaration):
@@ -674,12 +680,17 @@ class NewItems(_Declaration):
     kind: Literal["new_items"] = "new_items"
     days: Days
     limit: Limit
+    weight: Weight = 1.0
 
 
 Generator = Annotated[
     BoughtBefore | BoughtTogether | PopularLately | PopularWithin | NewItems,
     Field(discriminator="kind"),
 ]
+
+
+RANK_DAMPING = 60
+"""What is added to a rank before its reciprocal is taken, so that the first few differ little."""
 
 
 def generator_name(generator: Generator) -> str:
@@ -697,9 +708,14 @@ class Candidates(_Declaration):
     generator the features ``candidate_<generator>_rank`` (1 is its first proposal; null where it
     does not propose the item) and ``candidate_<generator>_score`` are part of the vector.
 
+    Of each entity's proposals the ``keep`` are candidates of which the sum of ``weight / (60 +
+    rank)``, over the generators that propose them, is the greatest (weighted reciprocal rank
+    fusion, Cormack et al. 2009); of equal sums the first by name. Without ``keep`` all are. So
+    generators may propose much, and features are made of little.
+
     Where labels are known, entities without a relevant item are left out: a list of them teaches
-    and measures nothing. Relevant items that no generator has proposed are counted beside each
-    list, and count as missed in every metric.
+    and measures nothing. Relevant items that are no candidates, proposed or not, are counted beside
+    each list, and count as missed in every metric.
     """
 
     source: Source
@@ -709,6 +725,7 @@ class Candidates(_Declaration):
     active_days: Days
     sold_days: Days
     generators: tuple[Generator, ...] = Field(min_length=1)
+    keep: Limit | None = None
 
     @model_validator(mode="after")
     def _refers_to_columns(self) -> Self:
@@ -1906,6 +1923,11 @@ class UseCase(_Declaration):
             popularity = self.working_point.popularity
             if popularity is not None and popularity not in self.feature_names:
                 raise ValueError(f"{where}: working_point: no feature {popularity!r}")
+            keep = self.population.keep if isinstance(self.population, Candidates) else None
+            if keep is not None and keep < self.working_point.k:
+                raise ValueError(
+                    f"{where}: {keep} candidates are kept, and lists show {self.working_point.k}"
+                )
         if isinstance(self.working_point, TopEntities) and self.objective != "binary":
             raise ValueError(
                 f"{where}: a working point of top_entities is none of a {self.objective} objective"

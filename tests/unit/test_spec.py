@@ -436,6 +436,7 @@ CANDIDATES = Candidates(
     [
         ({"generators": ()}, "at least 1 item"),
         ({"generators": CANDIDATES.generators * 2}, "two generators of one name"),
+        ({"keep": 0}, "greater than or equal to 1"),
         ({"key": ("customer_id", "quantity")}, "key 'quantity' is not a column of text"),
         ({"exclude": "is_postage"}, "'is_postage' reads 'is_postage', which is not a column"),
         (
@@ -461,6 +462,7 @@ def test_candidates_that_cannot_be_proposed_are_refused(
             "candidates are relevant or not; got the label count",
         ),
         ({"working_point": TopItems(k=9, popularity="sold")}, "working_point: no feature 'sold'"),
+        ({"working_point": TopItems(k=41)}, "40 candidates are kept, and lists show 41"),
         (
             {
                 "heuristics": (

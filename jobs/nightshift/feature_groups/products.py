@@ -13,7 +13,6 @@ PRODUCT_SALES = FeatureGroup(
     measures=(
         Measure(name="buyer", column="customer_id", where=IS_GOODS, description="buyers"),
         Measure(name="sale", column="invoiced_at", where=IS_GOODS, description="lines sold"),
-        Measure(name="order", column="invoice_id", where=IS_GOODS, description="orders"),
         Measure(
             name="price", column="unit_price", where=IS_GOODS, description="prices of lines sold"
         ),
@@ -28,18 +27,9 @@ PRODUCT_SALES = FeatureGroup(
             # the last window is the same season a year ago: what follows that date
             windows=(7, 14, 28, 90, 365, Window(days=28, lag=337)),
         ),
-        Aggregate(measure="order", aggregations=("distinct",), windows=(28, 365)),
         Aggregate(measure="sale", aggregations=("days_since_first", "days_since_last")),
         Aggregate(measure="price", aggregations=("mean",), windows=(28, 365)),
         Aggregate(measure="piece", aggregations=("mean",), windows=(90,)),
-    ),
-    ratios=(
-        # What a buyer of the product buys of it again.
-        Ratio(
-            name="product_orders_per_buyer_365d",
-            numerator="product_order_distinct_365d",
-            denominator="product_buyer_distinct_365d",
-        ),
     ),
     trends=(
         Trend(measure="buyer", aggregation="distinct", window=14, baseline=90),

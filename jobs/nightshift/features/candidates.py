@@ -4,7 +4,7 @@ What is known of items is the same for everybody, and laid out once a snapshot; 
 some at a time.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,9 +14,10 @@ import pyarrow.compute as pc
 from scipy import sparse
 
 from nightshift.features import rows
-from nightshift.features.together import places
+from nightshift.features.ranks import best
 from nightshift.features.windows import Bools, Floats, Ints
 from nightshift.spec import (
+    RANK_DAMPING,
     BoughtBefore,
     BoughtTogether,
     Candidates,
@@ -85,7 +86,7 @@ class Items:
         if wanted.exclude is not None:
             self.is_sold &= self._told["item_excluded_count_all"] == 0
         self._lists: dict[str, tuple[Ints, Floats]] = {}
-        self._segments: dict[str, tuple[pa.StringArray, sparse.csr_matrix]] = {}
+        self._segments: dict[str, _Segments] = {}
         self._near: sparse.csr_matrix | None = None
         for each in wanted.generators:
             if isinstance(each, PopularLately):
@@ -116,12 +117,10 @@ class Items:
         the score of every item that is sold, NaN without one."""
         scores = np.where(self.is_sold & (scores > 0), scores, np.nan)
         found = np.flatnonzero(~np.isnan(scores))
-        order = np.lexsort((found, -scores[found]))
-        return found[order[:limit]], scores
+        order, _ = best(np.zeros(len(found), np.int64), scores[found], limit, found)
+        return found[order], scores
 
-    def _within(
-        self, each: PopularWithin, answers: Answers
-    ) -> tuple[pa.StringArray, sparse.csr_matrix]:
+    def _within(self, each: PopularWithin, answers: Answers) -> "_Segments":
         """Of each value of the column the buyers of each item."""
         (feature,) = answers.columns
         parts = rows.key_parts(answers.names, 2)
@@ -130,7 +129,11 @@ class Items:
         some = (item >= 0) & (buyers > 0)
         some &= self.is_sold[item]
         shape = (len(values), len(self.names))
-        return values, sparse.csr_matrix((buyers[some], (code[some], item[some])), shape)
+        scores = sparse.csr_matrix((buyers[some], (code[some], item[some])), shape)
+        value, item, buyers = _entries(scores)
+        order, place = best(value, buyers, each.limit, item)
+        until = np.cumsum(np.bincount(value[order], minlength=len(values)))
+        return _Segments(values, scores, until, item[order], place)
 
     def _nearness(self, near: pa.Table) -> sparse.csr_matrix:
         one, other = (self.codes(near[name].combine_chunks()) for name in ("item", "other"))
@@ -149,60 +152,135 @@ class Items:
             segments: column → its last value of each of ``members``.
         """
         width = np.int64(max(len(self.names), 1))
-        count = len(members)
-        found: list[tuple[str, Ints, Ints]] = []
-        scored: dict[str, _Scored] = {}
-        for each in self.wanted.generators:
-            name = generator_name(each)
-            entity, item, score, tie = self._of(each, members, own, segments)
-            ranked = np.lexsort((item, tie, -score, entity))
-            entity, item, score = entity[ranked], item[ranked], score[ranked]
-            place = places(entity)
-            first = place < each.limit
-            pair = entity * width + item
-            found.append((name, pair[first], place[first] + 1))
-            by_pair = np.argsort(pair, kind="stable")
-            scored[name] = _Scored(pair[by_pair], score[by_pair])
-        pairs = np.unique(np.concatenate([pair for _, pair, _ in found]))
-        columns: dict[str, Floats] = {}
-        for name, pair, rank in found:
-            columns[f"candidate_{name}_rank"] = np.full(len(pairs), np.nan)
-            columns[f"candidate_{name}_rank"][np.searchsorted(pairs, pair)] = rank
-            columns[f"candidate_{name}_score"] = scored[name].of(pairs)
+        generators = self.wanted.generators
+        proposed = [self._of(each, members, own, segments) for each in generators]
+        pairs, places = _distinct([each.entity * width + each.item for each in proposed])
         entity, item = np.divmod(pairs, width)
-        for name, (_, scores) in self._lists.items():
-            columns[f"candidate_{name}_score"] = scores[item]
-        assert not count or entity.max(initial=0) < count
+        kept = np.arange(len(pairs))
+        if self.wanted.keep is not None:
+            fused = np.zeros(len(pairs))
+            for generator, each, place in zip(generators, proposed, places, strict=True):
+                fused[place] += generator.weight / (RANK_DAMPING + each.rank)
+            kept = np.sort(best(entity, fused, self.wanted.keep, item)[0])
+        entity, item = entity[kept], item[kept]
+        columns: dict[str, Floats] = {}
+        for generator, each, place in zip(generators, proposed, places, strict=True):
+            rank = np.full(len(pairs), np.nan)
+            rank[place] = each.rank
+            columns[f"candidate_{generator_name(generator)}_rank"] = rank[kept]
+            columns[f"candidate_{generator_name(generator)}_score"] = each.scores(entity, item)
         return Proposed(entity, item, columns)
 
     def _of(
         self, each: Generator, members: Ints, own: "Own", segments: Mapping[str, pa.Array]
-    ) -> tuple[Ints, Ints, Floats, Floats]:
-        """Of a generator: pairs of an entity (position in ``members``) and an item, each with its
-        score and what orders equal scores."""
+    ) -> "_Proposals":
+        """What a generator proposes to entities (positions in ``members``)."""
         if isinstance(each, BoughtBefore):
-            bought = own.bought(each.days)[members].tocoo()
-            entity, item, score = bought.row, bought.col.astype(np.int64), bought.data
+            bought = own.bought(each.days)[members]
+            entity, item, score = _entries(bought)
             sold = self.is_sold[item]
-            entity, item, score = entity[sold].astype(np.int64), item[sold], score[sold]
-            return entity, item, score, own.since(members[entity], item)
+            entity, item, score = entity[sold], item[sold], score[sold]
+            chosen, rank = best(entity, score, each.limit, own.since(members[entity], item), item)
+            known = sparse.csr_matrix((score, (entity, item)), bought.shape)
+            return _Proposals(entity[chosen], item[chosen], rank, _of_entries(known))
         if isinstance(each, BoughtTogether):
             if self._near is None:
-                return _nobody()
+                none = np.zeros(0, np.int64)
+                return _Proposals(none, none, none, lambda entity, _: np.full(len(entity), np.nan))
             bought = own.bought(each.days)[members]
             bought.data = np.ones_like(bought.data)
-            return _pairs(bought @ self._near)
+            found = bought @ self._near
+            entity, item, score = _entries(found)
+            chosen, rank = best(entity, score, each.limit, item)
+            return _Proposals(entity[chosen], item[chosen], rank, _of_entries(found))
         if isinstance(each, PopularWithin):
-            values, buyers = self._segments[generator_name(each)]
-            code = pc.index_in(segments[each.column].cast(pa.string()), value_set=values)
-            known = np.asarray(code.is_valid())
-            chosen = buyers[np.asarray(code.drop_null(), np.int64)]
-            entity, item, score, tie = _pairs(chosen)
-            return np.flatnonzero(known)[entity], item, score, tie
-        best, scores = self._lists[generator_name(each)]
-        entity = np.repeat(np.arange(len(members)), len(best))
-        item = np.tile(best, len(members))
-        return entity, item, scores[item], np.zeros(len(item))
+            return self._segments[generator_name(each)].proposals(segments[each.column])
+        listed, scores = self._lists[generator_name(each)]
+        entity = np.repeat(np.arange(len(members)), len(listed))
+        rank = np.tile(np.arange(1, len(listed) + 1), len(members))
+        return _Proposals(entity, np.tile(listed, len(members)), rank, lambda _, item: scores[item])
+
+
+@dataclass(frozen=True)
+class _Proposals:
+    """What a generator proposes, all arrays of length n.
+
+    Attributes:
+        entity, item, rank: of each proposal; each pair occurs once.
+        scores: of pairs of an entity and an item, proposed or not; NaN where there is none.
+    """
+
+    entity: Ints
+    item: Ints
+    rank: Ints
+    scores: Callable[[Ints, Ints], Floats]
+
+
+@dataclass(frozen=True)
+class _Segments:
+    """What is popular among the entities of each value of a column.
+
+    Attributes:
+        values: of the column, ascending.
+        scores: (values, items) with 0 for none.
+        until: (values,) where in ``item`` and ``rank`` the list of each ends.
+        item, rank: of the lists, one after the other.
+    """
+
+    values: pa.StringArray
+    scores: sparse.csr_matrix
+    until: Ints
+    item: Ints
+    rank: Ints
+
+    def proposals(self, column: pa.Array) -> _Proposals:
+        """To entities with these values of the column."""
+        code = pc.index_in(column.cast(pa.string()), value_set=self.values)
+        known = np.flatnonzero(code.is_valid())
+        of_entity = np.full(len(column), -1)
+        of_entity[known] = code.drop_null()
+        until = self.until[of_entity[known]]
+        size = np.diff(self.until, prepend=0)[of_entity[known]]
+        entity = np.repeat(known, size)
+        # the last of each list, less how many come after
+        ends = np.cumsum(size)
+        at = np.repeat(until - ends, size) + np.arange(len(entity))
+        found = _of_entries(self.scores)
+
+        def scores(entity: Ints, item: Ints) -> Floats:
+            value = of_entity[entity]
+            return np.where(value < 0, np.nan, found(np.maximum(value, 0), item))
+
+        return _Proposals(entity, self.item[at], self.rank[at], scores)
+
+
+def _entries(matrix: sparse.csr_matrix) -> tuple[Ints, Ints, Floats]:
+    """Row, column and value of each entry, row by row."""
+    row = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
+    return row, matrix.indices.astype(np.int64), matrix.data.astype(np.float64)
+
+
+def _of_entries(matrix: sparse.csr_matrix) -> Callable[[Ints, Ints], Floats]:
+    """The entries at rows and columns, NaN where there is none; no entry is 0."""
+
+    def found(row: Ints, column: Ints) -> Floats:
+        if not len(row):
+            return np.zeros(0)
+        values = np.asarray(matrix[row, column], np.float64).reshape(-1)
+        return np.where(values == 0, np.nan, values)
+
+    return found
+
+
+def _distinct(parts: Sequence[Ints]) -> tuple[Ints, list[Ints]]:
+    """All numbers that occur, ascending, and of each part the places of its own among them."""
+    every = np.concatenate(parts)
+    order = np.argsort(every)
+    is_new = np.diff(every[order], prepend=-1) != 0
+    places = np.empty(len(every), np.int64)
+    places[order] = np.cumsum(is_new) - 1
+    bounds = np.cumsum([len(part) for part in parts])[:-1]
+    return every[order][is_new], np.split(places, bounds)
 
 
 @dataclass(frozen=True)
@@ -218,19 +296,6 @@ class _Scored:
             return np.full(len(pairs), np.nan)
         at = np.minimum(np.searchsorted(self.pair, pairs), len(self.pair) - 1)
         return np.where(self.pair[at] == pairs, self.score[at], np.nan)
-
-
-def _pairs(matrix: sparse.csr_matrix) -> tuple[Ints, Ints, Floats, Floats]:
-    found = matrix.tocoo()
-    return (
-        found.row.astype(np.int64), found.col.astype(np.int64), found.data.astype(np.float64),
-        np.zeros(len(found.data)),
-    )  # fmt: skip
-
-
-def _nobody() -> tuple[Ints, Ints, Floats, Floats]:
-    none = np.zeros(0, np.int64)
-    return none, none, np.zeros(0), np.zeros(0)
 
 
 class Own:

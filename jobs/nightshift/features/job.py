@@ -43,7 +43,7 @@ from nightshift.spec import (
 
 RECENT_MONTHS = 2
 """Newest landed months whose tiles are kept apart; all older ones share a file."""
-ENTITIES_AT_ONCE = 1_000
+ENTITIES_AT_ONCE = 4_000
 """Whose candidates are in memory at once: some hundred thousand rows."""
 
 
@@ -202,6 +202,7 @@ class _Task(vectors.Reader):
         self.months_read: set[str] = set()
         self.kept: list[str] = []
         self._parts: dict[str, state.Part] = {}
+        self._codes = state.CommonCodes()
         self._read: dict[Any, tuple[kernel.Events, pa.StringArray, dict[str, pa.StringArray]]] = {}
 
     @property
@@ -226,11 +227,11 @@ class _Task(vectors.Reader):
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.process_time() - started
 
-    def answered(self, group: FeatureGroup, *asked: Any) -> dict[str, pa.Array]:
-        """See :meth:`vectors.Reader.answered`."""
+    def answered_by_code(self, group: FeatureGroup, *asked: Any) -> dict[str, pa.Array]:
+        """See :meth:`vectors.Reader.answered_by_code`."""
         self.part(group)  # has its own time
         with self.timed(group.name):
-            return super().answered(group, *asked)
+            return super().answered_by_code(group, *asked)
 
     def part(self, group: FeatureGroup) -> state.Part:
         """The tiles of a group's rows, of all landed months."""
@@ -240,7 +241,7 @@ class _Task(vectors.Reader):
             parts = [self._older(group, older)] if older else []
             parts += [self._tiled(group, (month,)) for month in recent]
             with self.timed(group.name):
-                self._parts[group.name] = state.joined(group, parts)
+                self._parts[group.name] = state.joined(group, parts, self._codes)
         return self._parts[group.name]
 
     def _older(self, group: FeatureGroup, months: tuple[Month, ...]) -> state.Part:
@@ -252,7 +253,7 @@ class _Task(vectors.Reader):
                 found = [state.load(before), state.load(latest)]
                 if all(found):
                     with self.timed(group.name):
-                        part = state.joined(group, [part for part in found if part])
+                        part = state.joined(group, [part for part in found if part], self._codes)
                         self._keep(file, part)
                     return part
         return self._tiled(group, months)

@@ -479,7 +479,7 @@ def replay(
     reader.only = entity
     found = []
     for batch in vectors.batches(reader, [as_of]):
-        is_it = pc.equal(batch.columns[use_case.key], entity)
+        is_it = pc.equal(_text(batch.columns, use_case.key), entity)
         some = batch.take(np.flatnonzero(is_it.to_numpy(zero_copy_only=False)))
         if len(some):
             found.append(
@@ -546,7 +546,7 @@ def _rows_among(settings: Settings, source: Source, key: str, among: pa.Array | 
     return table if among is None else table.filter(pc.is_in(_text(table, key), value_set=among))
 
 
-def _text(table: pa.Table, column: str) -> pa.ChunkedArray:
+def _text(table: pa.Table | Mapping[str, pa.Array], column: str) -> pa.Array | pa.ChunkedArray:
     return table[column].cast(pa.string())
 
 

@@ -42,11 +42,37 @@ class Part:
     texts: Mapping[str, pa.StringArray]
 
 
-def joined(group: FeatureGroup, parts: Sequence[Part]) -> Part:
+class CommonCodes:
+    """Codes that several lists of texts have in common; asked for the same lists again, as by
+    groups of one source, they are the same answer."""
+
+    def __init__(self) -> None:
+        self._found: list[tuple[Sequence[pa.StringArray], _Common]] = []
+
+    def of(self, parts: Sequence[pa.StringArray]) -> "_Common":
+        """All values, ascending, and for each part the codes of its own among them."""
+        for asked, answer in self._found:
+            if len(asked) == len(parts) and all(map(pa.StringArray.equals, asked, parts)):
+                return answer
+        every = pc.dictionary_encode(pa.concat_arrays(parts))
+        order = pc.sort_indices(every.dictionary).to_numpy()
+        rank = np.empty(len(order), np.int64)
+        rank[order] = np.arange(len(order))
+        codes = rank[every.indices]
+        bounds = np.cumsum([len(part) for part in parts])[:-1]
+        answer = every.dictionary.take(pa.array(order)), np.split(codes, bounds)
+        self._found.append((parts, answer))
+        return answer
+
+
+_Common = tuple[pa.StringArray, list[npt.NDArray[np.int64]]]
+
+
+def joined(group: FeatureGroup, parts: Sequence[Part], common: CommonCodes) -> Part:
     """The tiles of all parts as one, on common codes."""
-    entities, entity_codes = _common([part.entities for part in parts])
-    texts = {name: _common([part.texts[name] for part in parts]) for name in parts[0].texts}
-    common = [
+    entities, entity_codes = common.of([part.entities for part in parts])
+    texts = {name: common.of([part.texts[name] for part in parts]) for name in parts[0].texts}
+    tiles = [
         recoded(
             [group],
             part.tiles,
@@ -55,20 +81,7 @@ def joined(group: FeatureGroup, parts: Sequence[Part]) -> Part:
         )
         for number, part in enumerate(parts)
     ]
-    return Part(merge(common), entities, {name: values for name, (values, _) in texts.items()})
-
-
-def _common(
-    parts: Sequence[pa.StringArray],
-) -> tuple[pa.StringArray, list[npt.NDArray[np.int64]]]:
-    """All values, ascending, and for each part the codes of its own among them."""
-    every = pc.dictionary_encode(pa.concat_arrays(parts))
-    order = pc.sort_indices(every.dictionary).to_numpy()
-    rank = np.empty(len(order), np.int64)
-    rank[order] = np.arange(len(order))
-    codes = rank[every.indices]
-    bounds = np.cumsum([len(part) for part in parts])[:-1]
-    return every.dictionary.take(pa.array(order)), np.split(codes, bounds)
+    return Part(merge(tiles), entities, {name: values for name, (values, _) in texts.items()})
 
 
 def save(file: Path, part: Part, beside: Path) -> None:

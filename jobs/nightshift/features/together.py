@@ -2,14 +2,15 @@
 
 from dataclasses import dataclass
 from datetime import date
+from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 from scipy import sparse
 
 from nightshift.features import kernel, rows
+from nightshift.features.ranks import best
 from nightshift.features.windows import Bools, Floats, Ints
 from nightshift.spec import BoughtTogether, Candidates
 
@@ -80,6 +81,11 @@ class Orders:
     of_item: Floats
     items: pa.StringArray
 
+    @cached_property
+    def bought_of(self) -> sparse.csr_matrix:
+        """``bought`` by item."""
+        return self.bought.T.tocsr()
+
 
 def orders(found: Lines, generator: BoughtTogether, as_of: date, known_day: int) -> Orders:
     """The orders of a snapshot.
@@ -92,7 +98,8 @@ def orders(found: Lines, generator: BoughtTogether, as_of: date, known_day: int)
     counts = (found.time_us < cut * kernel.DAY_US) & (found.time_us >= first * kernel.DAY_US)
     counts &= (found.landed_day < known_day) & (found.landed_day >= first)
     width = max(len(found.items), 1)
-    order, item = np.divmod(np.unique(found.order[counts] * width + found.item[counts]), width)
+    pairs = np.sort(found.order[counts] * width + found.item[counts])
+    order, item = np.divmod(pairs[np.diff(pairs, prepend=-1) != 0], width)
     sizes = np.bincount(order) if len(order) else np.zeros(0, np.int64)
     few = sizes[order] <= generator.most_items
     order, item = order[few], item[few]
@@ -113,15 +120,13 @@ def neighbours(found: Orders, generator: BoughtTogether, own: Bools) -> pa.Table
         own: (items,) of which items.
     """
     chosen = np.flatnonzero(own)
-    common = (found.bought[:, chosen].T @ found.bought).tocoo()
+    common = (found.bought_of[chosen] @ found.bought).tocoo()
     one, other = chosen[common.row], common.col.astype(np.int64)
     apart = one != other
     one, other = one[apart], other[apart]
     both = np.sqrt(found.of_item[one] * found.of_item[other])
     near = common.data[apart] / (both + generator.shrinkage)
-    ranked = np.lexsort((other, -near, one))
-    one, other, near = one[ranked], other[ranked], near[ranked]
-    nearest = places(one) < generator.neighbours
+    nearest, _ = best(one, near, generator.neighbours, other)
     return pa.table(
         [
             found.items.take(pa.array(one[nearest])),
@@ -130,9 +135,3 @@ def neighbours(found: Orders, generator: BoughtTogether, own: Bools) -> pa.Table
         ],
         schema=SCHEMA,
     )
-
-
-def places(codes: npt.NDArray[np.int64]) -> Ints:
-    """0, 1, … within each run of equal codes."""
-    starts = np.flatnonzero(np.diff(codes, prepend=-1))
-    return np.arange(len(codes)) - np.repeat(starts, np.diff(starts, append=len(codes)))

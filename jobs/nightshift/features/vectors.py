@@ -43,7 +43,8 @@ class Batch:
     Attributes:
         as_of: the night of each, days since 1970-01-01.
         time_us: the instant of each: ``as_of`` 00:00, or the event's own.
-        columns: name → text, of each column that names a row or an entity of one.
+        columns: name → text, of each column that names a row or an entity of one; of candidates as
+            codes of a dictionary, the same one for all batches of a snapshot, in ascending order.
         reported: the label of each event, where it is read off the event.
         own: name → numbers, of the features that an event, or a candidate, has itself.
     """
@@ -66,6 +67,15 @@ class Batch:
             columns={name: text.take(at) for name, text in self.columns.items()},
             reported=None if self.reported is None else self.reported[rows],
             own={name: values.take(at) for name, values in self.own.items()},
+        )
+
+    def is_same(self, other: "Batch") -> bool:
+        """Whether it is of the same entities, asked at the same instants."""
+        return (
+            np.array_equal(self.as_of, other.as_of)
+            and np.array_equal(self.time_us, other.time_us)
+            and self.columns.keys() == other.columns.keys()
+            and all(text.equals(other.columns[name]) for name, text in self.columns.items())
         )
 
     def at(self, as_of: date) -> "Batch":
@@ -97,6 +107,8 @@ class Reader(ABC):
         self.label_known_as_of = label_known_as_of
         self.hindsight = hindsight
         self._windows: dict[str, kernel.Windows] = {}
+        self._each: dict[str, tuple[Batch, dict[str, pa.Array]]] = {}
+        self._pairs: dict[str, _Pairs] = {}
 
     @abstractmethod
     def part(self, group: FeatureGroup) -> state.Part:
@@ -113,8 +125,37 @@ class Reader(ABC):
             for measure in group.measures
             if isinstance(measure, Through)
         }
-        names = rows.entity_names([batch.columns[name] for name in group.key_columns])
-        return self.answered(group, names, batch.time_us, batch.as_of, related)
+        codes = self._entities(group, batch)
+        return self.answered_by_code(group, codes, batch.time_us, batch.as_of, related)
+
+    def features_of_each(self, group: FeatureGroup, batch: Batch) -> dict[str, pa.Array]:
+        """The same; of candidates an entity that occurs in many rows is asked for once."""
+        name, *more = group.key_columns
+        names = batch.columns[name]
+        if more or not len(batch) or self.use_case.mode != "candidate":
+            return self.features(group, batch)
+        size = len(names.dictionary)
+        each = Batch(
+            as_of=np.full(size, batch.as_of[0]),
+            time_us=np.full(size, batch.time_us[0]),
+            columns={name: names.dictionary},
+        )
+        asked, found = self._each.get(group.name, (None, {}))
+        if asked is None or not asked.is_same(each):
+            found = self.features(group, each)
+            self._each[group.name] = each, found
+        return {feature: values.take(names.indices) for feature, values in found.items()}
+
+    def _entities(self, group: FeatureGroup, batch: Batch) -> Ints:
+        """The code of each row's entity among those of the group."""
+        entities = self.part(group).entities
+        columns = [batch.columns[name] for name in group.key_columns]
+        if len(columns) != 2 or self.use_case.mode != "candidate":
+            return _codes(rows.entity_names(columns), entities)
+        one, other = columns
+        if group.name not in self._pairs or not self._pairs[group.name].are_of(one, other):
+            self._pairs[group.name] = _Pairs.of(entities, one.dictionary, other.dictionary)
+        return self._pairs[group.name].codes(one, other)
 
     def everyone(self, group: FeatureGroup, as_of: date) -> candidates.Answers:
         """Every entity of the group, with its features at a snapshot."""
@@ -147,12 +188,24 @@ class Reader(ABC):
         related: Mapping[str, Floats] | None = None,
     ) -> dict[str, pa.Array]:
         """Each feature of the group, for entities by name."""
+        codes = _codes(names, self.part(group).entities)
+        return self.answered_by_code(group, codes, time_us, known_day, related)
+
+    def answered_by_code(
+        self,
+        group: FeatureGroup,
+        codes: Ints,
+        time_us: Ints,
+        known_day: Ints,
+        related: Mapping[str, Floats] | None = None,
+    ) -> dict[str, pa.Array]:
+        """Each feature of the group, for entities by code; without rows, that after the last."""
         part = self.part(group)
         if group.name not in self._windows:
             self._windows[group.name] = kernel.Windows([group], part.tiles)
         if self.hindsight is not None:
             known_day = np.full(len(known_day), (self.hindsight - kernel.EPOCH).days)
-        requests = kernel.Requests(_codes(names, part.entities), time_us, known_day)
+        requests = kernel.Requests(codes, time_us, known_day)
         found = self._windows[group.name].features(requests, related)
         texts = {
             f.name: self._text_of(group, group.measure(f.measure))
@@ -177,9 +230,47 @@ class Reader(ABC):
             return batch.reported
         assert self.label_known_as_of is not None
         known = np.full(len(batch), (self.label_known_as_of - kernel.EPOCH).days)
-        names = rows.entity_names([batch.columns[name] for name in group.key_columns])
-        found = self.answered(group, names, batch.time_us, known)
+        codes = self._entities(group, batch)
+        found = self.answered_by_code(group, codes, batch.time_us, known)
         return kernel.label_values(label, {n: np.asarray(v) for n, v in found.items()})
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """The entities of a group that is of pairs, as pairs of codes.
+
+    Attributes:
+        one, other: what the codes stand for.
+        pair, code: the pairs that occur, ascending, and the code of each as an entity.
+        entities: how many there are.
+    """
+
+    one: pa.StringArray
+    other: pa.StringArray
+    pair: Ints
+    code: Ints
+    entities: int
+
+    @classmethod
+    def of(cls, entities: pa.StringArray, one: pa.StringArray, other: pa.StringArray) -> "_Pairs":
+        parts = zip(rows.key_parts(entities, 2), (one, other), strict=True)
+        first, second = (_codes(part, names) for part, names in parts)
+        known = np.flatnonzero((first < len(one)) & (second < len(other)))
+        pair = first[known] * len(other) + second[known]
+        order = np.argsort(pair)
+        return cls(one, other, pair[order], known[order], len(entities))
+
+    def are_of(self, one: pa.DictionaryArray, other: pa.DictionaryArray) -> bool:
+        return self.one.equals(one.dictionary) and self.other.equals(other.dictionary)
+
+    def codes(self, one: pa.DictionaryArray, other: pa.DictionaryArray) -> Ints:
+        """The code of each pair, or that after the last."""
+        if not len(self.pair):
+            return np.full(len(one), self.entities)
+        first, second = (np.asarray(column.indices, np.int64) for column in (one, other))
+        pair = first * len(self.other) + second
+        at = np.minimum(np.searchsorted(self.pair, pair), len(self.pair) - 1)
+        return np.where(self.pair[at] == pair, self.code[at], self.entities)
 
 
 def _codes(names: pa.Array, entities: pa.StringArray) -> Ints:
@@ -223,6 +314,7 @@ def _candidates(reader: Reader, wanted: Candidates, as_of: date) -> Iterator[Bat
     if reader.only is not None:
         active = active[np.asarray(pc.equal(members.names.take(pa.array(active)), reader.only))]
     at_once = reader.at_once or max(len(active), 1)
+    entities = members.names.take(pa.array(active))
     day = (as_of - kernel.EPOCH).days
     for start in range(0, max(len(active), 1), at_once):
         some = active[start : start + at_once]
@@ -233,8 +325,8 @@ def _candidates(reader: Reader, wanted: Candidates, as_of: date) -> Iterator[Bat
         found = items.proposals(some, own, last)
         size = len(found.entity)
         names = (
-            members.names.take(pa.array(some[found.entity])),
-            items.names.take(pa.array(found.item)),
+            pa.DictionaryArray.from_arrays(pa.array(start + found.entity), entities),
+            pa.DictionaryArray.from_arrays(pa.array(found.item), items.names),
         )
         yield Batch(
             as_of=np.full(size, day),
@@ -347,7 +439,7 @@ def columns_of(reader: Reader, batch: Batch) -> dict[str, pa.Array]:
     """The features, and the label where asked for, of one batch."""
     columns: dict[str, pa.Array] = dict(batch.own)
     for group in reader.use_case.feature_groups:
-        columns |= reader.features(group, batch)
+        columns |= reader.features_of_each(group, batch)
     for ratio in reader.use_case.ratios:
         parts = (_floats(columns[name]) for name in (ratio.numerator, ratio.denominator))
         columns[ratio.name] = pa.array(divided(*parts), from_pandas=True)

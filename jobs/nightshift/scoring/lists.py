@@ -1,5 +1,7 @@
 """From the scores of a list's rows to what of it is shown."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -29,13 +31,19 @@ def shown(entities: pa.Array, scores: Vector, most: int) -> tuple[Places, Places
     return order[first], place[first] + 1
 
 
-def generators(use_case: UseCase, matrix: Matrix) -> pa.Array:
-    """Which generators propose each row, by name, with commas between."""
+def generators(use_case: UseCase, features: Sequence[str], matrix: Matrix) -> pa.Array:
+    """Which generators propose each row, by name, with commas between.
+
+    Args:
+        features: of the matrix, by name.
+    """
     assert isinstance(use_case.population, Candidates)
     names = use_case.population.names
-    columns = [use_case.feature_names.index(f"candidate_{name}_rank") for name in names]
+    columns = [features.index(f"candidate_{name}_rank") for name in names]
     proposed = ~np.isnan(matrix[:, columns])
-    patterns, place = np.unique(proposed, axis=0, return_inverse=True)
+    code = proposed @ (1 << np.arange(len(names)))
+    codes, place = np.unique(code, return_inverse=True)
+    patterns = (codes[:, None] >> np.arange(len(names))) & 1
     texts = [
         ",".join(name for name, is_one in zip(names, pattern, strict=True) if is_one)
         for pattern in patterns

@@ -27,7 +27,6 @@ from nightshift.booster import (
 from nightshift.columns import of_integers, of_numbers, of_texts, texts_at
 from nightshift.errors import NightshiftError
 from nightshift.io import lake
-from nightshift.publication import reasons_per_row
 from nightshift.rules import hits
 from nightshift.scoring import lists
 from nightshift.scoring.bands import assign
@@ -106,11 +105,12 @@ def score_part(
         }
     )
     rows, low, high = 0, np.inf, -np.inf
+    features = use_case.feature_names  # made anew each time it is asked for
     file = target / part.name
     with pq.ParquetWriter(file, schema, compression="zstd") as writer:
         for batch in _batches(part, use_case.key if use_case.shown else None):
             keys = [batch.column(name) for name in use_case.row_key]
-            matrix = to_matrix(batch, use_case.feature_names)
+            matrix = to_matrix(batch, features)
             _require_finite(use_case, part, keys, matrix)
             scores = predict(booster, matrix, doubled)
             _require_probabilities(use_case, part, keys, scores)
@@ -120,7 +120,10 @@ def score_part(
                 chosen, ranks = lists.shown(keys[0], scores, use_case.shown)
                 keys = [key.take(of_integers(chosen)) for key in keys]
                 matrix, scores = matrix[chosen], scores[chosen]
-                of_list = (of_integers(ranks).cast(pa.int32()), lists.generators(use_case, matrix))
+                of_list = (
+                    of_integers(ranks).cast(pa.int32()),
+                    lists.generators(use_case, features, matrix),
+                )
             ends = _interval_columns(use_case, booster, matrix, scores)
             bands = assign(scores, use_case.bands, ranks)
             columns = [
@@ -129,7 +132,7 @@ def score_part(
                 *map(of_numbers, ends),
                 *of_list,
                 texts_at(bands, [band.name for band in use_case.bands]),
-                of_texts(_reasons(use_case, booster, matrix, bands)),
+                of_texts(_reasons(use_case, features, booster, matrix, bands)),
                 *_decisions(use_case, batch, scores, threshold),
             ]
             writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
@@ -184,7 +187,11 @@ def _joined(batches: Sequence[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
 
 
 def _reasons(
-    use_case: UseCase, booster: xgb.Booster, matrix: Matrix, bands: npt.NDArray[np.intp]
+    use_case: UseCase,
+    names: Sequence[str],
+    booster: xgb.Booster,
+    matrix: Matrix,
+    bands: npt.NDArray[np.intp],
 ) -> Sequence[str]:
     """Each row's reasons, as its band asks for them; ``[]`` where it asks for none."""
     found = np.full(len(matrix), "[]", dtype=object)
@@ -192,10 +199,9 @@ def _reasons(
         asking = [n for n, band in enumerate(use_case.bands) if band.reasons == method]
         chosen = np.flatnonzero(np.isin(bands, asking))
         if len(chosen):
-            names = use_case.feature_names
             some = matrix[chosen]
             parts = contributions(booster, some, is_exact=method == "exact")[:, : len(names)]
-            found[chosen] = explain(some, parts, names, reasons_per_row(use_case))
+            found[chosen] = explain(some, parts, names, use_case.reasons)
     return list(found)
 
 

@@ -273,10 +273,14 @@ CANDIDATES_SQL = """
             order by score desc, last_at desc, terminal_id) as rank
         from proposed join sold using (snapshot, terminal_id)
         where customer_id is not null and score > 0
-    ), e as (
+    ), pair as (
         select snapshot, customer_id, terminal_id, snapshot::timestamp as at,
             {columns}
         from ranked group by all having bool_or(rank <= most)
+    ), e as (
+        select * from pair
+        qualify row_number() over (
+            partition by snapshot, customer_id order by {fused} desc, terminal_id) <= {keep}
     ), relevant as (
         select distinct snapshot, customer_id, terminal_id from payments, n
         where customer_id is not null and terminal_id is not null and paid_at >= snapshot
@@ -293,7 +297,13 @@ def test_candidates_equal_plain_sql(tmp_path: Path) -> None:
         for what, some in (("rank", "and rank <= most"), ("score", ""))
     )
     nights = ", ".join(f"(date '{night}')" for night in NIGHTS)
-    ctes = CANDIDATES_SQL.format(nights=nights, known=KNOWN, columns=columns)
+    fused = " + ".join(
+        f"coalesce({each.weight} / (60.0 + candidate_{name}_rank), 0)::double"
+        for name, each in zip(PAIRS.population.names, PAIRS.population.generators, strict=True)
+    )
+    ctes = CANDIDATES_SQL.format(
+        nights=nights, known=KNOWN, columns=columns, fused=fused, keep=PAIRS.population.keep
+    )
     query = f"""{ctes}
         select e.* exclude ("at"), {SPENDING_SQL}, {RISK_SQL},
             (r.terminal_id is not null)::int as label,

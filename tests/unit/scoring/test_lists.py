@@ -23,7 +23,7 @@ def test_generators_are_told_by_name() -> None:
     matrix = np.full((2, len(names)), np.nan, np.float32)
     matrix[0, names.index("candidate_bought_before_rank")] = 3
     matrix[:, names.index("candidate_new_items_rank")] = 1
-    assert lists.generators(RECOMMENDATIONS, matrix).to_pylist() == [
+    assert lists.generators(RECOMMENDATIONS, names, matrix).to_pylist() == [
         "bought_before,new_items", "new_items",
     ]  # fmt: skip
 
