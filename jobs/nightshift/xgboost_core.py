@@ -2,8 +2,8 @@
 
 It imports scikit-learn where that is installed, and with it pandas and scipy.stats: 2.4 of the 3.2
 seconds of CPU that the import takes. A process that scores has no use for them. What does need the
-wrappers asks for them by :func:`with_wrappers`. Of the rest scipy.sparse was more than a half, which
-only some of XGBoost's functions want, and import by themselves.
+wrappers asks for them by :func:`with_wrappers`. Of the rest scipy.sparse was more than a half,
+which only some of XGBoost's functions want, and import by themselves.
 """
 
 import importlib

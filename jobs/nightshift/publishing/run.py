@@ -25,6 +25,7 @@ from nightshift.columns import numbers
 from nightshift.distribution import Distribution, Vector, count, distribution
 from nightshift.errors import AuditError, Cause, NightshiftError, joined
 from nightshift.io import lake
+from nightshift.io.priority import lower_server, lower_thread
 from nightshift.io.warehouse import connect, holding, lock, recorded_run
 from nightshift.publication import ScoresManifest
 from nightshift.publishing import audit, sql
@@ -419,7 +420,7 @@ def _stage(settings: Settings, scores: _Scores, together: Sequence[str]) -> Dist
     # what a killed run leaves of it is found by its comment, and dropped by the next
     with connect(settings) as connection, connection.cursor() as cursor:
         cursor.execute(sql.create_staging(use_case, manifest))
-    with ThreadPoolExecutor(1) as beside:
+    with ThreadPoolExecutor(1, initializer=lower_thread) as beside:
         found = beside.submit(_scores_of, scores)
         unknown = beside.submit(_keys_unknown, settings, scores)
         try:
@@ -432,6 +433,9 @@ def _stage(settings: Settings, scores: _Scores, together: Sequence[str]) -> Dist
                 f"score again: the rows of {scores.folder} do not fit {name}",
             ) from error
     with connect(settings) as connection, connection.cursor() as cursor:
+        if lower_server(connection):
+            # the indexes' workers are no part of it: not more of them than the readers leave room
+            cursor.execute(sql.fewer_workers(len(os.sched_getaffinity(0)) - 1))
         evidence = audit.Evidence(
             figures=_figures(connection, scores),
             keys_unknown=unknown.result(),
