@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 from functools import cache
+from typing import TYPE_CHECKING
 
-import duckdb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -11,6 +11,9 @@ import pyarrow.compute as pc
 
 from nightshift.errors import NightshiftError
 from nightshift.spec import Rule
+
+if TYPE_CHECKING:
+    import duckdb
 
 
 def hits(rules: Sequence[Rule], rows: pa.Table | pa.RecordBatch) -> npt.NDArray[np.bool_]:
@@ -23,6 +26,8 @@ def hits(rules: Sequence[Rule], rows: pa.Table | pa.RecordBatch) -> npt.NDArray[
     table = pa.Table.from_batches([rows]) if isinstance(rows, pa.RecordBatch) else rows
     if not rules or not rows.num_rows:
         return found
+    import duckdb  # 0.15 s, for use cases with rules only
+
     with _database().cursor() as database:  # a cursor sees no other's tables
         database.register("vectors", table)
         for position, rule in enumerate(rules):
@@ -39,6 +44,8 @@ def hits(rules: Sequence[Rule], rows: pa.Table | pa.RecordBatch) -> npt.NDArray[
 
 
 @cache
-def _database() -> duckdb.DuckDBPyConnection:
+def _database() -> "duckdb.DuckDBPyConnection":
     """One a process, for it takes longer to open than most questions to answer."""
+    import duckdb
+
     return duckdb.connect(config={"threads": 1})

@@ -99,7 +99,19 @@ def test_a_night_starts_without_what_only_training_needs() -> None:
     assert loaded_by("nightshift.pipeline") & heavy == set()
     assert loaded_by("nightshift.training.run") >= heavy - {"mlflow"}
     scoring = loaded_by("nightshift.scoring.run", "nightshift.publishing.run")
-    assert scoring & {"pandas", "scipy.special", "pyspark", *heavy} == set()
+    lazy = {"pandas", "scipy.special", "scipy.sparse", "duckdb", "pyspark"}
+    assert scoring & {*lazy, *heavy} == set()
+
+
+def test_xgboost_takes_sparse_matrices_though_its_import_did_not_load_them() -> None:
+    told = (
+        "import sys, numpy as np; from nightshift.xgboost_core import xgb;"
+        " assert 'scipy.sparse' not in sys.modules;"
+        " booster = xgb.train({}, xgb.DMatrix(np.eye(3), [0, 1, 0]), 1);"
+        " from scipy.sparse import csr_matrix;"
+        " assert len(booster.inplace_predict(csr_matrix(np.eye(3)))) == 3"
+    )
+    subprocess.run([sys.executable, "-c", told], check=True)
 
 
 @pytest.mark.parametrize("first", ["nightshift.scoring.run", "sklearn"])

@@ -60,8 +60,9 @@ def test_a_matrix_of_another_width_is_refused(booster: xgb.Booster) -> None:
 @pytest.mark.parametrize("objective", ["binary:logistic", "reg:tweedie"])
 def test_a_doubled_booster_gives_the_same_bits(objective: str) -> None:
     random = np.random.default_rng(2)
-    matrix = random.normal(size=(4000, 6)).astype(np.float32)
-    labels = (np.nan_to_num(matrix[:, 0]) + random.normal(size=4000) > 0).astype(np.float64)
+    rows = 10_000  # more than are doubled at a time
+    matrix = random.normal(size=(rows, 6)).astype(np.float32)
+    labels = (np.nan_to_num(matrix[:, 0]) + random.normal(size=rows) > 0).astype(np.float64)
     matrix[random.random(matrix.shape) < 0.3] = np.nan
     data = xgb.DMatrix(matrix, labels)
     booster = xgb.train({"objective": objective, "max_depth": 5, "nthread": 1}, data, 20)

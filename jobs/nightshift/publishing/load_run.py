@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nightshift.io.copy import copy_batches
+from nightshift.io.priority import lower_server, lower_thread
 from nightshift.io.warehouse import connect
 from nightshift.publishing import sql
 from nightshift.settings import Settings
@@ -24,6 +25,8 @@ def copy_parts(
 ) -> None:
     """Append the rows of the parts of a scores dataset, by one COPY in a transaction of its own.
 
+    Thread and server process give way to readers, so the thread is to be one for this alone.
+
     Raises:
         psycopg2.DataError, pyarrow.ArrowException: when they do not fit the table.
     """
@@ -32,11 +35,13 @@ def copy_parts(
     def batches() -> Iterator[pa.RecordBatch]:
         for part in parts:
             with pq.ParquetFile(part) as file:
-                for batch in file.iter_batches(BATCH_ROWS, columns=schema.names):
+                for batch in file.iter_batches(BATCH_ROWS, columns=schema.names, use_threads=False):
                     yield batch.select(schema.names).cast(schema)
 
     table = f"{sql.SCHEMA}.{sql.partition(use_case, publication_id)}"
+    lower_thread()
     with connect(settings) as connection:
+        lower_server(connection)
         copy_batches(connection, table, schema, batches(), jsonb=JSON)
 
 

@@ -12,7 +12,6 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import numpy as np
 import psycopg2
 import pyarrow as pa
@@ -26,6 +25,7 @@ from nightshift.columns import numbers
 from nightshift.distribution import Distribution, Vector, count, distribution
 from nightshift.errors import AuditError, Cause, NightshiftError, joined
 from nightshift.io import lake
+from nightshift.io.priority import lower_server, lower_thread
 from nightshift.io.warehouse import connect, holding, lock, recorded_run
 from nightshift.publication import ScoresManifest
 from nightshift.publishing import audit, sql
@@ -420,7 +420,7 @@ def _stage(settings: Settings, scores: _Scores, together: Sequence[str]) -> Dist
     # what a killed run leaves of it is found by its comment, and dropped by the next
     with connect(settings) as connection, connection.cursor() as cursor:
         cursor.execute(sql.create_staging(use_case, manifest))
-    with ThreadPoolExecutor(1) as beside:
+    with ThreadPoolExecutor(1, initializer=lower_thread) as beside:
         found = beside.submit(_scores_of, scores)
         unknown = beside.submit(_keys_unknown, settings, scores)
         try:
@@ -433,6 +433,9 @@ def _stage(settings: Settings, scores: _Scores, together: Sequence[str]) -> Dist
                 f"score again: the rows of {scores.folder} do not fit {name}",
             ) from error
     with connect(settings) as connection, connection.cursor() as cursor:
+        if lower_server(connection):
+            # the indexes' workers are no part of it: not more of them than the readers leave room
+            cursor.execute(sql.fewer_workers(len(os.sched_getaffinity(0)) - 1))
         evidence = audit.Evidence(
             figures=_figures(connection, scores),
             keys_unknown=unknown.result(),
@@ -514,6 +517,11 @@ def _keys_unknown(settings: Settings, scores: _Scores) -> int | None:
         features = lake.read_manifest(folder)
         if features is None or features.get("sha256") != manifest.features_sha256:
             return None
+        scored, known = (lake.parts(each) for each in (scores.folder, folder))
+        if _are_same(use_case.row_key, scored, known):
+            return 0
+        import duckdb  # 0.15 s, for rankings and for keys that are unknown only
+
         with (
             tempfile.TemporaryDirectory() as spill,
             duckdb.connect(config={"temp_directory": spill, "threads": 1}) as database,
@@ -523,9 +531,20 @@ def _keys_unknown(settings: Settings, scores: _Scores) -> int | None:
             keys = read.format(names)
             row = database.execute(
                 f"select count(*) from {keys} as scored anti join {keys} as known using ({names})",
-                [[str(part) for part in lake.parts(each)] for each in (scores.folder, folder)],
+                [[str(part) for part in parts] for parts in (scored, known)],
             ).fetchone()
     return int(row[0]) if row else None
+
+
+def _are_same(names: Sequence[str], scored: Sequence[Path], known: Sequence[Path]) -> bool:
+    """Whether the columns hold the same values in the same order, part by part, and no null."""
+    if len(scored) != len(known):
+        return False
+    for pair in zip(scored, known, strict=True):
+        ours, theirs = (pq.ParquetFile(part).read(list(names), use_threads=False) for part in pair)
+        if not ours.equals(theirs) or any(column.null_count for column in ours.columns):
+            return False
+    return True
 
 
 def _previous(

@@ -299,6 +299,13 @@ def _quoted_all(names: Iterable[str]) -> str:
     return ", ".join(quoted(name) for name in names)
 
 
+def fewer_workers(at_most: int) -> str:
+    """So many workers, or as few as the server is set to, build an index of this transaction."""
+    setting = "max_parallel_maintenance_workers"
+    fewest = f"least(current_setting('{setting}')::int, {at_most})"
+    return f"select set_config('{setting}', {fewest}::text, true)"
+
+
 def add_band_index(use_case: UseCase, publication_id: str) -> str:
     """The index that gives a band's highest scores, read backwards."""
     table = quoted(partition(use_case, publication_id))

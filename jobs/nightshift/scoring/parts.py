@@ -255,8 +255,9 @@ def _require_finite(
     use_case: UseCase, part: Path, keys: Sequence[pa.Array], matrix: Matrix
 ) -> None:
     """Refuse infinite features: the model has learned from none."""
-    infinite = np.argwhere(np.isinf(matrix))
-    if len(infinite):
+    is_infinite = np.isinf(matrix)
+    if is_infinite.any():
+        infinite = np.argwhere(is_infinite)
         row, column = (int(place) for place in infinite[0])
         raise NightshiftError(
             f"{use_case.name}: feature {use_case.feature_names[column]} of "
