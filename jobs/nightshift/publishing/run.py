@@ -434,8 +434,8 @@ def _stage(settings: Settings, scores: _Scores, together: Sequence[str]) -> Dist
             ) from error
     with connect(settings) as connection, connection.cursor() as cursor:
         if lower_server(connection):
-            # the indexes' workers are no part of it: not more of them than the readers leave room
-            cursor.execute(sql.fewer_workers(len(os.sched_getaffinity(0)) - 1))
+            # the indexes' workers keep theirs: the more of them, the less is left to readers
+            cursor.execute(sql.FEWER_WORKERS, (len(os.sched_getaffinity(0)) - 1,))
         evidence = audit.Evidence(
             figures=_figures(connection, scores),
             keys_unknown=unknown.result(),
