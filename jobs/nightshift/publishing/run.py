@@ -25,7 +25,7 @@ from nightshift.columns import numbers
 from nightshift.distribution import Distribution, Vector, count, distribution
 from nightshift.errors import AuditError, Cause, NightshiftError, joined
 from nightshift.io import lake
-from nightshift.io.priority import lower_server, lower_thread
+from nightshift.io.priority import lower_server
 from nightshift.io.warehouse import connect, holding, lock, recorded_run
 from nightshift.publication import ScoresManifest
 from nightshift.publishing import audit, sql
@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 COPIES_AT_ONCE = 4
 """Connections that load a publication, if there are as many cores: each makes jsonb of text on a
 core of the server, which is most of the work."""
+ROWS_THAT_GIVE_WAY = 100_000
+"""From so many rows on a load gives way to readers; fewer are there before one would notice."""
 READER_GRACE_SECONDS = 20.0
 """How long pointers wait for transactions that may hold a plan from before the attachment."""
 
@@ -420,7 +422,7 @@ def _stage(settings: Settings, scores: _Scores, together: Sequence[str]) -> Dist
     # what a killed run leaves of it is found by its comment, and dropped by the next
     with connect(settings) as connection, connection.cursor() as cursor:
         cursor.execute(sql.create_staging(use_case, manifest))
-    with ThreadPoolExecutor(1, initializer=lower_thread) as beside:
+    with ThreadPoolExecutor(1) as beside:
         found = beside.submit(_scores_of, scores)
         unknown = beside.submit(_keys_unknown, settings, scores)
         try:
@@ -433,7 +435,7 @@ def _stage(settings: Settings, scores: _Scores, together: Sequence[str]) -> Dist
                 f"score again: the rows of {scores.folder} do not fit {name}",
             ) from error
     with connect(settings) as connection, connection.cursor() as cursor:
-        if lower_server(connection):
+        if manifest.rows >= ROWS_THAT_GIVE_WAY and lower_server(connection):
             # the indexes' workers keep theirs: the more of them, the less is left to readers
             cursor.execute(sql.FEWER_WORKERS, (len(os.sched_getaffinity(0)) - 1,))
         evidence = audit.Evidence(
@@ -475,6 +477,7 @@ def _load(settings: Settings, scores: _Scores) -> None:
         for refusal in filter(None, refusals):
             raise psycopg2.DataError(refusal)
         return
+    gives_way = scores.manifest.rows >= ROWS_THAT_GIVE_WAY
     at_once = min(COPIES_AT_ONCE, len(os.sched_getaffinity(0)), len(left))
 
     def remaining() -> Iterator[Path]:
@@ -486,7 +489,7 @@ def _load(settings: Settings, scores: _Scores) -> None:
 
     def copy() -> None:
         try:
-            copy_parts(settings, use_case, publication_id, remaining())
+            copy_parts(settings, use_case, publication_id, remaining(), gives_way=gives_way)
         except BaseException:
             left.clear()
             raise
