@@ -25,7 +25,7 @@ from nightshift.columns import numbers
 from nightshift.distribution import Distribution, Vector, count, distribution
 from nightshift.errors import AuditError, Cause, NightshiftError, joined
 from nightshift.io import lake
-from nightshift.io.priority import lower_server
+from nightshift.io.priority import lower_server, lower_thread
 from nightshift.io.warehouse import connect, holding, lock, recorded_run
 from nightshift.publication import ScoresManifest
 from nightshift.publishing import audit, sql
@@ -422,11 +422,12 @@ def _stage(settings: Settings, scores: _Scores, together: Sequence[str]) -> Dist
     # what a killed run leaves of it is found by its comment, and dropped by the next
     with connect(settings) as connection, connection.cursor() as cursor:
         cursor.execute(sql.create_staging(use_case, manifest))
-    with ThreadPoolExecutor(1) as beside:
+    gives_way = manifest.rows >= ROWS_THAT_GIVE_WAY
+    with ThreadPoolExecutor(1, initializer=lower_thread if gives_way else None) as beside:
         found = beside.submit(_scores_of, scores)
         unknown = beside.submit(_keys_unknown, settings, scores)
         try:
-            _load(settings, scores)
+            _load(settings, scores, gives_way)
         except (psycopg2.DataError, pa.ArrowException) as error:
             with connect(settings) as connection:
                 _drop_left_behind(connection, scores)
@@ -435,7 +436,7 @@ def _stage(settings: Settings, scores: _Scores, together: Sequence[str]) -> Dist
                 f"score again: the rows of {scores.folder} do not fit {name}",
             ) from error
     with connect(settings) as connection, connection.cursor() as cursor:
-        if manifest.rows >= ROWS_THAT_GIVE_WAY and lower_server(connection):
+        if gives_way and lower_server(connection):
             # the indexes' workers keep theirs: the more of them, the less is left to readers
             cursor.execute(sql.FEWER_WORKERS, (len(os.sched_getaffinity(0)) - 1,))
         evidence = audit.Evidence(
@@ -461,7 +462,7 @@ def _stage(settings: Settings, scores: _Scores, together: Sequence[str]) -> Dist
     return distribution(found.result()[np.isfinite(found.result())])
 
 
-def _load(settings: Settings, scores: _Scores) -> None:
+def _load(settings: Settings, scores: _Scores, gives_way: bool) -> None:
     """Copy the parts into the publication's table, by several connections or by Spark's workers."""
     use_case, publication_id = scores.use_case, scores.manifest.publication_id
     left = lake.parts(scores.folder)
@@ -477,7 +478,6 @@ def _load(settings: Settings, scores: _Scores) -> None:
         for refusal in filter(None, refusals):
             raise psycopg2.DataError(refusal)
         return
-    gives_way = scores.manifest.rows >= ROWS_THAT_GIVE_WAY
     at_once = min(COPIES_AT_ONCE, len(os.sched_getaffinity(0)), len(left))
 
     def remaining() -> Iterator[Path]:
