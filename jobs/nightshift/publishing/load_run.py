@@ -21,11 +21,18 @@ JSON = ("reasons", "rule_hits")
 
 
 def copy_parts(
-    settings: Settings, use_case: UseCase, publication_id: str, parts: Iterable[Path]
+    settings: Settings,
+    use_case: UseCase,
+    publication_id: str,
+    parts: Iterable[Path],
+    *,
+    gives_way: bool = False,
 ) -> None:
     """Append the rows of the parts of a scores dataset, by one COPY in a transaction of its own.
 
-    Thread and server process give way to readers, so the thread is to be one for this alone.
+    Args:
+        gives_way: thread and server process let readers go first; the thread is then to be one for
+            this alone.
 
     Raises:
         psycopg2.DataError, pyarrow.ArrowException: when they do not fit the table.
@@ -39,9 +46,11 @@ def copy_parts(
                     yield batch.select(schema.names).cast(schema)
 
     table = f"{sql.SCHEMA}.{sql.partition(use_case, publication_id)}"
-    lower_thread()
+    if gives_way:
+        lower_thread()
     with connect(settings) as connection:
-        lower_server(connection)
+        if gives_way:
+            lower_server(connection)
         copy_batches(connection, table, schema, batches(), jsonb=JSON)
 
 

@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 COPIES_AT_ONCE = 4
 """Connections that load a publication, if there are as many cores: each makes jsonb of text on a
 core of the server, which is most of the work."""
+ROWS_THAT_GIVE_WAY = 100_000
+"""From so many rows on a load gives way to readers; fewer are there before one would notice."""
 READER_GRACE_SECONDS = 20.0
 """How long pointers wait for transactions that may hold a plan from before the attachment."""
 
@@ -420,11 +422,12 @@ def _stage(settings: Settings, scores: _Scores, together: Sequence[str]) -> Dist
     # what a killed run leaves of it is found by its comment, and dropped by the next
     with connect(settings) as connection, connection.cursor() as cursor:
         cursor.execute(sql.create_staging(use_case, manifest))
-    with ThreadPoolExecutor(1, initializer=lower_thread) as beside:
+    gives_way = manifest.rows >= ROWS_THAT_GIVE_WAY
+    with ThreadPoolExecutor(1, initializer=lower_thread if gives_way else None) as beside:
         found = beside.submit(_scores_of, scores)
         unknown = beside.submit(_keys_unknown, settings, scores)
         try:
-            _load(settings, scores)
+            _load(settings, scores, gives_way)
         except (psycopg2.DataError, pa.ArrowException) as error:
             with connect(settings) as connection:
                 _drop_left_behind(connection, scores)
@@ -433,9 +436,9 @@ def _stage(settings: Settings, scores: _Scores, together: Sequence[str]) -> Dist
                 f"score again: the rows of {scores.folder} do not fit {name}",
             ) from error
     with connect(settings) as connection, connection.cursor() as cursor:
-        if lower_server(connection):
-            # the indexes' workers are no part of it: not more of them than the readers leave room
-            cursor.execute(sql.fewer_workers(len(os.sched_getaffinity(0)) - 1))
+        if gives_way and lower_server(connection):
+            # the indexes' workers keep theirs: the more of them, the less is left to readers
+            cursor.execute(sql.FEWER_WORKERS, (len(os.sched_getaffinity(0)) - 1,))
         evidence = audit.Evidence(
             figures=_figures(connection, scores),
             keys_unknown=unknown.result(),
@@ -459,7 +462,7 @@ def _stage(settings: Settings, scores: _Scores, together: Sequence[str]) -> Dist
     return distribution(found.result()[np.isfinite(found.result())])
 
 
-def _load(settings: Settings, scores: _Scores) -> None:
+def _load(settings: Settings, scores: _Scores, gives_way: bool) -> None:
     """Copy the parts into the publication's table, by several connections or by Spark's workers."""
     use_case, publication_id = scores.use_case, scores.manifest.publication_id
     left = lake.parts(scores.folder)
@@ -486,7 +489,7 @@ def _load(settings: Settings, scores: _Scores) -> None:
 
     def copy() -> None:
         try:
-            copy_parts(settings, use_case, publication_id, remaining())
+            copy_parts(settings, use_case, publication_id, remaining(), gives_way=gives_way)
         except BaseException:
             left.clear()
             raise

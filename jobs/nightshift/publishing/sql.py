@@ -18,6 +18,11 @@ SCHEMA = "predictions"
 READER = "nightshift_reader"
 LONGEST_NAME = 63 - len("_p_") - 16
 """Postgres cuts identifiers at 63 bytes; a partition's is ``<name>_p_<16 hex digits>``."""
+FEWER_WORKERS = (
+    "select set_config('max_parallel_maintenance_workers',"
+    " least(current_setting('max_parallel_maintenance_workers')::int, %s)::text, true)"
+)
+"""So many workers, or as few as the server is set to, build an index of the transaction."""
 
 
 def quoted(name: str) -> str:
@@ -297,13 +302,6 @@ def copied_schema(use_case: UseCase) -> pa.Schema:
 
 def _quoted_all(names: Iterable[str]) -> str:
     return ", ".join(quoted(name) for name in names)
-
-
-def fewer_workers(at_most: int) -> str:
-    """So many workers, or as few as the server is set to, build an index of this transaction."""
-    setting = "max_parallel_maintenance_workers"
-    fewest = f"least(current_setting('{setting}')::int, {at_most})"
-    return f"select set_config('{setting}', {fewest}::text, true)"
 
 
 def add_band_index(use_case: UseCase, publication_id: str) -> str:
