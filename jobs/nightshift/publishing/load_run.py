@@ -8,7 +8,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nightshift.io.copy import copy_batches
-from nightshift.io.priority import lower_server, lower_thread
 from nightshift.io.warehouse import connect
 from nightshift.publishing import sql
 from nightshift.settings import Settings
@@ -21,18 +20,9 @@ JSON = ("reasons", "rule_hits")
 
 
 def copy_parts(
-    settings: Settings,
-    use_case: UseCase,
-    publication_id: str,
-    parts: Iterable[Path],
-    *,
-    gives_way: bool = False,
+    settings: Settings, use_case: UseCase, publication_id: str, parts: Iterable[Path]
 ) -> None:
     """Append the rows of the parts of a scores dataset, by one COPY in a transaction of its own.
-
-    Args:
-        gives_way: thread and server process let readers go first; the thread is then to be one for
-            this alone.
 
     Raises:
         psycopg2.DataError, pyarrow.ArrowException: when they do not fit the table.
@@ -46,11 +36,7 @@ def copy_parts(
                     yield batch.select(schema.names).cast(schema)
 
     table = f"{sql.SCHEMA}.{sql.partition(use_case, publication_id)}"
-    if gives_way:
-        lower_thread()
     with connect(settings) as connection:
-        if gives_way:
-            lower_server(connection)
         copy_batches(connection, table, schema, batches(), jsonb=JSON)
 
 

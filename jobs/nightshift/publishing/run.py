@@ -25,7 +25,6 @@ from nightshift.columns import numbers
 from nightshift.distribution import Distribution, Vector, count, distribution
 from nightshift.errors import AuditError, Cause, NightshiftError, joined
 from nightshift.io import lake
-from nightshift.io.priority import lower_server, lower_thread
 from nightshift.io.warehouse import connect, holding, lock, recorded_run
 from nightshift.publication import ScoresManifest
 from nightshift.publishing import audit, sql
@@ -38,8 +37,6 @@ log = logging.getLogger(__name__)
 COPIES_AT_ONCE = 4
 """Connections that load a publication, if there are as many cores: each makes jsonb of text on a
 core of the server, which is most of the work."""
-ROWS_THAT_GIVE_WAY = 100_000
-"""From so many rows on a load gives way to readers; fewer are there before one would notice."""
 READER_GRACE_SECONDS = 20.0
 """How long pointers wait for transactions that may hold a plan from before the attachment."""
 
@@ -422,12 +419,11 @@ def _stage(settings: Settings, scores: _Scores, together: Sequence[str]) -> Dist
     # what a killed run leaves of it is found by its comment, and dropped by the next
     with connect(settings) as connection, connection.cursor() as cursor:
         cursor.execute(sql.create_staging(use_case, manifest))
-    gives_way = manifest.rows >= ROWS_THAT_GIVE_WAY
-    with ThreadPoolExecutor(1, initializer=lower_thread if gives_way else None) as beside:
+    with ThreadPoolExecutor(1) as beside:
         found = beside.submit(_scores_of, scores)
         unknown = beside.submit(_keys_unknown, settings, scores)
         try:
-            _load(settings, scores, gives_way)
+            _load(settings, scores)
         except (psycopg2.DataError, pa.ArrowException) as error:
             with connect(settings) as connection:
                 _drop_left_behind(connection, scores)
@@ -436,9 +432,6 @@ def _stage(settings: Settings, scores: _Scores, together: Sequence[str]) -> Dist
                 f"score again: the rows of {scores.folder} do not fit {name}",
             ) from error
     with connect(settings) as connection, connection.cursor() as cursor:
-        if gives_way and lower_server(connection):
-            # the indexes' workers keep theirs: the more of them, the less is left to readers
-            cursor.execute(sql.FEWER_WORKERS, (len(os.sched_getaffinity(0)) - 1,))
         evidence = audit.Evidence(
             figures=_figures(connection, scores),
             keys_unknown=unknown.result(),
@@ -462,7 +455,7 @@ def _stage(settings: Settings, scores: _Scores, together: Sequence[str]) -> Dist
     return distribution(found.result()[np.isfinite(found.result())])
 
 
-def _load(settings: Settings, scores: _Scores, gives_way: bool) -> None:
+def _load(settings: Settings, scores: _Scores) -> None:
     """Copy the parts into the publication's table, by several connections or by Spark's workers."""
     use_case, publication_id = scores.use_case, scores.manifest.publication_id
     left = lake.parts(scores.folder)
@@ -489,7 +482,7 @@ def _load(settings: Settings, scores: _Scores, gives_way: bool) -> None:
 
     def copy() -> None:
         try:
-            copy_parts(settings, use_case, publication_id, remaining(), gives_way=gives_way)
+            copy_parts(settings, use_case, publication_id, remaining())
         except BaseException:
             left.clear()
             raise

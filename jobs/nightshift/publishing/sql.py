@@ -18,11 +18,6 @@ SCHEMA = "predictions"
 READER = "nightshift_reader"
 LONGEST_NAME = 63 - len("_p_") - 16
 """Postgres cuts identifiers at 63 bytes; a partition's is ``<name>_p_<16 hex digits>``."""
-FEWER_WORKERS = (
-    "select set_config('max_parallel_maintenance_workers',"
-    " least(current_setting('max_parallel_maintenance_workers')::int, %s)::text, true)"
-)
-"""So many workers, or as few as the server is set to, build an index of the transaction."""
 
 
 def quoted(name: str) -> str:
