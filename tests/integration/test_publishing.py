@@ -265,6 +265,36 @@ def test_attaching_scans_nothing(warehouse: Settings) -> None:
     assert len(implied) == 2
 
 
+def test_a_publication_has_a_key_an_index_a_band_and_autovacuum_once_it_is_seen(
+    warehouse: Settings,
+) -> None:
+    def found(identity: str) -> tuple[list[str], Any]:
+        indexes = ask(
+            warehouse,
+            "select pg_get_indexdef(indexrelid) from pg_index where indrelid ="
+            f" 'predictions.churn_p_{identity}'::regclass order by indisprimary, indexrelid",
+            as_writer=True,
+        )
+        (options,) = ask(
+            warehouse,
+            f"select reloptions from pg_class where relname = 'churn_p_{identity}'",
+            as_writer=True,
+        )
+        return [line.partition(" USING ")[2] for (line,) in indexes], options[0]
+
+    bands = [f"btree (churn_probability) WHERE (band = '{b.name}'::text)" for b in CHURN.bands]
+    shown = write_scores(warehouse, version="1")
+    publish(warehouse, [CHURN], AS_OF)
+    assert found(shown) == ([*bands, "btree (customer_id)"], None)
+
+    refused = write_scores(
+        warehouse, with_column(score_table(), "customer_id", ["a", "b", "a"]), version="2"
+    )
+    with pytest.raises(AuditError, match="key_unique"):
+        publish(warehouse, [CHURN], AS_OF)
+    assert found(refused) == (bands, ["autovacuum_enabled=false"])
+
+
 def test_columns_are_described(warehouse: Settings) -> None:
     write_scores(warehouse)
     publish(warehouse, [CHURN], AS_OF)

@@ -5,7 +5,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import date
@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from psycopg2.errors import NotNullViolation, UndefinedTable, UniqueViolation
 from psycopg2.extensions import connection as Connection
+from psycopg2.extensions import cursor as Cursor
 from psycopg2.extras import RealDictCursor, execute_values
 from pydantic import ValidationError
 
@@ -431,16 +432,17 @@ def _stage(settings: Settings, scores: _Scores, together: Sequence[str]) -> Dist
                 f"{use_case.name} at {manifest.as_of}: rule readable: {str(error).strip()}",
                 f"score again: the rows of {scores.folder} do not fit {name}",
             ) from error
-    with connect(settings) as connection, connection.cursor() as cursor:
-        evidence = audit.Evidence(
-            figures=_figures(connection, scores),
-            keys_unknown=unknown.result(),
-            previous=_previous(connection, scores, together, found.result()),
-            training=_compared(manifest.training_scores, found.result()),
-        )
-        results = audit.judge(use_case, manifest, evidence)
-        _keep_results(connection, manifest, results)
-        cursor.execute(sql.analyze(use_case, manifest.publication_id))
+        indexed = beside.submit(_add_band_indexes, settings, scores)
+        with connect(settings) as connection, connection.cursor() as cursor:
+            evidence = audit.Evidence(
+                figures=_figures(connection, scores, indexed),
+                keys_unknown=unknown.result(),
+                previous=_previous(connection, scores, together, found.result()),
+                training=_compared(manifest.training_scores, found.result()),
+            )
+            results = audit.judge(use_case, manifest, evidence)
+            _keep_results(connection, manifest, results)
+            cursor.execute(sql.analyze(use_case, manifest.publication_id))
     failed = [result for result in results if result.outcome == "failed"]
     if failed:
         raise AuditError(
@@ -568,24 +570,32 @@ def _previous(
     return audit.Previous(publication_id, as_of, model_version, _compared(kept, found))
 
 
-def _figures(connection: Connection, scores: _Scores) -> audit.Figures:
+def _add_band_indexes(settings: Settings, scores: _Scores) -> None:
+    with connect(settings) as connection, connection.cursor() as cursor:
+        for statement in sql.add_band_indexes(scores.use_case, scores.manifest.publication_id):
+            cursor.execute(statement)
+
+
+def _figures(connection: Connection, scores: _Scores, indexed: Future[None]) -> audit.Figures:
+    """What the audit judges; and the primary key is made, if it can be.
+
+    Args:
+        indexed: done once another connection has built what locks out a primary key.
+    """
     use_case, publication_id = scores.use_case, scores.manifest.publication_id
     keys_missing = keys_repeated = 0
     with connection.cursor() as cursor:
-        cursor.execute("savepoint before_key")
-        try:
-            cursor.execute(sql.add_primary_key(use_case, publication_id))
-        except (UniqueViolation, NotNullViolation):
-            cursor.execute("rollback to savepoint before_key")
-            cursor.execute(sql.key_figures(use_case, publication_id))
-            keys_missing, keys_repeated = cursor.fetchone() or (0, 0)
-        cursor.execute(sql.add_band_index(use_case, publication_id))
+        is_key = _is_unique(cursor, sql.add_unique_index(use_case, publication_id))
         cursor.execute(sql.audit_figures(use_case, scores.manifest))
         by_band = {band: figures for band, *figures in cursor.fetchall()}
         lists = (0, 0, 0)
         if use_case.list_columns:
             cursor.execute(sql.list_figures(use_case, publication_id))
             lists = cursor.fetchone() or lists
+        indexed.result()
+        if not (is_key and _is_unique(cursor, sql.add_primary_key(use_case, publication_id))):
+            cursor.execute(sql.key_figures(use_case, publication_id))
+            keys_missing, keys_repeated = cursor.fetchone() or (0, 0)
     rows, outside, unknown, misplaced, without_reasons, other_versions, no_intervals = (
         sum(column) for column in zip([0] * 7, *by_band.values(), strict=True)
     )
@@ -604,6 +614,17 @@ def _figures(connection: Connection, scores: _Scores) -> audit.Figures:
         full_lists=lists[1],
         broken_lists=lists[2],
     )
+
+
+def _is_unique(cursor: Cursor, statement: str) -> bool:
+    """Whether the statement could make the rows unique and named; else it is undone."""
+    cursor.execute("savepoint before_key")
+    try:
+        cursor.execute(statement)
+    except (UniqueViolation, NotNullViolation):
+        cursor.execute("rollback to savepoint before_key")
+        return False
+    return True
 
 
 def _keep_results(

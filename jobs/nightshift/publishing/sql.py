@@ -259,7 +259,8 @@ def create_staging(use_case: UseCase, manifest: ScoresManifest) -> str:
     """A standalone table for one publication.
 
     The CHECKs imply the partition's bound, so that attaching it scans nothing. What is the same on
-    every row is a default: it need not travel through COPY.
+    every row is a default: it need not travel through COPY. No autovacuum until it is attached,
+    which would wait a second for one (``deadlock_timeout``).
     """
     constants = {
         "as_of": literal(manifest.as_of.isoformat()),
@@ -275,7 +276,7 @@ def create_staging(use_case: UseCase, manifest: ScoresManifest) -> str:
     parts += [f"check ({name} = {constants[name]})" for name in ("publication_id", "as_of")]
     table = f"{SCHEMA}.{quoted(partition(use_case, manifest.publication_id))}"
     return (
-        f"create table {table} ({', '.join(parts)});\n"
+        f"create table {table} ({', '.join(parts)}) with (autovacuum_enabled = false);\n"
         f"comment on table {table} is {literal(staging_comment(use_case, manifest.as_of))};"
     )
 
@@ -299,16 +300,44 @@ def _quoted_all(names: Iterable[str]) -> str:
     return ", ".join(quoted(name) for name in names)
 
 
-def add_band_index(use_case: UseCase, publication_id: str) -> str:
-    """The index that gives a band's highest scores, read backwards."""
+def add_band_indexes(use_case: UseCase, publication_id: str) -> list[str]:
+    """An index a band, read backwards for its highest scores; none of a ranking, whose scores are
+    of one scale within a list only.
+
+    One index on band and score would take three times as long to build: two texts and two numbers
+    are compared at each step of its sort.
+    """
+    if use_case.shown is not None:
+        return []
+    table = f"{SCHEMA}.{quoted(partition(use_case, publication_id))}"
+    return [
+        f"create index on {table} ({quoted(use_case.score_column)})"
+        f" where band = {literal(band.name)}"
+        for band in use_case.bands
+    ]
+
+
+def add_unique_index(use_case: UseCase, publication_id: str) -> str:
+    """The key lookup's index, and the proof that no row is there twice; beside it other indexes
+    can be built, which a primary key would lock out."""
     table = quoted(partition(use_case, publication_id))
-    return f"create index on {SCHEMA}.{table} (band, {quoted(use_case.score_column)})"
+    return (
+        f"create unique index {_key_name(publication_id)} on {SCHEMA}.{table}"
+        f" ({_quoted_all(use_case.row_key)})"
+    )
 
 
 def add_primary_key(use_case: UseCase, publication_id: str) -> str:
-    """The key lookup's index, and the proof that no row is there twice."""
-    table = quoted(partition(use_case, publication_id))
-    return f"alter table {SCHEMA}.{table} add primary key ({_quoted_all(use_case.row_key)})"
+    """Make the unique index the key, which proves that every row has a name."""
+    name = _key_name(publication_id)
+    return (
+        f"alter table {SCHEMA}.{quoted(partition(use_case, publication_id))}"
+        f" add constraint {name} primary key using index {name}"
+    )
+
+
+def _key_name(publication_id: str) -> str:
+    return quoted(f"key_{publication_id}")
 
 
 def key_figures(use_case: UseCase, publication_id: str) -> str:
@@ -386,10 +415,11 @@ def list_figures(use_case: UseCase, publication_id: str) -> str:
 
 def attach(use_case: UseCase, publication_id: str) -> str:
     """Make the staging table a partition of the newest; readers are not blocked."""
+    table = f"{SCHEMA}.{quoted(partition(use_case, publication_id))}"
     return (
-        f"alter table {SCHEMA}.{quoted(data_table(use_case))} attach partition "
-        f"{SCHEMA}.{quoted(partition(use_case, publication_id))} "
-        f"for values in ({literal(publication_id)})"
+        f"alter table {SCHEMA}.{quoted(data_table(use_case))} attach partition {table}"
+        f" for values in ({literal(publication_id)});"
+        f" alter table {table} reset (autovacuum_enabled)"
     )
 
 
@@ -399,11 +429,12 @@ def attach_to_archive(use_case: UseCase, publication_id: str, as_of: date) -> st
     No other id of 16 hex digits lies between an id and the id followed by 0, in any collation.
     """
     day = literal(as_of.isoformat())
+    table = f"{SCHEMA}.{quoted(partition(use_case, publication_id))}"
     return (
-        f"alter table {SCHEMA}.{quoted(archive_table(use_case))} attach partition "
-        f"{SCHEMA}.{quoted(partition(use_case, publication_id))} "
-        f"for values from ({day}, {literal(publication_id)})"
-        f" to ({day}, {literal(publication_id + '0')})"
+        f"alter table {SCHEMA}.{quoted(archive_table(use_case))} attach partition {table}"
+        f" for values from ({day}, {literal(publication_id)})"
+        f" to ({day}, {literal(publication_id + '0')});"
+        f" alter table {table} reset (autovacuum_enabled)"
     )
 
 

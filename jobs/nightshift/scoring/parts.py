@@ -107,7 +107,8 @@ def score_part(
     rows, low, high = 0, np.inf, -np.inf
     features = use_case.feature_names  # made anew each time it is asked for
     file = target / part.name
-    with pq.ParquetWriter(file, schema, compression="zstd") as writer:
+    repeated = [name for name in schema.names if name not in use_case.row_key]
+    with pq.ParquetWriter(file, schema, compression="zstd", use_dictionary=repeated) as writer:
         for batch in _batches(part, use_case.key if use_case.shown else None):
             keys = [batch.column(name) for name in use_case.row_key]
             matrix = to_matrix(batch, features)

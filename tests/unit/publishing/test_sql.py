@@ -3,6 +3,7 @@ import pytest
 from nightshift.errors import NightshiftError
 from nightshift.publishing import sql
 from nightshift.use_cases.churn import CHURN
+from nightshift.use_cases.recommendations import RECOMMENDATIONS
 from nightshift.use_cases.spend import SPEND
 
 
@@ -45,9 +46,19 @@ def test_another_use_case_has_tables_of_its_own() -> None:
     assert sql.data_table(other) == "lapse_publications_data"
     assert sql.partition(other, "0123456789abcdef") == "lapse_p_0123456789abcdef"
     assert sql.view_names(other) == ("lapse", "lapse_latest")
-    assert sql.add_primary_key(other, "0123456789abcdef") == (
-        'alter table predictions."lapse_p_0123456789abcdef" add primary key ("order")'
+    assert sql.add_unique_index(other, "0123456789abcdef") == (
+        'create unique index "key_0123456789abcdef" on predictions."lapse_p_0123456789abcdef"'
+        ' ("order")'
     )
+
+
+def test_an_index_a_band_and_none_of_a_ranking() -> None:
+    made = sql.add_band_indexes(CHURN, "0123456789abcdef")
+
+    assert [line.rpartition(" where ")[2] for line in made] == [
+        f"band = '{band.name}'" for band in CHURN.bands
+    ]
+    assert sql.add_band_indexes(RECOMMENDATIONS, "0123456789abcdef") == []
 
 
 def test_the_fingerprint_changes_with_the_definition_only() -> None:
