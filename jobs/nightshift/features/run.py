@@ -929,18 +929,28 @@ def _signatures(months: Mapping[tuple[str, str], Sequence[job.Month]]) -> dict[s
     }
 
 
+def rounds(works: Sequence[job.Work]) -> list[list[job.Work]]:
+    """What can be done at once: first what others look up, then the vectors.
+
+    Neighbours are of one bucket, not of one use case: a task is given some neighbours, and the
+    heaviest use case would be left to one core.
+    """
+    ordered = sorted(works, key=lambda work: work.bucket)
+    own, others = (
+        [work for work in ordered if (work.key == work.use_case.key) is is_own]
+        for is_own in (True, False)
+    )
+    return [some for some in (others, own) if some]
+
+
 def run_tasks(spark: SparkSession, works: Sequence[job.Work]) -> list[job.Done]:
     """What the tasks did: first those of what others look up, then those of the vectors.
 
     Raises:
         NightshiftError: what the first task that could not do its work said.
     """
-    rounds = [
-        [work for work in works if work.key != work.use_case.key],
-        [work for work in works if work.key == work.use_case.key],
-    ]
     done: list[job.Done] = []
-    for some in filter(None, rounds):
+    for some in rounds(works):
         tasks = len(some)
         if str(spark.sparkContext.master).startswith("local"):
             # a task of several buckets costs less than one each, and two a core even out; of a

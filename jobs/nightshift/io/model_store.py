@@ -198,10 +198,7 @@ def fetch(settings: Settings, run_id: str, path: str) -> Path:
         uri = f"{mlflow.get_run(run_id).info.artifact_uri}/{path}"
         found = Path(download_artifacts(artifact_uri=uri, tracking_uri=settings.mlflow_uri))
     except (MlflowException, OSError) as error:
-        raise NightshiftError(
-            f"MLflow run {run_id} has no artifact {path}: {error}",
-            "train again with `nightshift train`, or restore MLflow's artifact folder",
-        ) from error
+        raise _no_artifact(run_id, path, error) from error
     return found
 
 
@@ -209,11 +206,25 @@ def _lying_here(settings: Settings, run_id: str, path: str) -> Path | None:
     """The artifact where :func:`experiment_id` has MLflow keep it; None where a server keeps it.
 
     Without MLflow, whose import takes three seconds, and whose store may be down.
+
+    Raises:
+        NightshiftError: when the run's other artifacts lie here, and this one does not.
     """
     if urlparse(settings.mlflow_uri).scheme in ("http", "https"):
         return None
-    found = settings.mlflow_artifacts_dir.glob(f"*/{run_id}/artifacts/{path}")
-    return next(found, None)
+    folder = next(settings.mlflow_artifacts_dir.glob(f"*/{run_id}/artifacts"), None)
+    if folder is None:
+        return None
+    if not (folder / path).exists():
+        raise _no_artifact(run_id, path, f"{folder} does not have it")
+    return folder / path
+
+
+def _no_artifact(run_id: str, path: str, why: object) -> NightshiftError:
+    return NightshiftError(
+        f"MLflow run {run_id} has no artifact {path}: {why}",
+        "train again with `nightshift train`, or restore MLflow's artifact folder",
+    )
 
 
 def run_id_of(settings: Settings, named: str) -> str:

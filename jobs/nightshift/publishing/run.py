@@ -432,10 +432,10 @@ def _stage(settings: Settings, scores: _Scores, together: Sequence[str]) -> Dist
                 f"{use_case.name} at {manifest.as_of}: rule readable: {str(error).strip()}",
                 f"score again: the rows of {scores.folder} do not fit {name}",
             ) from error
-        indexed = beside.submit(_add_band_indexes, settings, scores)
+        second = beside.submit(_beside_the_key, settings, scores)
         with connect(settings) as connection, connection.cursor() as cursor:
             evidence = audit.Evidence(
-                figures=_figures(connection, scores, indexed),
+                figures=_figures(connection, scores, second),
                 keys_unknown=unknown.result(),
                 previous=_previous(connection, scores, together, found.result()),
                 training=_compared(manifest.training_scores, found.result()),
@@ -570,29 +570,36 @@ def _previous(
     return audit.Previous(publication_id, as_of, model_version, _compared(kept, found))
 
 
-def _add_band_indexes(settings: Settings, scores: _Scores) -> None:
+def _beside_the_key(settings: Settings, scores: _Scores) -> tuple[int, int, int]:
+    """The indexes of bands; then lists, full and broken ones, of a ranking."""
+    use_case, publication_id = scores.use_case, scores.manifest.publication_id
     with connect(settings) as connection, connection.cursor() as cursor:
-        for statement in sql.add_band_indexes(scores.use_case, scores.manifest.publication_id):
+        cursor.execute(sql.SHARE_WORKERS)
+        for statement in sql.add_band_indexes(use_case, publication_id):
             cursor.execute(statement)
+        if not use_case.list_columns:
+            return 0, 0, 0
+        cursor.execute(sql.list_figures(use_case, publication_id))
+        lists, full, broken = cursor.fetchone() or (0, 0, 0)
+        return lists, full, broken
 
 
-def _figures(connection: Connection, scores: _Scores, indexed: Future[None]) -> audit.Figures:
+def _figures(
+    connection: Connection, scores: _Scores, second: Future[tuple[int, int, int]]
+) -> audit.Figures:
     """What the audit judges; and the primary key is made, if it can be.
 
     Args:
-        indexed: done once another connection has built what locks out a primary key.
+        second: of ``_beside_the_key``, by another connection, whose locks a primary key waits for.
     """
     use_case, publication_id = scores.use_case, scores.manifest.publication_id
     keys_missing = keys_repeated = 0
     with connection.cursor() as cursor:
+        cursor.execute(sql.SHARE_WORKERS)
         is_key = _is_unique(cursor, sql.add_unique_index(use_case, publication_id))
         cursor.execute(sql.audit_figures(use_case, scores.manifest))
         by_band = {band: figures for band, *figures in cursor.fetchall()}
-        lists = (0, 0, 0)
-        if use_case.list_columns:
-            cursor.execute(sql.list_figures(use_case, publication_id))
-            lists = cursor.fetchone() or lists
-        indexed.result()
+        lists = second.result()
         if not (is_key and _is_unique(cursor, sql.add_primary_key(use_case, publication_id))):
             cursor.execute(sql.key_figures(use_case, publication_id))
             keys_missing, keys_repeated = cursor.fetchone() or (0, 0)

@@ -317,6 +317,13 @@ def add_band_indexes(use_case: UseCase, publication_id: str) -> list[str]:
     ]
 
 
+SHARE_WORKERS = (
+    "select set_config('max_parallel_maintenance_workers',"
+    " (current_setting('max_parallel_maintenance_workers')::int / 2)::text, true)"
+)
+"""Half of the server's workers for the indexes of this transaction: another builds some too."""
+
+
 def add_unique_index(use_case: UseCase, publication_id: str) -> str:
     """The key lookup's index, and the proof that no row is there twice; beside it other indexes
     can be built, which a primary key would lock out."""

@@ -227,7 +227,12 @@ class EmbeddedPostgres:
         if not self.is_initialised:
             logger.info("creating a PostgreSQL 18 cluster in %s", self.data_dir)
             self._initialise(user)
-        options = _OPTIONS | {"port": str(self.port)}
+        # a leader and its workers have a core each
+        workers = len(os.sched_getaffinity(0)) - 1
+        options = _OPTIONS | {
+            "port": str(self.port),
+            "max_parallel_maintenance_workers": str(workers),
+        }
         if not self.durable:
             options |= {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
         self._run(

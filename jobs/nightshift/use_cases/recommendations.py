@@ -84,7 +84,7 @@ RECOMMENDATIONS = UseCase(
     score_column="rank_score",
     bands=(
         Band(name="first", from_rank=1),
-        Band(name="further", from_rank=4, reasons="approximate"),
+        Band(name="further", from_rank=4, reasons="none"),
     ),
     working_point=TopItems(k=10, popularity="product_buyer_distinct_365d"),
     studies=Studies(learning_curve=(), ablation=False),
