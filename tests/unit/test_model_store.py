@@ -28,5 +28,5 @@ def test_an_artifact_is_found_where_it_lies(settings: Settings) -> None:
 def test_what_the_others_lie_without_is_missing_at_once(settings: Settings) -> None:
     (settings.mlflow_artifacts_dir / "1" / "run" / "artifacts" / "model").mkdir(parents=True)
 
-    with pytest.raises(NightshiftError, match="run has no artifact evaluation: .* does not have"):
+    with pytest.raises(NightshiftError, match=r"run has no artifact evaluation: .* does not have"):
         model_store.fetch(settings, "run", "evaluation")
