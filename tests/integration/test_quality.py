@@ -23,10 +23,10 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from nightshift.contracts import SOURCES, load_contract
-from nightshift.errors import QualityError, RefusedAsOf
+from nightshift.errors import NightshiftError, QualityError, RefusedAsOf
 from nightshift.ingest.run import ingest
-from nightshift.io.held_sources import free, require_all_free, require_source
-from nightshift.io.warehouse import connect
+from nightshift.io.held_sources import free, hold, require_all_free, require_source
+from nightshift.io.warehouse import connect, recorded_run
 from nightshift.quality.run import REPORTS_KEPT, check_landed, check_marts, newest_report
 from nightshift.settings import PROJECT_ROOT, Settings
 from nightshift.use_cases import CHURN
@@ -463,6 +463,62 @@ def test_marts_made_of_good_days_pass_and_bad_ones_stop_the_night(warehouse: Set
     ) == [(days[4], "few_copies_are_removed")]
     assert len(examples["product_is_known"]) == 5
     assert set(examples["product_is_known"]) <= {row.order_line_id for row in good[days[2]]}
+
+
+@dataclass(frozen=True)
+class Payment:
+    """A row of the mart of payments."""
+
+    transaction_id: int
+    amount: float = 20.0
+    is_fraud: bool = False
+
+
+def build_payments(settings: Settings, days: dict[date, list[Payment]]) -> None:
+    with connect(settings) as connection, connection.cursor() as cursor:
+        cursor.execute(
+            "drop table if exists marts.fct_payments; create table marts.fct_payments"
+            " (transaction_id bigint, amount numeric(14, 2), is_fraud boolean, landed_date date)"
+        )
+        rows = [(*astuple(row), day) for day, rows in days.items() for row in rows]
+        execute_values(cursor, "insert into marts.fct_payments values %s", rows, page_size=1000)
+
+
+def test_bad_days_of_payments_hold_their_source_unless_the_build_has_held_one_of_two(
+    warehouse: Settings,
+) -> None:
+    land(warehouse, history() | {LAST: good_day(LAST)})
+    build_mart(warehouse, {day: good_mart(day) for day in [*history(), LAST]})
+    good = {
+        day: [Payment(day.toordinal() * 1000 + n) for n in range(50)] for day in [*history(), LAST]
+    }
+    with landing(warehouse) as land_rows:
+        for day, payments in good.items():
+            landed = [(p.transaction_id, day, "596", "3156", p.amount) for p in payments]
+            land_rows("card_transactions", day, landed, 0)
+    build_payments(warehouse, good)
+    assert all(outcome.success for outcome in check_marts(warehouse, AS_OF).outcomes)
+    days = [LAST - timedelta(days=n) for n in range(3)]
+    bad = {
+        days[0]: (good[days[0]] * 2, "rows_are_those_that_landed"),
+        days[1]: ([replace(p, amount=2000.0) for p in good[days[1]]], "amount_is_usual"),
+        days[2]: (
+            [replace(p, is_fraud=n < 15) for n, p in enumerate(good[days[2]])],
+            "few_payments_are_reported",
+        ),
+    }
+    build_payments(warehouse, good | {day: rows for day, (rows, _) in bad.items()})
+
+    found = check_marts(warehouse, AS_OF).outcomes
+
+    broken = {(each.landed_date, each.rule) for each in found if not each.success}
+    assert broken == {(day, rule) for day, (_, rule) in bad.items()}
+    with pytest.raises(QualityError, match="few_payments_are_reported"):
+        require_source(warehouse, "card_transactions", AS_OF)
+
+    with recorded_run(warehouse, "transform", AS_OF) as run:
+        hold(run, {"chargebacks": NightshiftError("its mart failed", "mend it")})
+    assert {each.table for each in check_marts(warehouse, AS_OF).outcomes} == {"fct_order_lines"}
 
 
 @pytest.mark.skipif(not REAL_LANDING.is_dir(), reason="the real retailer's files are not here")

@@ -323,9 +323,16 @@ def test_a_mart_that_a_held_source_never_got_is_not_checked(
     build(warehouse, AS_OF)
     assert list(held_sources(warehouse, AS_OF)) == ["order_lines"]
     assert rows(warehouse, "select to_regclass('marts.fct_order_lines')") == [(None,)]
+    with connect(warehouse) as connection, connection.cursor() as cursor:
+        cursor.execute(
+            "insert into ops.landing_files (source, landed_date, path, sha256, bytes, status,"
+            " rows_in, rows_loaded, rows_quarantined) values ('card_transactions', '2011-01-03',"
+            " 'a.csv', '', 0, 'loaded', 1, 1, 0)"
+        )
 
-    assert check_marts(warehouse, AS_OF).outcomes == ()
+    found = check_marts(warehouse, AS_OF).outcomes
 
+    assert {(each.table, each.success) for each in found} == {("fct_payments", True)}
     assert list(held_sources(warehouse, AS_OF)) == ["order_lines"]
 
 

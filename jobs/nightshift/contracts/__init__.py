@@ -268,6 +268,7 @@ def parse_contract(source: str, text: str) -> SourceContract:
                     declared,
                     name=source,
                     source=source,
+                    reads=(source,),
                     table=f"raw.{source}",
                     day="_landed_date",
                     row_id=None,

@@ -49,7 +49,7 @@ _FUNCTIONS = frozenset({"round", "trunc", "abs"})
 _OF_A_DAY = frozenset({"landed_rows", "rows_within_budget", "usual_rows"})
 OF_A_COLUMN = ("recent_median_", "recent_values_")
 _SHOWS_NO_VALUE = "expect_column_values_to_not_be_null"
-_MART_CUSTOM = frozenset({"source", "landedDate", "rowId", "batchColumns"})
+_MART_CUSTOM = frozenset({"source", "alsoReads", "landedDate", "rowId", "batchColumns"})
 
 
 class Rule(BaseModel):
@@ -121,6 +121,7 @@ class QualityContract(BaseModel):
     Attributes:
         name: of the source, or of the mart.
         source: the source whose landed days its rows belong to.
+        reads: every source that it is made of.
         day: the column with the landed day.
         row_id: the column that names a row of a mart; None in raw, where file and position do.
         batch_columns: SQL expression by name; the window of a day is partitioned by ``day``.
@@ -131,6 +132,7 @@ class QualityContract(BaseModel):
 
     name: str
     source: str
+    reads: tuple[str, ...]
     table: str
     day: str
     row_id: str | None
@@ -151,6 +153,7 @@ def parse_quality(
     *,
     name: str,
     source: str,
+    reads: tuple[str, ...],
     table: str,
     day: str,
     row_id: str | None,
@@ -188,6 +191,7 @@ def parse_quality(
     return QualityContract(
         name=name,
         source=source,
+        reads=reads,
         table=table,
         day=day,
         row_id=row_id,
@@ -326,18 +330,26 @@ def parse_mart(mart: str, text: str) -> QualityContract:
         raise ContractError(f"{where}: {error}", "correct the contract") from error
     declared = next((o for o in document.schema_ or [] if o.name == mart), None)
     custom = {p.property: p.value for p in document.customProperties or []}
-    required = _MART_CUSTOM - {"batchColumns"}
+    required = _MART_CUSTOM - {"alsoReads", "batchColumns"}
     if declared is None or custom.keys() - _MART_CUSTOM or required - custom.keys():
         raise ContractError(
             f"{where}: schema object {mart} or customProperties are missing or unknown",
             f"name the object {mart}; customProperties are {', '.join(sorted(_MART_CUSTOM))}",
         )
-    _require_identifiers(where, mart, str(custom["landedDate"]), str(custom["rowId"]))
+    also = custom.get("alsoReads") or []
+    if not isinstance(also, list):
+        raise ContractError(
+            f"{where}: customProperties alsoReads is {also!r}", "write a list of sources"
+        )
+    _require_identifiers(
+        where, mart, str(custom["landedDate"]), str(custom["rowId"]), *map(str, also)
+    )
     return parse_quality(
         where,
         declared,
         name=mart,
         source=str(custom["source"]),
+        reads=(str(custom["source"]), *map(str, also)),
         table=f"marts.{mart}",
         day=str(custom["landedDate"]),
         row_id=str(custom["rowId"]),

@@ -81,13 +81,14 @@ def check_landed(settings: Settings, as_of: date) -> QualityResult:
 def check_marts(settings: Settings, as_of: date) -> QualityResult:
     """Check the same landed days once more, as the rows of marts that features are made of.
 
-    A mart whose source the build has held is not as it landed, or is not there, and not checked.
+    A mart of a source that the build has held is not as it landed, or is not there, and not
+    checked.
 
     Raises:
         RefusedAsOf, QualityError: as of ``check_landed``.
     """
     held = held_sources(settings, as_of, ["transform"])
-    marts = [contract for contract in map(load_mart, MARTS) if contract.source not in held]
+    marts = [contract for contract in map(load_mart, MARTS) if not set(contract.reads) & set(held)]
     return _check(settings, as_of, "quality_marts", marts, {})
 
 

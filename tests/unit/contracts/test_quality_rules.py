@@ -20,7 +20,8 @@ def test_every_contract_is_checked_for_volume_and_against_its_budget() -> None:
 
 
 def test_every_mart_is_of_a_source() -> None:
-    assert {load_mart(mart).source for mart in MARTS} <= set(SOURCES)
+    assert {source for mart in MARTS for source in load_mart(mart).reads} <= set(SOURCES)
+    assert load_mart("fct_payments").reads == ("card_transactions", "chargebacks")
 
 
 def test_a_rule_is_read_with_its_column_implied_and_its_limits_as_written() -> None:
@@ -88,6 +89,11 @@ def test_a_wrong_rule_is_refused(right: str, wrong: str, message: str) -> None:
         ("  - name: fct_order_lines", "  - name: fct_orders", "name the object fct_order_lines"),
         ("to: marts.dim_products.product_id", "to: dim_products", "relationships go to"),
         ("kind: DataContract", "kind: [", "fct_order_lines.odcs.yaml"),
+        (
+            "  - property: rowId",
+            "  - property: alsoReads\n    value: chargebacks\n  - property: rowId",
+            "alsoReads is 'chargebacks'",
+        ),
     ],
 )
 def test_a_wrong_mart_contract_is_refused(right: str, wrong: str, message: str) -> None:
