@@ -329,7 +329,7 @@ def add_unique_index(use_case: UseCase, publication_id: str) -> str:
     can be built, which a primary key would lock out."""
     table = quoted(partition(use_case, publication_id))
     return (
-        f"create unique index {_key_name(publication_id)} on {SCHEMA}.{table}"
+        f"create unique index {quoted(_key_name(publication_id))} on {SCHEMA}.{table}"
         f" ({_quoted_all(use_case.row_key)})"
     )
 
@@ -339,12 +339,12 @@ def add_primary_key(use_case: UseCase, publication_id: str) -> str:
     name = _key_name(publication_id)
     return (
         f"alter table {SCHEMA}.{quoted(partition(use_case, publication_id))}"
-        f" add constraint {name} primary key using index {name}"
+        f" add constraint {quoted(name)} primary key using index {quoted(name)}"
     )
 
 
 def _key_name(publication_id: str) -> str:
-    return quoted(f"key_{publication_id}")
+    return f"key_{publication_id}"
 
 
 def key_figures(use_case: UseCase, publication_id: str) -> str:
