@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 from nightshift.errors import NightshiftError
 from nightshift.features import candidates, extract, kernel, rows, state, together, vectors
 from nightshift.features.vectors import LABEL, MISSED, SNAPSHOT
-from nightshift.features.windows import Floats
+from nightshift.features.windows import Floats, Ints
 from nightshift.spec import (
     BoughtTogether,
     Candidates,
@@ -487,10 +487,7 @@ class _RelatedTask(_Task):
             wanted_months = tuple(m for m in months if m.name[:7] >= f"{oldest:%Y-%m}")
             declared = wanted.model_dump_json()
             read = (wanted_months or months[:1], declared, self.work.buckets)
-            owner = [
-                extract.bucket_of(str(name), self.work.buckets) for name in _lines(*read).items
-            ]
-            own = np.array(owner, np.int64) == self.work.bucket
+            own = _owners(*read) == self.work.bucket
             with (
                 _appearing(file) as temporary,
                 pa.ipc.new_file(temporary, together.SCHEMA) as writer,
@@ -547,6 +544,13 @@ def _lines(months: tuple[Month, ...], declared: str, buckets: int) -> together.L
     ]
     table = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
     return together.lines(table, wanted, wanted.together)
+
+
+@lru_cache(maxsize=1)
+def _owners(months: tuple[Month, ...], declared: str, buckets: int) -> Ints:
+    """The bucket of each item of the lines, found once by a process."""
+    names = _lines(months, declared, buckets).items
+    return np.array([extract.bucket_of(str(name), buckets) for name in names], np.int64)
 
 
 @lru_cache(maxsize=16)
