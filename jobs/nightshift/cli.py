@@ -720,10 +720,14 @@ def backfill(
         ),
     ] = False,
 ) -> None:
-    """Score and publish many dates at once: readers see the old state, then all of the new."""
+    """Score and publish many dates at once: readers see the old state, then all of the new.
+
+    Of all use cases, those that cannot be scored at the dates are left out, and the plan says why;
+    one that is named is refused.
+    """
     with refusals() as settings:
         from nightshift import pipeline
-        from nightshift.backfill.run import Request
+        from nightshift.backfill.run import Request, of_able
         from nightshift.backfill.run import plan as look
 
         request = Request(
@@ -731,6 +735,8 @@ def backfill(
             _named(use_case),
             model, skip_without_champion,
         )  # fmt: skip
+        if not use_case:
+            request = of_able(settings, request)
         if plan:
             console.print(Text(look(settings, request).text), soft_wrap=True)
             return

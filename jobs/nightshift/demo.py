@@ -12,7 +12,7 @@ from nightshift.contracts import SOURCES
 from nightshift.errors import NightshiftError, SettingError
 from nightshift.gates.run import gate_results
 from nightshift.io import lake
-from nightshift.io.landing import landing_zone
+from nightshift.io.landing import LATELY_DAYS, landed_lately, landing_zone
 from nightshift.monitoring import run as monitoring
 from nightshift.services import airflow
 from nightshift.services import run as services
@@ -23,8 +23,6 @@ from nightshift.use_cases import USE_CASES
 log = logging.getLogger(__name__)
 
 RUN_SECONDS = 1800
-RECENT_DAYS = 30
-"""Days before the night in which the sources of a use case must have landed, to be shown."""
 CARD_HOLDERS = 600
 
 
@@ -47,7 +45,7 @@ def run_demo(settings: Settings, landing: Path | None, as_of: date | None) -> No
     shown = [use_case for use_case in USE_CASES if _has_landed(settings, use_case, as_of)]
     if not shown:
         raise NightshiftError(
-            f"no use case has landings in the {RECENT_DAYS} days before {as_of}",
+            f"no use case has landings in the {LATELY_DAYS} days before {as_of}",
             "choose an AS_OF that your landing zone has files before",
         )
     for use_case in shown:
@@ -71,7 +69,7 @@ def run_demo(settings: Settings, landing: Path | None, as_of: date | None) -> No
             if use_case.rules:
                 cli.show_rules(
                     use_case,
-                    monitoring.rule_figures(settings, use_case, RECENT_DAYS),
+                    monitoring.rule_figures(settings, use_case, LATELY_DAYS),
                     monitoring.thresholds(settings, use_case, 1),
                 )
     cli.show_services(found)
@@ -123,12 +121,8 @@ def _choose(settings: Settings, landing: Path | None, as_of: date | None) -> tup
 
 def _has_landed(settings: Settings, use_case: UseCase, as_of: date) -> bool:
     """Whether each of its sources has landed lately; of files of one's own not all may."""
-    first, last = as_of - timedelta(days=RECENT_DAYS), as_of - timedelta(days=1)
     zone = landing_zone(settings)
-    return all(
-        any(f"ds={first}" <= entry.name <= f"ds={last}" for entry in zone.entries(source))
-        for source in use_case.landings
-    )
+    return all(landed_lately(zone, source, as_of) for source in use_case.landings)
 
 
 def _is_mature(settings: Settings, use_case: UseCase, as_of: date) -> bool:

@@ -113,7 +113,10 @@ BACKFILL_PARAMS: dict[str, Param] = {
         examples=[use_case.name for use_case in USE_CASES],
         minItems=1,
         title="use cases",
-        description="Which predictions are made anew.",
+        description=(
+            "Which predictions are made anew. Of all of them, those that cannot be scored at the"
+            " dates are left out, and the plan says why; of fewer, none is."
+        ),
     ),
     "model": Param(
         "as-now",
@@ -212,20 +215,21 @@ def due(use_cases: Iterable[UseCase], as_of: date) -> list[UseCase]:
 
 def run_backfill[T](function: Callable[["Request"], T], note_of: Callable[[T], str]) -> T:
     """The same for what the form of a run of ``backfill`` asks."""
-    from nightshift.backfill.run import Request
+    from nightshift.backfill.run import Request, of_able
 
     context = get_current_context()
     params = context["params"]
     with refusals_fail_at_once():
-        result = function(
-            Request(
-                date.fromisoformat(params["from"]),
-                date.fromisoformat(params["to"]),
-                tuple(find_use_case(name) for name in params["use_cases"]),
-                params["model"],
-                params["skip_without_champion"],
-            )
+        request = Request(
+            date.fromisoformat(params["from"]),
+            date.fromisoformat(params["to"]),
+            tuple(find_use_case(name) for name in params["use_cases"]),
+            params["model"],
+            params["skip_without_champion"],
         )
+        if len(request.use_cases) == len(USE_CASES):
+            request = of_able(settings(), request)
+        result = function(request)
     keep(context, note_of(result))
     return result
 

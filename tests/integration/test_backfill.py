@@ -15,9 +15,10 @@ import pytest
 from chaos.shop import FIRST, LAST, command, fill, promote, register
 from chaos.worlds import Victim, until
 from nightshift import pipeline
-from nightshift.backfill.run import Request, choose_nights, plan
+from nightshift.backfill.run import Request, _why_unable, choose_nights, of_able, plan
 from nightshift.errors import RefusedAsOf
 from nightshift.io import lake, model_store
+from nightshift.io.landing import LATELY_DAYS
 from nightshift.io.warehouse import migrate
 from nightshift.publishing.run import publish
 from nightshift.scoring.run import score
@@ -25,6 +26,7 @@ from nightshift.services.postgres import EmbeddedPostgres
 from nightshift.settings import Settings
 from nightshift.spec import Nights
 from nightshift.use_cases.churn import CHURN
+from nightshift.use_cases.fraud import FRAUD
 
 pytestmark = pytest.mark.integration
 
@@ -283,6 +285,53 @@ def test_dates_that_cannot_be_backfilled_are_refused(
     )
     with pytest.raises(RefusedAsOf, match=words):
         plan(tracked_warehouse, Request(first, last, (CHURN,)))
+
+
+def test_a_use_case_that_is_named_is_refused_where_one_of_its_sources_had_not_landed(
+    tracked_warehouse: Settings,
+) -> None:
+    for source, landed in (("card_transactions", "2011-05-01"), ("chargebacks", str(FIRST))):
+        change(
+            tracked_warehouse,
+            "insert into ops.landing_files (source, landed_date, path, sha256, bytes, status,"
+            " rows_in, rows_loaded, rows_quarantined) values (%s, %s, 'a', '', 1, 'loaded', 1, 1,"
+            " 0)",
+            source, landed,
+        )  # fmt: skip
+    with pytest.raises(RefusedAsOf, match=f"nothing of chargebacks had landed before {FIRST}"):
+        plan(tracked_warehouse, Request(FIRST, LAST, (FRAUD,)))
+
+
+def test_of_all_use_cases_those_that_cannot_be_scored_are_left_out(
+    tracked_warehouse: Settings, tmp_path: Path
+) -> None:
+    settings = tracked_warehouse.model_copy(update={"landing": tmp_path / "landing"})
+    asked = Request(FIRST, LAST, (CHURN, FRAUD))
+    assert of_able(settings, asked) == asked, "where none can be, all are refused"
+    with pytest.raises(RefusedAsOf, match="no champion yet for churn"):
+        plan(settings, of_able(settings, asked))
+
+    promote(settings, register(settings, tmp_path, 1))
+    for day in (FIRST - timedelta(days=LATELY_DAYS), LAST - timedelta(days=1)):
+        (settings.landing_folder / "order_lines" / f"ds={day}").mkdir(parents=True)
+    able = of_able(settings, asked)
+    assert able.use_cases == (CHURN,)
+    shown = plan(settings, able).text
+    assert "left out: fraud, which has no champion yet" in shown.splitlines()
+
+    folder = settings.landing_folder / "order_lines" / f"ds={LAST - timedelta(days=1)}"
+    folder.rmdir()
+    (folder.parent / f"ds={LAST}").mkdir()  # of the date itself a night knows nothing
+    (folder.parent / f"ds={LAST - timedelta(days=LATELY_DAYS + 1)}").mkdir()
+    why = f"for nothing of order_lines landed in the 30 days before {LAST}"
+    assert _why_unable(settings, asked, CHURN) == why
+    change(
+        settings,
+        "insert into ops.landing_files (source, landed_date, path, sha256, bytes, status, rows_in,"
+        " rows_loaded, rows_quarantined) values ('order_lines', %s, 'a', '', 1, 'loaded', 1, 1, 0)",
+        LAST - timedelta(days=LATELY_DAYS),
+    )
+    assert _why_unable(settings, asked, CHURN) is None, "the folder is gone, its rows are not"
 
 
 def test_the_plan_says_what_will_change_for_whom(

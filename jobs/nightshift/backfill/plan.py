@@ -74,6 +74,7 @@ class Plan:
         estimates: stage → what it will take, by earlier runs; None where there is none.
         consumers: who reads what will change.
         not_due: use case → which of the dates are left out because it is not scored then.
+        left_out: use cases that cannot be scored at the dates, and why.
     """
 
     nights: tuple[Night, ...]
@@ -84,6 +85,7 @@ class Plan:
     estimates: Mapping[str, Estimate | None]
     consumers: tuple[Exposure, ...]
     not_due: Mapping[str, str] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:
@@ -102,6 +104,7 @@ class Plan:
             found += [f"  {line}" for line in self._changes(of_it)]
         found += [f"{name}: {why}" for name, why in sorted(self.not_due.items())]
         found += [f"skipped: {name} for {day}, without a champion" for day, name in self.skipped]
+        found += [f"left out: {each}" for each in self.left_out]
         found.append(_time(self.estimates))
         found += [
             f"consumer: {each.name} ({each.kind}, {each.owner}) reads"

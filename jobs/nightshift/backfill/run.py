@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime, time, timedelta
 from zoneinfo import ZoneInfo
 
@@ -21,6 +21,7 @@ from nightshift.backfill.plan import (
 )
 from nightshift.errors import NightshiftError, RefusedAsOf
 from nightshift.io import lake, registry
+from nightshift.io.landing import LATELY_DAYS, landed_lately, landing_zone
 from nightshift.io.model_store import ModelVersion
 from nightshift.io.warehouse import connect, migrate
 from nightshift.settings import PROJECT_ROOT, Settings
@@ -41,6 +42,7 @@ class Request:
             was champion as the date began, in the pipeline's time zone.
         skip_without_champion: leave out dates at which a use case had no champion, instead of
             refusing all.
+        left_out: what was asked for and is not among the use cases, and why, in words.
     """
 
     first: date
@@ -48,6 +50,7 @@ class Request:
     use_cases: tuple[UseCase, ...]
     model: ModelChoice = "as-now"
     skip_without_champion: bool = False
+    left_out: tuple[str, ...] = ()
 
     @property
     def dates(self) -> tuple[date, ...]:
@@ -56,6 +59,42 @@ class Request:
             self.first + timedelta(days=number)
             for number in range((self.last - self.first).days + 1)
         )
+
+
+def of_able(settings: Settings, request: Request) -> Request:
+    """The same of the use cases that can be scored at its dates: those that have a champion, and of
+    whose sources something landed lately. Where none can, all stay, and are refused with a remedy.
+    """
+    migrate(settings)
+    found = [(each, _why_unable(settings, request, each)) for each in request.use_cases]
+    able = tuple(use_case for use_case, why in found if why is None)
+    if not able:
+        return request
+    left_out = tuple(f"{use_case.name}, {why}" for use_case, why in found if why is not None)
+    return replace(request, use_cases=able, left_out=left_out)
+
+
+def _why_unable(settings: Settings, request: Request, use_case: UseCase) -> str | None:
+    if registry.champion(settings, use_case.name) is None:
+        return "which has no champion yet"
+    zone = landing_zone(settings)
+    for as_of in (request.first, request.last):
+        for source in use_case.landings:
+            # old folders may be gone from the zone
+            if not (landed_lately(zone, source, as_of) or _loaded(settings, source, as_of)):
+                return f"for nothing of {source} landed in the {LATELY_DAYS} days before {as_of}"
+    return None
+
+
+def _loaded(settings: Settings, source: str, as_of: date) -> bool:
+    """Whether rows are loaded that landed lately."""
+    with connect(settings) as connection, connection.cursor() as cursor:
+        cursor.execute(
+            "select exists(select from ops.landing_files where status = 'loaded' and source = %s"
+            " and landed_date between %s and %s)",
+            (source, as_of - timedelta(days=LATELY_DAYS), as_of - timedelta(days=1)),
+        )
+        return bool(cursor.fetchone()[0])
 
 
 def choose_nights(settings: Settings, request: Request) -> tuple[Night, ...]:
@@ -119,6 +158,7 @@ def plan(settings: Settings, request: Request) -> Plan:
             for use_case in request.use_cases
             if use_case.name in not_due
         },
+        left_out=request.left_out,
     )
 
 
@@ -143,11 +183,11 @@ def _require_dates(settings: Settings, request: Request) -> None:
             f"choose dates up to {today}",
         )
     migrate(settings)
-    sources = sorted({use_case.source.name for use_case in request.use_cases})
+    sources = sorted({source for use_case in request.use_cases for source in use_case.landings})
     with connect(settings) as connection, connection.cursor() as cursor:
         cursor.execute(
             "select source, min(landed_date) from ops.landing_files where status = 'loaded'"
-            " and source = any(%s) group by source",
+            " and source = any(%s) group by source order by source",
             (sources,),
         )
         for source, landed in cursor.fetchall():

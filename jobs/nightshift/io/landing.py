@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import date, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 S3_SCHEME = "s3://"
 REPLACING = ".replacing"
+LATELY_DAYS = 30
+"""By a source of which nothing landed for longer nobody is scored who has not asked for it."""
 _PART_BYTES = 16 << 20
 
 
@@ -228,3 +231,9 @@ def zone_at(landing: str) -> LandingZone:
 def landing_zone(settings: Settings) -> LandingZone:
     """The zone that ``NIGHTSHIFT_LANDING`` names."""
     return zone_at(str(settings.landing))
+
+
+def landed_lately(zone: LandingZone, source: str, as_of: date) -> bool:
+    """Whether a folder of the source is of one of the ``LATELY_DAYS`` days before ``as_of``."""
+    first, last = as_of - timedelta(days=LATELY_DAYS), as_of - timedelta(days=1)
+    return any(f"ds={first}" <= entry.name <= f"ds={last}" for entry in zone.entries(source))
