@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 RUN_SECONDS = 1800
 CARD_HOLDERS = 600
+NIGHTS_OF_RULES = 30
 
 
 def run_demo(settings: Settings, landing: Path | None, as_of: date | None) -> None:
@@ -69,7 +70,7 @@ def run_demo(settings: Settings, landing: Path | None, as_of: date | None) -> No
             if use_case.rules:
                 cli.show_rules(
                     use_case,
-                    monitoring.rule_figures(settings, use_case, LATELY_DAYS),
+                    monitoring.rule_figures(settings, use_case, NIGHTS_OF_RULES),
                     monitoring.thresholds(settings, use_case, 1),
                 )
     cli.show_services(found)

@@ -353,6 +353,27 @@ def test_the_plan_of_a_backfill_is_the_note_of_its_task(stack: Any) -> None:
     note = stack.notes("plan", "backfill")["plan"]
     assert note.startswith("**churn: 3 dates from 2025-11-01 to 2025-11-03, ")
     assert "- 3 dates are published for the first time" in note
+    assert "left out" not in note
+
+    conf = {"from": "2025-08-01", "to": "2025-08-03", "plan_only": True}  # no cards have landed yet
+    assert stack.trigger("too-early", "backfill", conf=conf)[0] == 200
+    assert stack.wait("too-early", "backfill") == "success"
+    note = stack.notes("too-early", "backfill")["plan"]
+    why = "nothing of card_transactions landed in the 30 days before 2025-08-01"
+    assert f"- left out: fraud, for {why}" in note
+
+
+def test_a_backfill_of_the_form_shows_its_dates(stack: Any) -> None:
+    dates = ("2025-11-01", "2025-11-02")
+    conf = {"from": dates[0], "to": dates[1], "use_cases": ["churn"]}
+    status, answer = stack.trigger("dates", "backfill", conf=conf)
+    assert status == 200, answer
+
+    assert stack.wait("dates", "backfill") == "success", stack.tasks("dates", "backfill")
+
+    assert set(stack.tasks("dates", "backfill").values()) == {"success"}
+    published = stack.published()
+    assert all(published[day] for day in dates)
 
 
 @pytest.mark.parametrize("value", ["2025-02-30", "31.12.2025", "tomorrow"])

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 S3_SCHEME = "s3://"
 REPLACING = ".replacing"
 LATELY_DAYS = 30
-"""By a source of which nothing landed for longer nobody is scored who has not asked for it."""
+"""A use case is scored unasked only where each of its sources landed within so many days."""
 _PART_BYTES = 16 << 20
 
 
