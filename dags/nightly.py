@@ -67,7 +67,8 @@ with DAG(
     ),
     start_date=None,
     catchup=False,
-    max_active_runs=1,
+    # a night that waits for what lands until the deadline holds none that is started by hand
+    max_active_runs=2,
     dagrun_timeout=timedelta(hours=8),
     default_args={
         **TASK_DEFAULTS,

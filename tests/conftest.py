@@ -326,6 +326,8 @@ def airflow_stack(running_sinks: AlertSinks) -> Iterator[Settings]:
     try:
         with pytest.MonkeyPatch.context() as patched:
             patched.setenv("AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST", json.dumps(BUNDLES))
+            # at midnight a session would have a night, or a training, that no test has asked for
+            patched.setenv("AIRFLOW__SCHEDULER__USE_JOB_SCHEDULE", "False")
             services.up(stack)
         url, username, password = services.airflow_login(stack)
         token = airflow.log_in(url, username, password or "")

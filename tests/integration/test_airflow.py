@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ KILLED = "2025-12-18"
 ROLLED_BACK = "2025-12-29"
 BAD_DAY, NIGHT_AFTER_BAD_DAY = "2026-01-08", "2026-01-09"
 RUN_SECONDS = 600
+RUN_THAT_WAITS = "/dags/nightly/dagRuns/waits"
 
 
 def outcome(stack: Any) -> list[Any]:
@@ -308,7 +310,18 @@ def test_a_person_approves_a_model_and_the_gates_refuse_the_next(
     assert [stack.page(card, token)[0] for token in (stack.token, "")] == [404, 401]
 
 
-@pytest.mark.usefixtures("logging_as_before")
+@pytest.fixture
+def night_that_waits(stack: Any) -> Iterator[None]:
+    """A night of the day after tomorrow, which waits for what lands until then."""
+    as_of = date.today() + timedelta(days=2)
+    assert stack.trigger("waits", conf={"as_of": as_of.isoformat()})[0] == 200
+    assert state_of(stack, RUN_THAT_WAITS, "ingest.wait_for_landings", "deferred") == "deferred"
+    yield
+    assert stack.call("GET", RUN_THAT_WAITS)[1]["state"] == "running"
+    assert stack.call("PATCH", RUN_THAT_WAITS, {"state": "success"})[0] == 200
+
+
+@pytest.mark.usefixtures("logging_as_before", "night_that_waits")
 def test_the_night_after_a_rollback_is_scored_by_the_champion_before(
     stack: Any, tmp_path: Path
 ) -> None:
