@@ -11,7 +11,8 @@ before it. The champion of today, or of each date.
 of the task `plan`.
 
 **Rerun.** Safe at any time, whole or from any task: features, scores and staged publications that
-are complete are not made again.
+are complete are not made again. Of which use cases it is, `plan` decides, once; clear it to decide
+anew.
 
 **When it fails.** Readers keep what they have, of every date. The note of the failed task and the
 end of its log say what was wrong and what to do; clear the task when that is done.
@@ -27,8 +28,8 @@ from nightshift.orchestration import (
     RUN_ALERTS,
     TASK_DEFAULTS,
     assets,
-    is_to_be_done,
     linked,
+    plan_backfill,
     run_backfill,
     run_stage,
 )
@@ -55,10 +56,7 @@ with DAG(
 
     @task.short_circuit
     def plan() -> bool:
-        from nightshift.backfill.run import plan as look
-
-        planned = run_backfill(lambda request: look(settings(), request), task_notes.of_plan)
-        return is_to_be_done(planned)
+        return plan_backfill()
 
     @task_group
     def prepare() -> None:

@@ -6,6 +6,7 @@ Imported by DAG files, so it loads in milliseconds: stages are imported inside t
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from dataclasses import replace
 from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
@@ -26,7 +27,7 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 from nightshift.errors import GateError, NightshiftError, RefusedAsOf
 from nightshift.settings import settings
 from nightshift.spec import UseCase
-from nightshift.task_notes import of_missing
+from nightshift.task_notes import of_missing, of_plan
 from nightshift.task_outcomes import (
     RETRIES,
     RETRY_SECONDS,
@@ -41,7 +42,6 @@ from nightshift.task_outcomes import (
 from nightshift.use_cases import USE_CASES, find_use_case
 
 if TYPE_CHECKING:
-    from nightshift.backfill.plan import Plan
     from nightshift.backfill.run import Request
     from nightshift.gates.run import Verdict
 
@@ -213,31 +213,51 @@ def due(use_cases: Iterable[UseCase], as_of: date) -> list[UseCase]:
     return [use_case for use_case in use_cases if use_case.is_due(as_of)]
 
 
-def run_backfill[T](function: Callable[["Request"], T], note_of: Callable[[T], str]) -> T:
-    """The same for what the form of a run of ``backfill`` asks."""
-    from nightshift.backfill.run import Request, of_able
+PLAN, PLANNED = "plan", "use_cases"
+"""The first task of a backfill, and under which key it tells the others whom the plan is of."""
+
+
+def plan_backfill() -> bool:
+    """Plan what the form of a run of ``backfill`` asks; whether it is to be carried out.
+
+    Of all use cases, those that cannot be scored at the dates are left out: here alone, so that
+    what becomes possible meanwhile does not change what the plan says.
+    """
+    from nightshift.backfill.run import of_able, plan
 
     context = get_current_context()
-    params = context["params"]
     with refusals_fail_at_once():
-        request = Request(
-            date.fromisoformat(params["from"]),
-            date.fromisoformat(params["to"]),
-            tuple(find_use_case(name) for name in params["use_cases"]),
-            params["model"],
-            params["skip_without_champion"],
-        )
+        request = _of_form(context["params"])
         if len(request.use_cases) == len(USE_CASES):
             request = of_able(settings(), request)
+        planned = plan(settings(), request)
+    context["ti"].xcom_push(PLANNED, [use_case.name for use_case in request.use_cases])
+    log.info("%s", planned.text)
+    keep(context, of_plan(planned))
+    return not context["params"]["plan_only"]
+
+
+def run_backfill[T](function: Callable[["Request"], T], note_of: Callable[[T], str]) -> T:
+    """As :func:`run_stage`, of what the form asks and of the use cases that the plan names."""
+    context = get_current_context()
+    names = context["ti"].xcom_pull(task_ids=PLAN, key=PLANNED)
+    with refusals_fail_at_once():
+        request = replace(_of_form(context["params"]), use_cases=tuple(map(find_use_case, names)))
         result = function(request)
     keep(context, note_of(result))
     return result
 
 
-def is_to_be_done(plan: "Plan") -> bool:
-    """Write a backfill's plan into the log; whether it is to be carried out."""
-    log.info("%s", plan.text)
-    return not get_current_context()["params"]["plan_only"]
+def _of_form(params: Mapping[str, Any]) -> "Request":
+    from nightshift.backfill.run import Request
+
+    return Request(
+        date.fromisoformat(params["from"]),
+        date.fromisoformat(params["to"]),
+        tuple(find_use_case(name) for name in params["use_cases"]),
+        params["model"],
+        params["skip_without_champion"],
+    )
 
 
 def scored(use_cases: Iterable[UseCase]) -> list[UseCase]:

@@ -119,26 +119,25 @@ def test_a_budget_of_minutes_reaches_the_task(
     assert minutes() == value
 
 
-def test_the_form_of_a_backfill_reaches_its_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
-    params = {
-        "from": "2025-12-01", "to": "2025-12-03", "use_cases": ["churn"], "model": "as-then",
-        "skip_without_champion": True, "plan_only": True,
-    }  # fmt: skip
+def test_the_form_of_a_backfill_and_the_use_cases_of_its_plan_reach_its_tasks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told = {("plan", "use_cases"): ["churn"]}
     context = {
-        "params": params,
+        "params": {
+            "from": "2025-12-01", "to": "2025-12-03", "use_cases": ["churn", "fraud"],
+            "model": "as-then", "skip_without_champion": True, "plan_only": False,
+        },
         "logical_date": None,
         "dag_run": SimpleNamespace(run_after=LATER, run_type="manual"),
-    }
+        "ti": SimpleNamespace(xcom_pull=lambda *, task_ids, key: told[task_ids, key]),
+    }  # fmt: skip
     monkeypatch.setattr(orchestration, "get_current_context", lambda: context)
 
     asked = Request(date(2025, 12, 1), date(2025, 12, 3), (CHURN,), "as-then", True)
     assert orchestration.run_backfill(lambda request: request, str) == asked
     assert asked.dates == (date(2025, 12, 1), date(2025, 12, 2), date(2025, 12, 3))
     assert orchestration.run_stage(lambda as_of: as_of, str) == date(2025, 12, 3)
-    plan: Any = SimpleNamespace(text="the plan")
-    assert not orchestration.is_to_be_done(plan)
-    params["plan_only"] = False
-    assert orchestration.is_to_be_done(plan)
 
 
 def test_a_use_case_that_is_not_due_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:

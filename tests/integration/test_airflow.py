@@ -6,7 +6,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from datetime import date, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -313,7 +313,7 @@ def test_a_person_approves_a_model_and_the_gates_refuse_the_next(
 @pytest.fixture
 def night_that_waits(stack: Any) -> Iterator[None]:
     """A night of the day after tomorrow, which waits for what lands until then."""
-    as_of = date.today() + timedelta(days=2)
+    as_of = datetime.now(UTC).date() + timedelta(days=2)
     assert stack.trigger("waits", conf={"as_of": as_of.isoformat()})[0] == 200
     assert state_of(stack, RUN_THAT_WAITS, "ingest.wait_for_landings", "deferred") == "deferred"
     yield
