@@ -11,8 +11,8 @@ each task says what came of it.
 Where a version is challenger, its scores stand beside the champion's in `monitoring`, for nobody
 else to read, and hold nothing up.
 
-**Rerun.** Safe at any time, whole or from any task, also while tonight's run waits for what lands: a
-rerun for an `as_of` replaces exactly what that `as_of` publishes. `as_of` is the logical date, or
+**Rerun.** Safe at any time, whole or from any task, also while tonight's run waits for what lands:
+a rerun for an `as_of` replaces exactly what that `as_of` publishes. `as_of` is the logical date, or
 the param of that name.
 
 **When it fails.** Readers keep what they have. One message tells what was wrong and what to do, as

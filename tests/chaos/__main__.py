@@ -110,6 +110,7 @@ COMMANDS = (
         (
             *_stages(*PREPARED, "training_set", "training", "gates"),
             "fitted ", "learning curve and ablation", "registered churn version",
+            "alias champion named",  # the promotion is recorded, and MLflow does not say so yet
         ), NEXT,
         is_publishing=False,
     ),

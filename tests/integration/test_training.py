@@ -226,6 +226,31 @@ def test_the_same_inputs_give_the_same_model_bytes(tracked_warehouse: Settings) 
         assert artifact(settings, first.mlflow_run_id, path).stat().st_size > 0
 
 
+def test_a_training_that_is_repeated_moves_no_champion_unless_its_files_are_damaged(
+    tracked_warehouse: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As after a kill between the promotion and the end of `nightshift train`."""
+    settings = tracked_warehouse
+    write_training_set(settings)
+    first = train(settings, ONE_ORIGIN, AS_OF)
+    assert judge(settings, CHURN, AS_OF).outcome == "promoted"
+    second = train(settings, ONE_ORIGIN, AS_OF)
+    assert (first.version, second.version) == ("1", "2")
+
+    assert judge(settings, CHURN, AS_OF).outcome == "unchanged"
+    promotions = "select from_version, to_version from ops.promotions order by promotion_id"
+    assert query(settings, promotions) == [(None, "1")]
+    assert model_store.aliases(settings, "churn") == {model_store.CHAMPION: "1"}
+    assert registry.challenger(settings, "churn") is None, "nor is it scored beside itself"
+
+    artifact(settings, first.mlflow_run_id, "model/model.ubj").write_bytes(b"damaged")
+    assert judge(settings, CHURN, AS_OF).outcome == "promoted"
+    assert f"the model of run {first.mlflow_run_id} cannot be read" in caplog.text
+    assert query(settings, promotions) == [(None, "1"), ("1", "2")]
+    score_model, _ = model_store.load_model(settings, registry.champion(settings, "churn"))
+    assert score_model.num_boosted_rounds() == second.trees
+
+
 def test_a_damaged_model_is_refused_by_the_gate_and_by_loading(
     tracked_warehouse: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 Outcome = Literal["promoted", "refused", "proposed", "challenger", "unchanged"]
 """What a judgement led to. Of what has passed, ``proposed`` waits for a person, ``challenger`` was
-judged in a dry run, and ``unchanged`` was decided on before."""
+judged in a dry run, and ``unchanged`` was decided on before, it or the same model."""
 
 
 @dataclass(frozen=True)
@@ -552,23 +552,28 @@ def _act(
     ids: tuple[int, ...],
     may_promote: bool,
 ) -> Outcome:
-    """Move the champion if the gates alone may: not what a person has to approve, and not a version
-    that was champion before or was rejected, for that would undo what was decided since."""
-    decided = {d.to_version for d in held.decisions()}
-    promoted = {d.to_version for d in held.decisions() if d.action != "rejection"}
+    """Move the champion if the gates alone may: not what a person has to approve, and not a model
+    that was champion before or was rejected, for that would undo what was decided since.
+
+    A training that is repeated, as after a kill, makes the same model a new version: it is decided
+    on as well.
+    """
+    decided = {d.mlflow_run_id for d in held.decisions()}
+    promoted = {d.mlflow_run_id for d in held.decisions() if d.action != "rejection"}
     reigning = held.champion
     if reigning is not None:
-        promoted.add(reigning.version)
+        promoted.add(reigning.run_id)
+    runs = held.alike(candidate)
     outcome: Outcome
     if not passed:
         outcome = "refused"
-    elif candidate.version in promoted:
+    elif runs & promoted:
         outcome = "unchanged"
     elif not may_promote:
         outcome = "challenger"
     elif use_case.approval == "manual":
         outcome = "proposed"
-    elif candidate.version in decided:
+    elif runs & decided:
         outcome = "unchanged"
     else:
         reason = f"passed {len(ids)} of {len(ids)} gates"

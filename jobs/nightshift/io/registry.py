@@ -115,6 +115,35 @@ class Registry:
         """Every decision, oldest first."""
         return history(self._settings, self._name)
 
+    def alike(self, version: ModelVersion) -> set[str]:
+        """The MLflow runs whose model is the version's byte for byte: its own, and those of which
+        it is a repetition, as after a kill, as long as their files are whole."""
+        others = self._of_same_bytes(version.run_id) - {version.run_id}
+        return {version.run_id} | {run_id for run_id in others if self._is_whole(run_id)}
+
+    def _is_whole(self, run_id: str) -> bool:
+        try:
+            model_store.read_model(model_store.fetch(self._settings, run_id, model_store.MODEL))
+        except NightshiftError as error:
+            log.warning("the model of run %s cannot be read: %s", run_id, error.what)
+            return False
+        return True
+
+    def _of_same_bytes(self, run_id: str) -> set[str]:
+        """The MLflow runs that trained the same model for the same ``as_of``, by what trainings
+        have recorded: none of a model that was registered otherwise."""
+        with connect(self._settings) as connection, connection.cursor() as cursor:
+            cursor.execute(
+                "select distinct other.result ->> 'mlflow_run_id' from ops.runs as own"
+                " join ops.runs as other on (other.stage, other.use_case, other.as_of)"
+                " = (own.stage, own.use_case, own.as_of)"
+                " and other.result ->> 'model_sha256' = own.result ->> 'model_sha256'"
+                " where own.stage = 'training' and own.use_case = %s"
+                " and own.result ->> 'mlflow_run_id' = %s",
+                (self._name, run_id),
+            )
+            return {name for (name,) in cursor.fetchall()}
+
     def decide(
         self,
         action: Action,
@@ -173,20 +202,23 @@ class Registry:
         return [each for each in self.decisions() if each.action != "rejection"]
 
     def _challenger(self, moves: Sequence[Decision], reigning: str | None) -> str | None:
-        """The version that was judged last, if it was never champion."""
+        """The version that was judged last, if neither it nor the same model was ever champion."""
         reigned = {reigning, *(v for move in moves for v in (move.from_version, move.to_version))}
-        judged = self._judged_last()
-        return None if judged in reigned else judged
+        judged, run_id = self._judged_last()
+        if judged is None or judged in reigned:
+            return None
+        is_repetition = not self._of_same_bytes(run_id).isdisjoint(m.mlflow_run_id for m in moves)
+        return None if is_repetition else judged
 
-    def _judged_last(self) -> str | None:
+    def _judged_last(self) -> tuple[str | None, str]:
+        """The version and its MLflow run."""
         with connect(self._settings) as connection, connection.cursor() as cursor:
             cursor.execute(
-                "select model_version from ops.gate_results where use_case = %s"
+                "select model_version, mlflow_run_id from ops.gate_results where use_case = %s"
                 " order by gate_result_id desc limit 1",
                 (self._name,),
             )
-            row = cursor.fetchone()
-        return row and row[0]
+            return cursor.fetchone() or (None, "")
 
 
 @contextmanager
