@@ -564,6 +564,8 @@ def _act(
     if reigning is not None:
         promoted.add(reigning.run_id)
     runs = held.alike(candidate)
+    for other in sorted(runs - {candidate.run_id}):
+        log.info("version %s is the model of MLflow run %s again", candidate.version, other)
     outcome: Outcome
     if not passed:
         outcome = "refused"
