@@ -242,6 +242,11 @@ def run_backfill[T](function: Callable[["Request"], T], note_of: Callable[[T], s
     context = get_current_context()
     names = context["ti"].xcom_pull(task_ids=PLAN, key=PLANNED)
     with refusals_fail_at_once():
+        if names is None:
+            raise NightshiftError(
+                "the plan of this run has not said which use cases it is of",
+                f"clear the task {PLAN} with what follows it",
+            )
         request = replace(_of_form(context["params"]), use_cases=tuple(map(find_use_case, names)))
         result = function(request)
     keep(context, note_of(result))

@@ -122,7 +122,7 @@ def test_a_budget_of_minutes_reaches_the_task(
 def test_the_form_of_a_backfill_and_the_use_cases_of_its_plan_reach_its_tasks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    told = {("plan", "use_cases"): ["churn"]}
+    told: dict[tuple[str, str], list[str] | None] = {("plan", "use_cases"): ["churn"]}
     context = {
         "params": {
             "from": "2025-12-01", "to": "2025-12-03", "use_cases": ["churn", "fraud"],
@@ -138,6 +138,10 @@ def test_the_form_of_a_backfill_and_the_use_cases_of_its_plan_reach_its_tasks(
     assert orchestration.run_backfill(lambda request: request, str) == asked
     assert asked.dates == (date(2025, 12, 1), date(2025, 12, 2), date(2025, 12, 3))
     assert orchestration.run_stage(lambda as_of: as_of, str) == date(2025, 12, 3)
+
+    told["plan", "use_cases"] = None  # it was marked as a success by hand
+    with pytest.raises(AirflowFailException, match="clear the task plan"):
+        orchestration.run_backfill(lambda request: request, str)
 
 
 def test_a_use_case_that_is_not_due_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:

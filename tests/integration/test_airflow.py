@@ -295,9 +295,7 @@ def test_a_person_approves_a_model_and_the_gates_refuse_the_next(
         " order by gate_result_id"
     ) == [("at_least_auc", True), ("beats_champion_auc", False), ("loads_and_scores", True)]
     assert stack.query(moves) == [by_a_person]
-    assert model_store.aliases(stack.settings, "asked") == {
-        model_store.CHAMPION: "1", model_store.CHALLENGER: "2",
-    }  # fmt: skip
+    assert model_store.aliases(stack.settings, "asked") == {model_store.CHAMPION: "1"}
     (mail,) = wait_for(running_sinks.mails, 1)
     subject = f"train__asked {NIGHT} stopped at refused_champion_kept: beats_champion_auc"
     assert subject in mail["Subject"]

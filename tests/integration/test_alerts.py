@@ -188,6 +188,20 @@ def test_a_run_reports_only_what_its_task_did_not(settings: Settings, alert_sink
     assert "nightly stopped at the DAG run: timed out" in subjects(alert_sinks)[2]
 
 
+def test_of_two_nights_at_once_that_meet_the_same_each_has_reported_it(
+    settings: Settings, alert_sinks: Any
+) -> None:
+    both = failed(), failed(as_of=NEXT_NIGHT)
+    for night in (*both, *both):
+        report_failure(settings, night)
+    for night in both:
+        assert report_failed_run(settings, replace(night, causes=of_run("task_failure").causes))
+    assert len(alert_sinks.mails) == 1
+    assert rows(settings, "select run_ids from ops.incidents") == [
+        ([night.run_id for night in both],)
+    ]
+
+
 def test_what_was_not_sent_is_sent_the_next_time(
     settings: Settings, alert_sinks: Any, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -22,7 +22,7 @@ from nightshift.gates.rules import GateResult
 from nightshift.io import lake, model_store, registry
 from nightshift.io.model_store import CHALLENGER, CHAMPION, PREVIOUS
 from nightshift.io.registry import GATES
-from nightshift.io.warehouse import connect
+from nightshift.io.warehouse import connect, recorded_run
 from nightshift.scoring.run import challenge, score
 from nightshift.services.postgres import free_port
 from nightshift.settings import Settings
@@ -140,6 +140,34 @@ def test_gates_do_not_undo_what_a_person_decided(tracked_warehouse: Settings) ->
     assert judged(settings, one) == "unchanged"
     assert aliases(settings) == ("1", "2", None)
     assert len(moves(settings)) == 3
+
+
+def trained(settings: Settings, model: str) -> str:
+    """A small model, and what a training records of it; ``model`` stands for its bytes."""
+    with recorded_run(settings, "training", AS_OF, "churn") as run:
+        version = register(settings)
+        run_id = model_store.registered(settings, "churn")[version].run_id
+        run.result = {"mlflow_run_id": run_id, "version": version, "model_sha256": model}
+    return version
+
+
+def test_a_model_that_is_trained_again_undoes_no_decision_on_it(
+    tracked_warehouse: Settings,
+) -> None:
+    settings = tracked_warehouse
+    assert judged(settings, trained(settings, "a")) == "promoted"
+    assert judged(settings, trained(settings, "b")) == "promoted"
+    gates.rollback(settings, CHURN, "Ann", "complaints")
+
+    assert judged(settings, trained(settings, "b")) == "unchanged"
+    assert judged(settings, trained(settings, "a"), failed="at_least_auc") == "refused"
+    assert aliases(settings) == ("1", "2", None), "nor is either scored beside the champion"
+
+    rejected = trained(settings, "c")
+    assert judged(settings, rejected, use_case=MANUAL) == "proposed"
+    assert not gates.answer(settings, MANUAL, rejected, "Ann", False, "too late")
+    assert judged(settings, trained(settings, "c")) == "unchanged"
+    assert judged(settings, trained(settings, "d")) == "promoted"
 
 
 def test_rollback_without_a_previous_champion(tracked_warehouse: Settings) -> None:

@@ -59,7 +59,8 @@ def report_failed_run(settings: Settings, failure: Failure) -> bool:
         _ensure_tables(settings)
         with connect(settings) as connection, connection.cursor() as cursor:
             cursor.execute(
-                "select exists (select from ops.incidents where dag_id = %s and last_run_id = %s"
+                "select exists (select from ops.incidents where dag_id = %s"
+                " and %s = any(run_ids || last_run_id)"
                 " and task_id is not distinct from %s and closed_at is null)",
                 (failure.dag_id, failure.run_id, failure.task_id),
             )
@@ -190,19 +191,21 @@ def _count(connection: Connection, failure: Failure) -> tuple[dict[Cause, Incide
         for cause in sorted(set(failure.causes), key=repr):
             cursor.execute(
                 "insert into ops.incidents (dag_id, task_id, source, landed_date, column_name,"
-                " rule, message, examples, as_of, last_as_of, last_run_id)"
-                " values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
+                " rule, message, examples, as_of, last_as_of, last_run_id, run_ids)"
+                " values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
                 " on conflict (dag_id, task_id, source, landed_date, column_name, rule)"
                 " where closed_at is null do update set"
                 " message = excluded.message, examples = excluded.examples,"
                 " last_as_of = greatest(incidents.last_as_of, excluded.last_as_of),"
                 " last_run_id = excluded.last_run_id, last_seen_at = now(),"
+                " run_ids = array_remove(incidents.run_ids, excluded.last_run_id)"
+                " || excluded.last_run_id,"
                 " times_seen = incidents.times_seen + 1"
                 " returning incident_id, opened_at, times_seen",
                 (
                     failure.dag_id, failure.task_id, cause.source, cause.landed_date, cause.column,
                     cause.rule, cause.observed, list(cause.examples), failure.as_of, failure.as_of,
-                    failure.run_id,
+                    failure.run_id, [failure.run_id],
                 ),
             )  # fmt: skip
             incident_id, opened_at, times_seen = cursor.fetchone()

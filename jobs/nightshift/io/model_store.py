@@ -326,7 +326,7 @@ def load_model(
         raise NightshiftError(
             f"{version.name} version {version.version} cannot be loaded: {error.what}",
             f"{error.remedy}; until then `nightshift rollback {version.name}` lets the champion "
-            "before it score",
+            "before it score, and what is trained again after that waits for `nightshift promote`",
         ) from error
     check_features(
         f"model {version.name} version {version.version}",

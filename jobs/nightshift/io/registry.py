@@ -115,19 +115,10 @@ class Registry:
         """Every decision, oldest first."""
         return history(self._settings, self._name)
 
-    def alike(self, version: ModelVersion) -> set[str]:
+    def of_same_model(self, version: ModelVersion) -> set[str]:
         """The MLflow runs whose model is the version's byte for byte: its own, and those of which
-        it is a repetition, as after a kill, as long as their files are whole."""
-        others = self._of_same_bytes(version.run_id) - {version.run_id}
-        return {version.run_id} | {run_id for run_id in others if self._is_whole(run_id)}
-
-    def _is_whole(self, run_id: str) -> bool:
-        try:
-            model_store.read_model(model_store.fetch(self._settings, run_id, model_store.MODEL))
-        except NightshiftError as error:
-            log.warning("the model of run %s cannot be read: %s", run_id, error.what)
-            return False
-        return True
+        it is a repetition, as after a kill."""
+        return {version.run_id} | self._of_same_bytes(version.run_id)
 
     def _of_same_bytes(self, run_id: str) -> set[str]:
         """The MLflow runs that trained the same model for the same ``as_of``, by what trainings

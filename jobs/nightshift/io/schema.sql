@@ -243,6 +243,9 @@ create table if not exists ops.incidents (
     closed_at timestamptz,
     recovery_notified_at timestamptz
 );
+-- Every run that has met it while it was open: runs of one DAG may go on at once.
+alter table ops.incidents
+    add column if not exists run_ids text[] not null default '{}';
 create unique index if not exists incidents_open_once
     on ops.incidents (dag_id, task_id, source, landed_date, column_name, rule)
     nulls not distinct where closed_at is null;
