@@ -46,6 +46,8 @@ from nightshift.training import dataset
 from nightshift.training.run import train
 from nightshift.use_cases.churn import CHURN
 
+pytestmark = pytest.mark.timeout(600)  # Spark's, on a machine of a third of the usual speed
+
 AS_OF = date(2011, 6, 12)
 LATER = date(2011, 6, 26)
 
