@@ -69,7 +69,8 @@ def judged(
     )
     with registry.opened(settings, "churn") as held:
         ids = gates._keep(settings, use_case, AS_OF, candidate, results)
-        return gates._act(use_case, held, candidate, failed is None, ids, may_promote=True)
+        runs = gates._runs_decided_on(settings, candidate, held.champion)
+        return gates._act(use_case, held, candidate, failed is None, ids, True, runs)
 
 
 def aliases(settings: Settings) -> tuple[str | None, str | None, str | None]:

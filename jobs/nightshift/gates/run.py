@@ -124,7 +124,7 @@ def judge(
         for result in results:
             log.info("%s %s: %s", "pass" if result.passed else "FAIL", result.gate, result.detail)
         passed = all(result.passed for result in results)
-        is_damaged = reigning is not None and not _is_whole(settings, reigning)
+        runs = _runs_decided_on(settings, candidate, reigning)
         with registry.opened(settings, use_case.name) as held:
             if held.champion != reigning:
                 raise NightshiftError(
@@ -134,7 +134,7 @@ def judge(
                 )
             _log_to_mlflow(settings, candidate.run_id, passed, results)
             ids = _keep(settings, use_case, as_of, candidate, results)
-            outcome = _act(use_case, held, candidate, passed, ids, may_promote, is_damaged)
+            outcome = _act(use_case, held, candidate, passed, ids, may_promote, runs)
         verdict = Verdict(outcome, results, candidate.run_id, candidate.version)
         _write_into_card(settings, verdict, use_case, reigning)
         run.result = {
@@ -545,6 +545,20 @@ def _keep(
     return tuple(ids)
 
 
+def _runs_decided_on(
+    settings: Settings, candidate: ModelVersion, reigning: ModelVersion | None
+) -> set[str]:
+    """The MLflow runs of which a decision is one on the candidate as well: its own, and those of
+    which it is a repetition, as after a kill; its own alone where it can take the place of the
+    champion, whose files are damaged."""
+    runs = registry.of_same_model(settings, candidate)
+    for other in sorted(runs - {candidate.run_id}):
+        log.info("version %s is the model of MLflow run %s again", candidate.version, other)
+    if reigning is None or reigning.run_id not in runs - {candidate.run_id}:
+        return runs
+    return runs if _is_whole(settings, reigning) else {candidate.run_id}
+
+
 def _is_whole(settings: Settings, version: ModelVersion) -> bool:
     """Whether a version's model can be read."""
     try:
@@ -562,24 +576,19 @@ def _act(
     passed: bool,
     ids: tuple[int, ...],
     may_promote: bool,
-    is_damaged: bool = False,
+    runs: set[str],
 ) -> Outcome:
     """Move the champion if the gates alone may: not what a person has to approve, and not a model
     that was champion before or was rejected, for that would undo what was decided since.
 
-    A training that is repeated, as after a kill, makes the same model a new version: it is decided
-    on as well, and takes the place of the champion only where its files are damaged.
+    Args:
+        runs: of :func:`_runs_decided_on`.
     """
     decided = {d.mlflow_run_id for d in held.decisions()}
     promoted = {d.mlflow_run_id for d in held.decisions() if d.action != "rejection"}
     reigning = held.champion
-    runs = held.of_same_model(candidate)
     if reigning is not None:
         promoted.add(reigning.run_id)
-        if is_damaged and reigning.run_id in runs - {candidate.run_id}:
-            runs = set()
-    for other in sorted(runs - {candidate.run_id}):
-        log.info("version %s is the model of MLflow run %s again", candidate.version, other)
     outcome: Outcome
     if not passed:
         outcome = "refused"

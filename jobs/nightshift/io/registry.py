@@ -115,26 +115,6 @@ class Registry:
         """Every decision, oldest first."""
         return history(self._settings, self._name)
 
-    def of_same_model(self, version: ModelVersion) -> set[str]:
-        """The MLflow runs whose model is the version's byte for byte: its own, and those of which
-        it is a repetition, as after a kill."""
-        return {version.run_id} | self._of_same_bytes(version.run_id)
-
-    def _of_same_bytes(self, run_id: str) -> set[str]:
-        """The MLflow runs that trained the same model for the same ``as_of``, by what trainings
-        have recorded: none of a model that was registered otherwise."""
-        with connect(self._settings) as connection, connection.cursor() as cursor:
-            cursor.execute(
-                "select distinct other.result ->> 'mlflow_run_id' from ops.runs as own"
-                " join ops.runs as other on (other.stage, other.use_case, other.as_of)"
-                " = (own.stage, own.use_case, own.as_of)"
-                " and other.result ->> 'model_sha256' = own.result ->> 'model_sha256'"
-                " where own.stage = 'training' and own.use_case = %s"
-                " and own.result ->> 'mlflow_run_id' = %s",
-                (self._name, run_id),
-            )
-            return {name for (name,) in cursor.fetchall()}
-
     def decide(
         self,
         action: Action,
@@ -198,7 +178,8 @@ class Registry:
         judged, run_id = self._judged_last()
         if judged is None or judged in reigned:
             return None
-        is_repetition = not self._of_same_bytes(run_id).isdisjoint(m.mlflow_run_id for m in moves)
+        alike = _same_model(self._settings, self._name, run_id)
+        is_repetition = not alike.isdisjoint(move.mlflow_run_id for move in moves)
         return None if is_repetition else judged
 
     def _judged_last(self) -> tuple[str | None, str]:
@@ -249,6 +230,27 @@ def challenger(settings: Settings, use_case_name: str) -> ModelVersion | None:
     with opened(settings, use_case_name) as registry:
         version = model_store.aliases(settings, use_case_name).get(CHALLENGER)
         return None if version is None else registry.find(version)
+
+
+def of_same_model(settings: Settings, version: ModelVersion) -> set[str]:
+    """The MLflow runs whose model is the version's byte for byte, for the same ``as_of``: its own,
+    and those of which it is a repetition."""
+    return {version.run_id} | _same_model(settings, version.name, version.run_id)
+
+
+def _same_model(settings: Settings, use_case_name: str, run_id: str) -> set[str]:
+    """By what trainings have recorded: none of a model that was registered otherwise."""
+    with connect(settings) as connection, connection.cursor() as cursor:
+        cursor.execute(
+            "select distinct other.result ->> 'mlflow_run_id' from ops.runs as own"
+            " join ops.runs as other on (other.stage, other.use_case, other.as_of)"
+            " = (own.stage, own.use_case, own.as_of)"
+            " and other.result ->> 'model_sha256' = own.result ->> 'model_sha256'"
+            " where own.stage = 'training' and own.use_case = %s"
+            " and own.result ->> 'mlflow_run_id' = %s",
+            (use_case_name, run_id),
+        )
+        return {name for (name,) in cursor.fetchall()}
 
 
 def champion_at(

@@ -243,7 +243,8 @@ create table if not exists ops.incidents (
     closed_at timestamptz,
     recovery_notified_at timestamptz
 );
--- Every run that has met it while it was open: runs of one DAG may go on at once.
+-- Every run that has met it while it was open, for runs of one DAG may go on at once. What was opened
+-- before there was this column has last_run_id alone.
 alter table ops.incidents
     add column if not exists run_ids text[] not null default '{}';
 create unique index if not exists incidents_open_once
