@@ -7,8 +7,9 @@ the same ratio, of runs in which a reader looks one customer up in a tight loop,
 core: ``reader_stall_ms`` is the longest that it waited in any of them, ``reader_stall_long_ms`` the
 same while another reader keeps a transaction open. On a busy machine a reader waits for a core as
 well: so ``reader_held_ms`` is the longest wait less the time in which the reader or its server
-process was ready to run and had no core, by the kernel's account. Beside them are told the longest
-wait beside the bare COPY, that of as many seconds in which nothing else runs
+process was ready to run and had no core, by the kernel's account; and ``reader_stolen_ms`` is how
+long a virtual machine's host ran something else on its cores during the longest waits. Beside them
+are told the longest wait beside the bare COPY, that of as many seconds in which nothing else runs
 (``reader_stall_idle_ms``), and ``reader_lock_waits``: how often the server's log tells of a reader
 who waited longer than 5 ms for a lock. pandas' ``to_sql`` and
 ``execute_values`` are timed on a sample, Spark's JDBC on all rows by a session that has started,
@@ -31,6 +32,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
@@ -163,51 +165,75 @@ def seconds_without_core(accounts: list[TextIO]) -> float:
     return found / 1e9
 
 
-class Reader(threading.Thread):
-    """Looks a customer up in a tight loop, each time in a transaction of its own."""
+def seconds_stolen(machine: TextIO) -> float:
+    """How long the machine's host has run something else on its cores, by their ``/proc/stat``."""
+    machine.seek(0)
+    return int(machine.readline().split()[8]) / os.sysconf("SC_CLK_TCK")
 
-    def __init__(self, url: str, key: str) -> None:
-        super().__init__(daemon=True)
-        self._url, self._key = url, key
-        self._stop_asked = threading.Event()
-        self.longest = 0.0
-        self.held = 0.0
-        self.lookups = 0
 
-    def run(self) -> None:
-        with closing(psycopg2.connect(self._url)) as connection, connection.cursor() as cursor:
-            connection.autocommit = True
-            query = "select * from predictions.churn_latest where customer_id = %s"
-            cursor.execute(query, (self._key,))
-            thread = f"self/task/{threading.get_native_id()}"
-            accounts = [
-                (Path("/proc") / who / "schedstat").open()
-                for who in (thread, str(connection.get_backend_pid()))
-            ]
-            while not self._stop_asked.is_set():
-                without_core = seconds_without_core(accounts)
+@dataclass
+class Waits:
+    """What a reader waited for single lookups, in milliseconds."""
+
+    longest: float = 0.0
+    held: float = 0.0
+    stolen: float = 0.0
+    lookups: int = 0
+
+
+def read_until_told(url: str, key: str) -> None:
+    """Look a customer up in a tight loop, each time in a transaction of its own; print `Waits`.
+
+    Ends when its standard input does.
+    """
+    ended, found = threading.Event(), Waits()
+    threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).start()
+    with closing(psycopg2.connect(url)) as connection, connection.cursor() as cursor:
+        connection.autocommit = True
+        query = "select * from predictions.churn_latest where customer_id = %s"
+        cursor.execute(query, (key,))
+        thread = f"self/task/{threading.get_native_id()}"
+        accounts = [
+            (Path("/proc") / who / "schedstat").open()
+            for who in (thread, str(connection.get_backend_pid()))
+        ]
+        with Path("/proc/stat").open() as machine:
+            print("ready", flush=True)
+            while not ended.is_set():
+                without_core, stolen = seconds_without_core(accounts), seconds_stolen(machine)
                 started = time.perf_counter()
-                cursor.execute(query, (self._key,))
-                found = cursor.fetchall()
+                cursor.execute(query, (key,))
+                rows = cursor.fetchall()
                 waited = time.perf_counter() - started
                 without_core = seconds_without_core(accounts) - without_core
-                self.longest = max(self.longest, waited)
-                self.held = max(self.held, waited - without_core)
-                self.lookups += 1
-                assert len(found) == 1, "a reader found a gap or a mix"
+                if waited * 1000 > found.longest:
+                    found.longest = waited * 1000
+                    found.stolen = (seconds_stolen(machine) - stolen) * 1000
+                found.held = max(found.held, (waited - without_core) * 1000)
+                found.lookups += 1
+                assert len(rows) == 1, "a reader found a gap or a mix"
                 time.sleep(0.0005)
-
-    def stop(self) -> None:
-        self._stop_asked.set()
-        self.join()
+    print(json.dumps(asdict(found)))
 
 
 @contextmanager
-def reading(url: str, key: str) -> Iterator[Reader]:
-    reader = Reader(url, key)
-    reader.start()
-    yield reader
-    reader.stop()
+def reading(url: str, key: str) -> Iterator[Waits]:
+    """A reader beside the body, as an app is one: a process and session of its own.
+
+    Within one session Linux lets threads wait for each other's share of the cores (autogroup), so
+    one in that of ``publish`` would wait for what no app waits for.
+    """
+    found = Waits()
+    with subprocess.Popen(
+        [sys.executable, __file__, "--read", url, key],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
+    ) as reader:  # fmt: skip
+        assert reader.stdout is not None
+        assert reader.stdout.readline() == "ready\n"
+        yield found
+        told, _ = reader.communicate()
+    assert reader.returncode == 0
+    vars(found).update(json.loads(told))
 
 
 def in_a_process_of_its_own(settings: Settings, as_of: date) -> tuple[float, float]:
@@ -344,9 +370,6 @@ def main(rows: int, runs: int) -> None:
         )
         table = predictions(rows, 1)
         parts = write_parts(table, root / "parts", PARTS)
-        by_row = peers(settings, table) | {
-            "jdbc": by_spark(settings, parts, jdbc_jars(root)) / rows
-        }
         key = str(table["customer_id"][rows // 2])
         lay_down(settings, parts, rows, AS_OF)
         publish(settings, [CHURN], AS_OF)
@@ -357,6 +380,7 @@ def main(rows: int, runs: int) -> None:
         seconds: dict[str, list[float]] = {name: [] for name in timings}
         stalls: dict[str, list[float]] = {"copy": [], "publish": [], "idle": []}
         held: list[float] = []
+        stolen: list[float] = []
         peaks: list[float] = []
 
         def copy_bare() -> float:
@@ -377,30 +401,35 @@ def main(rows: int, runs: int) -> None:
             seconds["publish"].append(publish_next(2 * run + 1))
             with reading(url, key) as reader:
                 seconds["copy_read"].append(copy_bare())
-            stalls["copy"].append(reader.longest * 1000)
+            stalls["copy"].append(reader.longest)
             with reading(url, key) as reader:
                 seconds["publish_read"].append(publish_next(2 * run + 2))
-            stalls["publish"].append(reader.longest * 1000)
-            held.append(reader.held * 1000)
+            stalls["publish"].append(reader.longest)
+            stolen.append(reader.stolen)
+            held.append(reader.held)
             with reading(url, key) as reader:
                 time.sleep(seconds["publish_read"][-1])
-            stalls["idle"].append(reader.longest * 1000)
+            stalls["idle"].append(reader.longest)
             print(
                 f"run {run + 1}: "
                 + ", ".join(f"{name} {found[-1]:.2f} s" for name, found in seconds.items())
                 + ", longest wait of "
                 + ", ".join(f"{name} {found[-1]:.1f} ms" for name, found in stalls.items())
-                + f", of publish with a core {held[-1]:.1f} ms",
+                + f", of publish with a core {held[-1]:.1f} ms; stolen {stolen[-1]:.0f} ms",
                 file=sys.stderr,
             )
         as_of = AS_OF + timedelta(days=2 * runs + 1)
         lay_down(settings, parts, rows, as_of)
-        with closing(psycopg2.connect(url)) as long, reading(url, key) as reader:
+        with closing(psycopg2.connect(url)) as long:
             long.cursor().execute("select count(*) from predictions.churn")
-            in_a_process_of_its_own(settings, as_of)
-            prune(settings, [CHURN], as_of)
-        long_stall, long_held = reader.longest * 1000, reader.held * 1000
+            with reading(url, key) as reader:
+                in_a_process_of_its_own(settings, as_of)
+                prune(settings, [CHURN], as_of)
         found = lookups(settings)
+        # last: Spark's JVM stays, and it all leaves much to write to the disk
+        by_row = peers(settings, table) | {
+            "jdbc": by_spark(settings, parts, jdbc_jars(root)) / rows
+        }
         per_row = statistics.median(seconds["publish"]) / rows
 
         def ratio(one: str, other: str) -> float:
@@ -411,11 +440,13 @@ def main(rows: int, runs: int) -> None:
             "publish": ratio("publish", "copy"),
             "publish_read": ratio("publish_read", "copy_read"),
             "reader_stall_ms": max(stalls["publish"]),
-            "reader_stall_long_ms": long_stall,
+            "reader_stall_long_ms": reader.longest,
             **found,
             **{name: each / per_row for name, each in by_row.items()},
             "reader_held_ms": max(held),
-            "reader_held_long_ms": long_held,
+            "reader_held_long_ms": reader.held,
+            "reader_stolen_ms": max(stolen),
+            "reader_stolen_long_ms": reader.stolen,
             "reader_stall_copy_ms": max(stalls["copy"]),
             "reader_stall_idle_ms": max(stalls["idle"]),
             "reader_lock_waits": server.log_file.read_text().count("waiting for AccessShareLock"),
@@ -453,10 +484,13 @@ if __name__ == "__main__":
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--publish", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--read", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.publish:
         publish_and_measure(
             Settings.model_validate_json(given.publish[0]), date.fromisoformat(given.publish[1])
         )
+    elif given.read:
+        read_until_told(*given.read)
     else:
         main(given.rows, given.runs)

@@ -285,14 +285,14 @@ def test_a_publication_has_a_key_an_index_a_band_and_autovacuum_once_it_is_seen(
     bands = [f"btree (churn_probability) WHERE (band = '{b.name}'::text)" for b in CHURN.bands]
     shown = write_scores(warehouse, version="1")
     publish(warehouse, [CHURN], AS_OF)
-    assert found(shown) == ([*bands, "btree (customer_id)"], None)
+    assert found(shown) == ([*bands, "btree (customer_id)"], ["vacuum_truncate=false"])
 
     refused = write_scores(
         warehouse, with_column(score_table(), "customer_id", ["a", "b", "a"]), version="2"
     )
     with pytest.raises(AuditError, match="key_unique"):
         publish(warehouse, [CHURN], AS_OF)
-    assert found(refused) == (bands, ["autovacuum_enabled=false"])
+    assert found(refused) == (bands, ["autovacuum_enabled=false", "vacuum_truncate=false"])
 
 
 def test_columns_are_described(warehouse: Settings) -> None:
@@ -353,18 +353,32 @@ def test_a_broken_rule_keeps_the_scores_from_readers(
     assert staging_tables(warehouse) == kept
 
 
-def test_sparks_workers_copy_a_part_each(warehouse: Settings) -> None:
-    on_spark = warehouse.model_copy(update={"scoring": "spark", "spark_master": "local[2]"})
-    write_scores(warehouse, score_table(10), parts=3)
-    publish(on_spark, [CHURN], AS_OF)
+@pytest.mark.parametrize(
+    ("cores", "scoring", "is_frozen"),
+    [(1, "one_process", True), (2, "one_process", True), (4, "one_process", False), (4, "spark", False)],
+)
+def test_one_connection_several_or_sparks_workers_load_the_parts(
+    warehouse: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    cores: int,
+    scoring: str,
+    is_frozen: bool,
+) -> None:
+    """The first makes the table as well, whose rows then need no vacuum; a core is for readers."""
+    loading = warehouse.model_copy(update={"scoring": scoring, "spark_master": "local[2]"})
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    identity = write_scores(warehouse, score_table(10), parts=3)
+    publish(loading, [CHURN], AS_OF)
     query = "select customer_id, churn_probability, band, reasons from predictions.churn order by 1"
     first = ask(warehouse, query)
     assert [row[0] for row in first] == [f"c{i:07d}" for i in range(10)]
+    pages = f"select relallfrozen from pg_class where relname = 'churn_p_{identity}'"
+    assert ask(warehouse, pages, as_writer=True) == [(int(is_frozen),)]
 
     bad = with_column(score_table(), "reasons", [REASONS, "[not json", REASONS])
     write_scores(warehouse, bad, version="2", parts=3)
     with pytest.raises(AuditError, match="rule readable: invalid input syntax for type json"):
-        publish(on_spark, [CHURN], AS_OF)
+        publish(loading, [CHURN], AS_OF)
     assert ask(warehouse, query) == first
     assert staging_tables(warehouse) == []
 

@@ -24,6 +24,7 @@ def copy_batches(
     batches: Iterator[pa.RecordBatch],
     *,
     jsonb: Collection[str] = (),
+    frozen: bool = False,
 ) -> None:
     """Append the rows of ``batches`` to ``table``, in the open transaction.
 
@@ -36,9 +37,12 @@ def copy_batches(
         schema: of the batches.
         batches: an error that it raises is raised here; the transaction is then to be rolled back.
         jsonb: columns of text that are jsonb in the table.
+        frozen: as rows that need no vacuum; the transaction must have made the table.
     """
-    statement = SQL("copy {} ({}) from stdin (format binary)").format(
-        Identifier(*table.split(".")), SQL(", ").join(map(Identifier, schema.names))
+    statement = SQL("copy {} ({}) from stdin (format binary, freeze {})").format(
+        Identifier(*table.split(".")),
+        SQL(", ").join(map(Identifier, schema.names)),
+        SQL(str(frozen)),
     )
     messages = _Messages(_ahead(_encoded(schema, batches, jsonb)))
     with connection.cursor() as cursor:

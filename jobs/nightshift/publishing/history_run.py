@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 NEWEST = 8
 """Partitions that ``prune`` leaves among the newest, over which each query of ``_latest`` plans."""
-LOCK_MILLISECONDS = 5
+LOCK_MILLISECONDS = 1
 """How long a move to the archive may hold readers up while it waits for those before it."""
 MOVE_SECONDS = 10.0
 """How long it tries again."""

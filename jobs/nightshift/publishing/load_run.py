@@ -20,9 +20,17 @@ JSON = ("reasons", "rule_hits")
 
 
 def copy_parts(
-    settings: Settings, use_case: UseCase, publication_id: str, parts: Iterable[Path]
+    settings: Settings,
+    use_case: UseCase,
+    publication_id: str,
+    parts: Iterable[Path],
+    created: str | None = None,
 ) -> None:
     """Append the rows of the parts of a scores dataset, by one COPY in a transaction of its own.
+
+    Args:
+        created: makes the table, in the same transaction. Its rows are then frozen, which spares
+            vacuuming them, and a server whose ``wal_level`` is minimal logs none.
 
     Raises:
         psycopg2.DataError, pyarrow.ArrowException: when they do not fit the table.
@@ -37,7 +45,11 @@ def copy_parts(
 
     table = f"{sql.SCHEMA}.{sql.partition(use_case, publication_id)}"
     with connect(settings) as connection:
-        copy_batches(connection, table, schema, batches(), jsonb=JSON)
+        if created is not None:
+            with connection.cursor() as cursor:
+                cursor.execute(created)
+        is_new = created is not None
+        copy_batches(connection, table, schema, batches(), jsonb=JSON, frozen=is_new)
 
 
 def copy_part_on_spark(

@@ -36,8 +36,8 @@ from nightshift.spec import UseCase
 log = logging.getLogger(__name__)
 
 COPIES_AT_ONCE = 4
-"""Connections that load a publication, if there are as many cores: each makes jsonb of text on a
-core of the server, which is most of the work."""
+"""Connections that load a publication, if there is a core for each and one more, which encodes and
+answers readers: each makes jsonb of text on a core of the server, which is most of the work."""
 READER_GRACE_SECONDS = 20.0
 """How long pointers wait for transactions that may hold a plan from before the attachment."""
 
@@ -417,9 +417,6 @@ def _stage(settings: Settings, scores: _Scores, together: Sequence[str]) -> Dist
     use_case, manifest = scores.use_case, scores.manifest
     table = sql.partition(use_case, manifest.publication_id)
     name = f"{sql.SCHEMA}.{sql.quoted(table)}"
-    # what a killed run leaves of it is found by its comment, and dropped by the next
-    with connect(settings) as connection, connection.cursor() as cursor:
-        cursor.execute(sql.create_staging(use_case, manifest))
     with ThreadPoolExecutor(1) as beside:
         found = beside.submit(_scores_of, scores)
         unknown = beside.submit(_keys_unknown, settings, scores)
@@ -458,9 +455,20 @@ def _stage(settings: Settings, scores: _Scores, together: Sequence[str]) -> Dist
 
 
 def _load(settings: Settings, scores: _Scores) -> None:
-    """Copy the parts into the publication's table, by several connections or by Spark's workers."""
+    """Copy the parts into a table of their own: by one connection, which makes it as well, by
+    several, or by Spark's workers.
+
+    What a killed run leaves of it is found by its comment, and dropped by the next.
+    """
     use_case, publication_id = scores.use_case, scores.manifest.publication_id
     left = lake.parts(scores.folder)
+    created = sql.create_staging(use_case, scores.manifest)
+    at_once = min(COPIES_AT_ONCE, len(os.sched_getaffinity(0)) - 1, len(left))
+    if at_once < 2 and settings.scoring != "spark":
+        copy_parts(settings, use_case, publication_id, left, created)
+        return
+    with connect(settings) as connection, connection.cursor() as cursor:
+        cursor.execute(created)
     if settings.scoring == "spark":
         from nightshift.io.spark import spark_session
 
@@ -473,7 +481,6 @@ def _load(settings: Settings, scores: _Scores) -> None:
         for refusal in filter(None, refusals):
             raise psycopg2.DataError(refusal)
         return
-    at_once = min(COPIES_AT_ONCE, len(os.sched_getaffinity(0)), len(left))
 
     def remaining() -> Iterator[Path]:
         while left:
@@ -497,7 +504,9 @@ def _load(settings: Settings, scores: _Scores) -> None:
 def _scores_of(scores: _Scores) -> Vector:
     """The scores, (rows,) float64 with NaN for null."""
     column = scores.use_case.score_column
-    parts = [pq.ParquetFile(part).read([column]) for part in lake.parts(scores.folder)]
+    parts = [
+        pq.ParquetFile(part).read([column], use_threads=False) for part in lake.parts(scores.folder)
+    ]
     return numbers(pa.concat_tables(parts).column(column))
 
 

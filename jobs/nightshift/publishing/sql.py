@@ -260,7 +260,9 @@ def create_staging(use_case: UseCase, manifest: ScoresManifest) -> str:
 
     The CHECKs imply the partition's bound, so that attaching it scans nothing. What is the same on
     every row is a default: it need not travel through COPY. No autovacuum until it is attached,
-    which would wait a second for one (``deadlock_timeout``).
+    which would wait a second for one (``deadlock_timeout``); and no vacuum ever shortens it, for
+    which it would hold readers up. Of reasons and the like, whose values are compared slowly,
+    nobody asks, so the planner has no statistics.
     """
     constants = {
         "as_of": literal(manifest.as_of.isoformat()),
@@ -268,15 +270,23 @@ def create_staging(use_case: UseCase, manifest: ScoresManifest) -> str:
         "publication_id": literal(manifest.publication_id),
         "scored_at": literal(manifest.scored_at.isoformat()),
     }
+    declared = columns(use_case)
     parts = [
         f"{quoted(name)} {kind}"
         + (f" not null default {constants[name]}" if name in constants else "")
-        for name, (kind, _) in columns(use_case).items()
+        for name, (kind, _) in declared.items()
     ]
     parts += [f"check ({name} = {constants[name]})" for name in ("publication_id", "as_of")]
+    without_statistics = ", ".join(
+        f"alter {quoted(name)} set statistics 0"
+        for name, (kind, _) in declared.items()
+        if kind == "jsonb"
+    )
     table = f"{SCHEMA}.{quoted(partition(use_case, manifest.publication_id))}"
     return (
-        f"create table {table} ({', '.join(parts)}) with (autovacuum_enabled = false);\n"
+        f"create table {table} ({', '.join(parts)})"
+        " with (autovacuum_enabled = false, vacuum_truncate = false);\n"
+        f"alter table {table} {without_statistics};\n"
         f"comment on table {table} is {literal(staging_comment(use_case, manifest.as_of))};"
     )
 
@@ -318,10 +328,11 @@ def add_band_indexes(use_case: UseCase, publication_id: str) -> list[str]:
 
 
 SHARE_WORKERS = (
-    "select set_config('max_parallel_maintenance_workers',"
-    " (current_setting('max_parallel_maintenance_workers')::int / 2)::text, true)"
+    "select set_config(name, (setting::int / 2)::text, true) from pg_settings"
+    " where name in ('max_parallel_maintenance_workers', 'max_parallel_workers_per_gather')"
 )
-"""Half of the server's workers for the indexes of this transaction: another builds some too."""
+"""Half of the server's workers for the indexes and queries of this transaction: another has the
+rest, and readers wait for a core the longer, the more processes want one."""
 
 
 def add_unique_index(use_case: UseCase, publication_id: str) -> str:
@@ -359,15 +370,12 @@ def key_figures(use_case: UseCase, publication_id: str) -> str:
 
 
 def analyze(use_case: UseCase, publication_id: str) -> str:
-    """The planner's statistics; of ``reasons``, whose values are compared slowly, nobody asks.
+    """The planner's statistics.
 
     Of 7,500 rows, not 30,000: that tells how many are in a band, and takes a third of the time.
     """
-    listed = ", ".join(
-        quoted(name) for name, (kind, _) in columns(use_case).items() if kind != "jsonb"
-    )
     table = f"{SCHEMA}.{quoted(partition(use_case, publication_id))}"
-    return f"set local default_statistics_target = 25; analyze {table} ({listed})"
+    return f"set local default_statistics_target = 25; analyze {table}"
 
 
 def audit_figures(use_case: UseCase, manifest: ScoresManifest) -> str:

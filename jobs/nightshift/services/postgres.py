@@ -37,6 +37,9 @@ _OPTIONS = {
     "work_mem": "32MB",
     "maintenance_work_mem": "256MB",
     "max_wal_size": "4GB",
+    # what a transaction loads into a table that it made goes to disk once, not into a log as well
+    "wal_level": "minimal",
+    "max_wal_senders": "0",
     "jit": "off",
 }
 
@@ -232,6 +235,7 @@ class EmbeddedPostgres:
         options = _OPTIONS | {
             "port": str(self.port),
             "max_parallel_maintenance_workers": str(workers),
+            "max_parallel_workers_per_gather": str(workers),
         }
         if not self.durable:
             options |= {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
