@@ -355,7 +355,12 @@ def test_a_broken_rule_keeps_the_scores_from_readers(
 
 @pytest.mark.parametrize(
     ("cores", "scoring", "is_frozen"),
-    [(1, "one_process", True), (2, "one_process", True), (4, "one_process", False), (4, "spark", False)],
+    [
+        (1, "one_process", True),
+        (2, "one_process", True),
+        (4, "one_process", False),
+        (4, "spark", False),
+    ],
 )
 def test_one_connection_several_or_sparks_workers_load_the_parts(
     warehouse: Settings,
