@@ -38,8 +38,6 @@ from nightshift import use_cases
 from nightshift.feature_groups.order_lines import IS_PURCHASE, ORDER_LINES
 from nightshift.io import lake, model_store, registry
 from nightshift.io.warehouse import migrate
-from nightshift.services import mlflow_store
-from nightshift.services.postgres import EmbeddedPostgres, free_port
 from nightshift.settings import Settings, load_settings
 from nightshift.spec import Aggregate, Band, FeatureGroup, Measure
 
@@ -238,6 +236,10 @@ def forget(settings: Settings) -> None:
 
 
 def main(rows: int, runs: int) -> None:
+    # not at the top, which the processes that are timed load as well
+    from nightshift.services import mlflow_store
+    from nightshift.services.postgres import EmbeddedPostgres, free_port
+
     # not in a folder that only its owner may enter: Postgres runs as an account of its own
     root = Path(tempfile.mkdtemp(prefix="nightshift-bench-"))
     root.chmod(0o755)

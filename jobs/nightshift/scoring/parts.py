@@ -163,7 +163,7 @@ def _batches(part: Path, key: str | None = None) -> Iterator[pa.RecordBatch]:
     """Batches of a part's rows; with a key the rows of one are in one batch."""
     left: list[pa.RecordBatch] = []
     with pq.ParquetFile(part) as file:
-        for batch in file.iter_batches(BATCH_ROWS):
+        for batch in file.iter_batches(BATCH_ROWS, use_threads=False):  # each part has one
             if key is None or not batch.num_rows:
                 yield from (batch,) if batch.num_rows else ()
                 continue
