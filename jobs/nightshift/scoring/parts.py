@@ -30,7 +30,7 @@ from nightshift.io import lake
 from nightshift.rules import hits
 from nightshift.scoring import lists
 from nightshift.scoring.bands import assign
-from nightshift.scoring.reasons import explain
+from nightshift.scoring.reasons import NONE, explain
 from nightshift.spec import DECISIONS, UseCase
 from nightshift.xgboost_core import xgb
 
@@ -133,7 +133,7 @@ def score_part(
                 *map(of_numbers, ends),
                 *of_list,
                 texts_at(bands, [band.name for band in use_case.bands]),
-                of_texts(_reasons(use_case, features, booster, matrix, bands)),
+                _reasons(use_case, features, booster, matrix, bands),
                 *_decisions(use_case, batch, scores, threshold),
             ]
             writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
@@ -193,17 +193,18 @@ def _reasons(
     booster: xgb.Booster,
     matrix: Matrix,
     bands: npt.NDArray[np.intp],
-) -> Sequence[str]:
+) -> pa.Array:
     """Each row's reasons, as its band asks for them; ``[]`` where it asks for none."""
-    found = np.full(len(matrix), "[]", dtype=object)
+    found, places = [NONE], np.zeros(len(matrix), dtype=np.intp)
     for method in ("exact", "approximate"):
         asking = [n for n, band in enumerate(use_case.bands) if band.reasons == method]
         chosen = np.flatnonzero(np.isin(bands, asking))
         if len(chosen):
             some = matrix[chosen]
             parts = contributions(booster, some, is_exact=method == "exact")[:, : len(names)]
-            found[chosen] = explain(some, parts, names, use_case.reasons)
-    return list(found)
+            places[chosen] = sum(map(len, found)) + np.arange(len(chosen))
+            found.append(explain(some, parts, names, use_case.reasons))
+    return pa.concat_arrays(found).take(of_integers(places))
 
 
 def _interval_columns(

@@ -1,10 +1,17 @@
 import json
+from collections.abc import Sequence
 
 import numpy as np
 
-from nightshift.scoring.reasons import explain
+from nightshift.scoring import reasons
 
 NAMES = ("recency", "frequency", "amount", "returns")
+
+
+def explain(
+    values: np.ndarray, contributions: np.ndarray, names: Sequence[str], count: int
+) -> list[str]:
+    return list(reasons.explain(values, contributions, names, count).to_pylist())
 
 
 def test_the_strongest_come_first_with_value_and_direction() -> None:
@@ -22,9 +29,9 @@ def test_numbers_keep_six_significant_digits_and_are_json() -> None:
     values = np.array([[1234567.0, 0.000012345678]], dtype=np.float32)
     contributions = np.array([[-1.23456789, 1e-12]])
 
-    (reasons,) = explain(values, contributions, ("a", "b"), 2)
+    (text,) = explain(values, contributions, ("a", "b"), 2)
 
-    assert json.loads(reasons) == [
+    assert json.loads(text) == [
         {"feature": "a", "value": 1234570.0, "contribution": -1.23457, "direction": "lowers"},
         {"feature": "b", "value": 0.0000123457, "contribution": 1e-12, "direction": "raises"},
     ]
@@ -34,9 +41,9 @@ def test_equal_contributions_keep_the_order_of_the_features() -> None:
     values = np.zeros((1, 4), dtype=np.float32)
     contributions = np.array([[0.5, -0.5, 0.5, 0.5]])
 
-    (reasons,) = explain(values, contributions, NAMES, 3)
+    (text,) = explain(values, contributions, NAMES, 3)
 
-    assert [reason["feature"] for reason in json.loads(reasons)] == [
+    assert [reason["feature"] for reason in json.loads(text)] == [
         "recency",
         "frequency",
         "amount",
@@ -53,3 +60,19 @@ def test_each_row_has_its_own_reasons() -> None:
         ("recency", 1),
         ("returns", 8),
     ]
+
+
+def test_numbers_of_any_size_are_as_python_writes_them() -> None:
+    random = np.random.default_rng(3)
+    many = 10.0 ** random.uniform(-60, 60, 20_000) * random.choice([-1, 1], 20_000)
+    edges = [0.0, -0.0, 1e-17, 1e22, 9.999995, 999999.5, 123456.5, 1e27, 1e28, 5e-324, 1.7e308]
+    contributions = np.array([*many, *edges])[:, np.newaxis]
+
+    rows = explain(np.zeros_like(contributions, dtype=np.float32), contributions, ["a"], 1)
+
+    found = [json.loads(row)[0]["contribution"] for row in rows]
+    assert found == [float(f"{number:.6g}") for number in contributions[:, 0]]
+
+
+def test_no_reasons_are_an_empty_list() -> None:
+    assert explain(np.zeros((2, 4), np.float32), np.ones((2, 4)), NAMES, 0) == ["[]", "[]"]
