@@ -387,12 +387,15 @@ def main(rows: int, runs: int) -> None:
             execute(url, "drop table if exists bare", bare_table("bare"), "checkpoint")
             return timed(lambda: copy_binary(url, prepared, "from stdin", "bare"))
 
-        def publish_next(days: int) -> float:
-            execute(url, "drop table bare")
+        def prepare(days: int) -> date:
+            execute(url, "drop table if exists bare")
             as_of = AS_OF + timedelta(days=days)
             lay_down(settings, parts, rows, as_of)
             execute(url, "checkpoint")
-            took, peak = in_a_process_of_its_own(settings, as_of)
+            return as_of
+
+        def publish_next(days: int) -> float:
+            took, peak = in_a_process_of_its_own(settings, prepare(days))
             peaks.append(peak)
             return took
 
@@ -418,8 +421,7 @@ def main(rows: int, runs: int) -> None:
                 + f", of publish with a core {held[-1]:.1f} ms; stolen {stolen[-1]:.0f} ms",
                 file=sys.stderr,
             )
-        as_of = AS_OF + timedelta(days=2 * runs + 1)
-        lay_down(settings, parts, rows, as_of)
+        as_of = prepare(2 * runs + 1)
         with closing(psycopg2.connect(url)) as long:
             long.cursor().execute("select count(*) from predictions.churn")
             with reading(url, key) as reader:

@@ -40,6 +40,8 @@ _OPTIONS = {
     # what a transaction loads into a table that it made goes to disk once, not into a log as well
     "wal_level": "minimal",
     "max_wal_senders": "0",
+    # to the disk as it goes: a commit that has all of it left to write holds readers up
+    "backend_flush_after": "256kB",
     "jit": "off",
 }
 
