@@ -37,7 +37,7 @@ def copy_batches(
         schema: of the batches.
         batches: an error that it raises is raised here; the transaction is then to be rolled back.
         jsonb: columns of text that are jsonb in the table.
-        frozen: as rows that need no vacuum; the transaction must have made the table.
+        frozen: as rows that need no vacuum; the transaction must have made or emptied the table.
     """
     statement = SQL("copy {} ({}) from stdin (format binary, freeze {})").format(
         Identifier(*table.split(".")),

@@ -19,8 +19,9 @@ log = logging.getLogger(__name__)
 
 NEWEST = 8
 """Partitions that ``prune`` leaves among the newest, over which each query of ``_latest`` plans."""
-LOCK_MILLISECONDS = 1
-"""How long a move to the archive may hold readers up while it waits for those before it."""
+LOCK_MILLISECONDS = (1, 5)
+"""How long a move to the archive may hold readers up while it waits for those before it: at first,
+and where so little was not enough, in the second half of ``MOVE_SECONDS``."""
 MOVE_SECONDS = 10.0
 """How long it tries again."""
 DETACH_SECONDS = 600
@@ -349,9 +350,10 @@ def _archive(settings: Settings, use_case: UseCase, publication_id: str, as_of: 
     """
     deadline = time.monotonic() + MOVE_SECONDS
     while True:
+        patience = LOCK_MILLISECONDS[time.monotonic() > deadline - MOVE_SECONDS / 2]
         try:
             with connect(settings) as connection, connection.cursor() as cursor:
-                cursor.execute(f"set local lock_timeout = {LOCK_MILLISECONDS}")
+                cursor.execute(f"set local lock_timeout = {patience}")
                 # the locks are held until the commit returns; if it is lost, nothing has happened
                 cursor.execute("set local synchronous_commit = off")
                 cursor.execute(sql.detach(use_case, publication_id, sql.data_table(use_case)))

@@ -24,13 +24,15 @@ def copy_parts(
     use_case: UseCase,
     publication_id: str,
     parts: Iterable[Path],
-    created: str | None = None,
+    *,
+    alone: bool = False,
 ) -> None:
     """Append the rows of the parts of a scores dataset, by one COPY in a transaction of its own.
 
     Args:
-        created: makes the table, in the same transaction. Its rows are then frozen, which spares
-            vacuuming them, and a server whose ``wal_level`` is minimal logs none.
+        alone: nobody else loads the table, so it is emptied in the same transaction, and its rows
+            are frozen: no vacuum has to visit them, and where ``wal_level`` is minimal, none is
+            logged.
 
     Raises:
         psycopg2.DataError, pyarrow.ArrowException: when they do not fit the table.
@@ -43,13 +45,14 @@ def copy_parts(
                 for batch in file.iter_batches(BATCH_ROWS, columns=schema.names, use_threads=False):
                     yield batch.select(schema.names).cast(schema)
 
-    table = f"{sql.SCHEMA}.{sql.partition(use_case, publication_id)}"
+    table = sql.partition(use_case, publication_id)
     with connect(settings) as connection:
-        if created is not None:
+        if alone:
             with connection.cursor() as cursor:
-                cursor.execute(created)
-        is_new = created is not None
-        copy_batches(connection, table, schema, batches(), jsonb=JSON, frozen=is_new)
+                cursor.execute(f"truncate {sql.SCHEMA}.{sql.quoted(table)}")
+        copy_batches(
+            connection, f"{sql.SCHEMA}.{table}", schema, batches(), jsonb=JSON, frozen=alone
+        )
 
 
 def copy_part_on_spark(

@@ -417,6 +417,9 @@ def _stage(settings: Settings, scores: _Scores, together: Sequence[str]) -> Dist
     use_case, manifest = scores.use_case, scores.manifest
     table = sql.partition(use_case, manifest.publication_id)
     name = f"{sql.SCHEMA}.{sql.quoted(table)}"
+    # what a killed run leaves of it is found by its comment, and dropped by the next
+    with connect(settings) as connection, connection.cursor() as cursor:
+        cursor.execute(sql.create_staging(use_case, manifest))
     with ThreadPoolExecutor(1) as beside:
         found = beside.submit(_scores_of, scores)
         unknown = beside.submit(_keys_unknown, settings, scores)
@@ -455,20 +458,13 @@ def _stage(settings: Settings, scores: _Scores, together: Sequence[str]) -> Dist
 
 
 def _load(settings: Settings, scores: _Scores) -> None:
-    """Copy the parts into a table of their own: by one connection, which makes it as well, by
-    several, or by Spark's workers.
-
-    What a killed run leaves of it is found by its comment, and dropped by the next.
-    """
+    """Copy the parts into the publication's table, by a connection, several or Spark's workers."""
     use_case, publication_id = scores.use_case, scores.manifest.publication_id
     left = lake.parts(scores.folder)
-    created = sql.create_staging(use_case, scores.manifest)
     at_once = min(COPIES_AT_ONCE, len(os.sched_getaffinity(0)) - 1, len(left))
     if at_once < 2 and settings.scoring != "spark":
-        copy_parts(settings, use_case, publication_id, left, created)
+        copy_parts(settings, use_case, publication_id, left, alone=True)
         return
-    with connect(settings) as connection, connection.cursor() as cursor:
-        cursor.execute(created)
     if settings.scoring == "spark":
         from nightshift.io.spark import spark_session
 
