@@ -559,7 +559,8 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     # not in pytest's or a user's folder: it may be closed to the account that runs Postgres
     root = asked.folder or Path(tempfile.mkdtemp(prefix="nightshift-chaos-"))
-    server = EmbeddedPostgres(root / "postgres", free_port(16432), PASSWORD)
+    # a commit that waits for a standby is one of the faults
+    server = EmbeddedPostgres(root / "postgres", free_port(16432), PASSWORD, replicable=True)
     counts: Counter[str] = Counter()
     skipped: set[str] = set()
     violations: list[str] = []

@@ -37,9 +37,6 @@ _OPTIONS = {
     "work_mem": "32MB",
     "maintenance_work_mem": "256MB",
     "max_wal_size": "4GB",
-    # what a transaction loads into a table that it made goes to disk once, not into a log as well
-    "wal_level": "minimal",
-    "max_wal_senders": "0",
     # to the disk as it goes: a commit that has all of it left to write holds readers up
     "backend_flush_after": "256kB",
     "jit": "off",
@@ -147,13 +144,24 @@ class EmbeddedPostgres:
         port: TCP port on 127.0.0.1.
         password: the superuser's (``postgres``).
         durable: False turns fsync off: for tests, whose data may be lost with the machine.
+        replicable: True logs all that a standby needs; else what a transaction loads into a table
+            that it has made or emptied goes to the disk once, and not into the log as well.
     """
 
-    def __init__(self, data_dir: Path, port: int, password: str, durable: bool = True) -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        port: int,
+        password: str,
+        *,
+        durable: bool = True,
+        replicable: bool = False,
+    ) -> None:
         self.data_dir = data_dir
         self.port = port
         self.password = password
         self.durable = durable
+        self.replicable = replicable
 
     @property
     def log_file(self) -> Path:
@@ -239,6 +247,8 @@ class EmbeddedPostgres:
             "max_parallel_maintenance_workers": str(workers),
             "max_parallel_workers_per_gather": str(workers),
         }
+        if not self.replicable:
+            options |= {"wal_level": "minimal", "max_wal_senders": "0"}
         if not self.durable:
             options |= {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
         self._run(
