@@ -47,6 +47,27 @@ def test_start_stop_and_restart_keep_the_data(own_server: EmbeddedPostgres) -> N
         assert cursor.fetchone() == (42,)
 
 
+@pytest.mark.parametrize("replicable", [False, True])
+def test_what_is_loaded_into_an_emptied_table_is_logged_for_standbys_only(
+    own_server: EmbeddedPostgres, replicable: bool
+) -> None:
+    own_server.replicable = replicable
+    own_server.start()
+    with own_server.superuser() as connection, connection.cursor() as cursor:
+        cursor.execute("create table loaded (text text)")
+        cursor.execute("select pg_current_wal_insert_lsn()")
+        (before,) = cursor.fetchone()
+        cursor.execute(
+            "begin; truncate loaded;"
+            "insert into loaded select repeat('x', 100) from generate_series(1, 50000); commit;"
+            "select pg_wal_lsn_diff(pg_current_wal_insert_lsn(), %s)",
+            (before,),
+        )
+        (logged,) = cursor.fetchone()
+    assert (logged > 5_000_000) == replicable
+    assert (logged < 500_000) == (not replicable)
+
+
 def test_a_wrong_password_is_refused(own_server: EmbeddedPostgres) -> None:
     own_server.start()
     for password in ("wrong", ""):
