@@ -147,14 +147,20 @@ def bare_table(name: str) -> str:
     return f"create table {name} ({body})"
 
 
-def copy_binary(url: str, prepared: Path, direction: str, relation: str) -> None:
+def copy_binary(
+    url: str, prepared: Path, direction: str, relation: str, created: str | None = None
+) -> None:
+    """COPY by the prepared file; with ``created``, which makes the table, frozen."""
     with (
         closing(psycopg2.connect(url)) as connection,
         connection,
         connection.cursor() as cursor,
         prepared.open("rb" if direction == "from stdin" else "wb") as file,
     ):
-        cursor.copy_expert(f"copy {relation} {direction} (format binary)", file, size=1 << 20)
+        if created is not None:
+            cursor.execute(created)
+        options = "format binary" if created is None else "format binary, freeze"
+        cursor.copy_expert(f"copy {relation} {direction} ({options})", file, size=1 << 20)
 
 
 def seconds_without_core(accounts: list[TextIO]) -> float:
@@ -388,18 +394,6 @@ def main(rows: int, runs: int) -> None:
             execute(url, "drop table if exists bare", bare_table("bare"), "checkpoint")
             return timed(lambda: copy_binary(url, prepared, "from stdin", "bare"))
 
-        def copy_frozen() -> None:
-            with (
-                closing(psycopg2.connect(url)) as connection,
-                connection,
-                connection.cursor() as cursor,
-                prepared.open("rb") as file,
-            ):
-                cursor.execute(bare_table("bare"))
-                cursor.copy_expert(
-                    "copy bare from stdin (format binary, freeze)", file, size=1 << 20
-                )
-
         def prepare(days: int) -> date:
             execute(url, "drop table if exists bare")
             as_of = AS_OF + timedelta(days=days)
@@ -414,7 +408,9 @@ def main(rows: int, runs: int) -> None:
 
         for run in range(runs):
             execute(url, "drop table if exists bare", "checkpoint")
-            seconds["copy_frozen"].append(timed(copy_frozen))
+            seconds["copy_frozen"].append(
+                timed(lambda: copy_binary(url, prepared, "from stdin", "bare", bare_table("bare")))
+            )
             seconds["copy"].append(copy_bare())
             seconds["publish"].append(publish_next(2 * run + 1))
             with reading(url, key) as reader:
