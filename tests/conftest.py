@@ -126,10 +126,7 @@ def postgres_server() -> Iterator[EmbeddedPostgres]:
     """A running, empty server with the three roles; not durable; removed at the end."""
     # not under pytest's own folder: it is closed to the account that runs Postgres for root
     root = Path(tempfile.mkdtemp(prefix="nightshift-test-"))
-    server = EmbeddedPostgres(
-        # a commit that waits for a standby is a fault of tests/chaos
-        root / "data", worker_port(15432), PASSWORD, durable=False, replicable=True
-    )  # fmt: skip
+    server = EmbeddedPostgres(root / "data", worker_port(15432), PASSWORD, durable=False)
     try:
         server.start()
         server.ensure_role(WRITER, PASSWORD)

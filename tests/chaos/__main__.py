@@ -21,7 +21,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -222,7 +222,8 @@ def crash_in_the_commit(round_: Round, server: EmbeddedPostgres) -> None:
         faults.crash_in_the_commit(server, round_.world, is_recorded=is_recorded)
 
     where = "after" if is_recorded else "before"
-    _in_the_commit(round_, server, crashed, f"crash {where} the record", "restarts")
+    with faults.replicable(server) if is_recorded else nullcontext():
+        _in_the_commit(round_, server, crashed, f"crash {where} the record", "restarts")
 
 
 def _in_the_commit(
@@ -559,8 +560,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     # not in pytest's or a user's folder: it may be closed to the account that runs Postgres
     root = asked.folder or Path(tempfile.mkdtemp(prefix="nightshift-chaos-"))
-    # a commit that waits for a standby is one of the faults
-    server = EmbeddedPostgres(root / "postgres", free_port(16432), PASSWORD, replicable=True)
+    server = EmbeddedPostgres(root / "postgres", free_port(16432), PASSWORD)
     counts: Counter[str] = Counter()
     skipped: set[str] = set()
     violations: list[str] = []

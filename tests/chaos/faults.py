@@ -134,11 +134,29 @@ def restarted(server: EmbeddedPostgres) -> None:
     server.wait_until_ready()
 
 
+@contextmanager
+def replicable(server: EmbeddedPostgres) -> Iterator[None]:
+    """A commit can wait for a standby while the block runs; the server is started anew for it,
+    and after it."""
+
+    def restart(is_it: bool) -> None:
+        server.stop()
+        server.replicable = is_it
+        restarted(server)
+
+    restart(True)
+    try:
+        yield
+    finally:
+        restart(False)
+
+
 def crash_in_the_commit(server: EmbeddedPostgres, world: Settings, *, is_recorded: bool) -> None:
     """Crash the server while it commits a move of pointers, in a block of ``held``.
 
     Args:
-        is_recorded: True where the commit is in the log already, and only its client does not know.
+        is_recorded: True where the commit is in the log already, and only its client does not know:
+            in a block of ``replicable``.
     """
     if is_recorded:
         # A commit that waits for a standby is recorded, and lasts; there is no such standby.
