@@ -537,13 +537,13 @@ def _lines(months: tuple[Month, ...], declared: str, buckets: int) -> together.L
     wanted = Candidates.model_validate_json(declared)
     assert wanted.together is not None
     names = together.columns_read(wanted, wanted.together)
-    tables = [
-        extract.read(month.file, bucket, wanted.source, names)
+    tables = (
+        pa.concat_tables(
+            extract.read(month.file, bucket, wanted.source, names) for bucket in range(buckets)
+        )
         for month in months
-        for bucket in range(buckets)
-    ]
-    table = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
-    return together.lines(table, wanted, wanted.together)
+    )
+    return together.lines(tables, wanted, wanted.together)
 
 
 @lru_cache(maxsize=1)

@@ -1,5 +1,6 @@
 """Which items are bought together: of whole orders, the nearest items of each item. Pure."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
@@ -43,21 +44,26 @@ def columns_read(wanted: Candidates, generator: BoughtTogether) -> list[str]:
     return list(dict.fromkeys((*named, *rows.named_in(source, wanted.where))))
 
 
-def lines(table: pa.Table, wanted: Candidates, generator: BoughtTogether) -> Lines:
-    """The lines that count, of rows of the source."""
+def lines(tables: Iterable[pa.Table], wanted: Candidates, generator: BoughtTogether) -> Lines:
+    """The lines that count, of rows of the source in any parts, which are held one at a time."""
     source = wanted.source
-    chosen = pc.and_(table[generator.order].is_valid(), table[wanted.key[1]].is_valid())
-    table = table.filter(chosen)
-    if wanted.where is not None:
-        holds = rows.evaluated(table, [wanted.where])[wanted.where]
-        table = table.filter(pc.fill_null(holds, False))
-    order, _ = rows.codes(table[generator.order].combine_chunks())
-    item, items = rows.codes(table[wanted.key[1]].combine_chunks())
+    names = [generator.order, wanted.key[1], source.event_time, source.landed_date]
+    parts = []
+    for table in tables:
+        counts = pc.and_(table[generator.order].is_valid(), table[wanted.key[1]].is_valid())
+        if wanted.where is not None:
+            asked = table.select(rows.named_in(source, wanted.where))
+            holds = rows.evaluated(asked, [wanted.where])[wanted.where]
+            counts = pc.and_(counts, pc.fill_null(holds, False))
+        parts.append(table.select(list(dict.fromkeys(names))).filter(counts))
+    found = pa.concat_tables(parts).unify_dictionaries().combine_chunks()
+    order, item, time, landed = (found[name].combine_chunks() for name in names)
+    item_code, items = rows.codes(item)
     return Lines(
-        order=order,
-        item=item,
-        time_us=rows.as_numbers(table[source.event_time].combine_chunks(), "timestamp"),
-        landed_day=rows.as_numbers(table[source.landed_date].combine_chunks(), "date"),
+        order=rows.codes(order)[0],
+        item=item_code,
+        time_us=rows.as_numbers(time, "timestamp"),
+        landed_day=rows.as_numbers(landed, "date"),
         items=items,
     )
 

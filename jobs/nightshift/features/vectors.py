@@ -513,7 +513,7 @@ class InMemory(Reader):
 
     def near(self, wanted: Candidates, generator: BoughtTogether, as_of: date) -> pa.Table:
         """Of all rows."""
-        found = together.lines(self._tables[wanted.source.name], wanted, generator)
+        found = together.lines([self._tables[wanted.source.name]], wanted, generator)
         orders = together.orders(found, generator, as_of, self.known_day(as_of))
         return together.neighbours(orders, generator, np.ones(len(found.items), bool))
 

@@ -34,10 +34,12 @@ def test_lists_of_any_length_are_as_if_ordered_whole() -> None:
     random = np.random.default_rng(3)
     lists = np.repeat(np.arange(60), random.integers(0, 70, 60))
     scores = random.integers(0, 12, len(lists)).astype(np.float64)
-    ties = (random.integers(0, 3, len(lists)), random.permutation(len(lists)))
+    # of numbers and of fractions, with some missing
+    days = np.where(random.random(len(lists)) < 0.3, np.nan, random.integers(0, 3, len(lists)) / 4)
+    ties = (days, random.integers(0, 3, len(lists)), random.permutation(len(lists)))
     for limit in (1, 2, 7, 16, 64):
-        order = np.lexsort((ties[1], ties[0], -scores, lists))
-        place = ranks.places(lists[order]) + 1
+        order = np.lexsort((*reversed(ties), -scores, lists))
+        place = np.concatenate([np.arange(length) for length in np.bincount(lists)]) + 1
         found = ranks.best(lists, scores, limit, *ties)
         assert found[0].tolist() == order[place <= limit].tolist()
         assert found[1].tolist() == place[place <= limit].tolist()

@@ -30,7 +30,7 @@ def lines(*orders: tuple[str, int, int, str | None]) -> together.Lines:
             for product in products
         ]  # fmt: skip
     generator = BoughtTogether(order="invoice_id", days=30, limit=5)
-    return together.lines(pa.Table.from_pylist(rows), POPULATION, generator)
+    return together.lines([pa.Table.from_pylist(rows)], POPULATION, generator)
 
 
 def nearest(found: together.Lines, **changes: Any) -> list[tuple[str, str, float]]:
@@ -75,3 +75,29 @@ def test_an_order_of_too_many_items_tells_nothing() -> None:
     found = lines(("AB", 30, 0, "1"), ("BCD", 1, 0, "2"))
     assert [row[:2] for row in nearest(found, most_items=2)] == [("A", "B"), ("B", "A")]
     assert len(nearest(found, most_items=3)) == 8
+
+
+def test_rows_may_come_in_parts_with_codes_of_their_own() -> None:
+    generator = BoughtTogether(order="invoice_id", days=30, limit=5)
+    population = POPULATION.model_copy(update={"where": "product_id <> 'P'"})
+    at = datetime.combine(AS_OF - timedelta(days=1), datetime.min.time())
+    row = {"invoiced_at": at, "landed_date": at.date()}
+    one = [
+        {"invoice_id": order, "product_id": item, **row}
+        for order, item in [("1", "B"), ("1", "A"), ("2", "P"), ("2", "A"), ("3", "C")]
+    ]
+    other = [
+        {"invoice_id": order, "product_id": item, **row}
+        for order, item in [("3", "A"), ("2", "C"), ("1", None), (None, "A")]
+    ]
+
+    def encoded(rows: list[dict[str, Any]]) -> pa.Table:
+        table = pa.Table.from_pylist(rows)
+        for place, name in enumerate(table.column_names[:2]):
+            table = table.set_column(place, name, table[name].dictionary_encode())
+        return table
+
+    parts = [encoded(one), encoded(other)]
+    found = together.lines(parts, population, generator)
+    assert nearest(found) == nearest(together.lines([encoded(one + other)], population, generator))
+    assert {row[:2] for row in nearest(found)} == {("A", "B"), ("B", "A"), ("A", "C"), ("C", "A")}
