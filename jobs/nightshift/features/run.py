@@ -953,9 +953,11 @@ def run_tasks(spark: SparkSession, works: Sequence[job.Work]) -> list[job.Done]:
     for some in rounds(works):
         tasks = len(some)
         if str(spark.sparkContext.master).startswith("local"):
-            # a task of several buckets costs less than one each, and two a core even out; of a
-            # cluster it is not known yet how many cores will come
-            tasks = min(tasks, 2 * spark.sparkContext.defaultParallelism)
+            # A task of several buckets costs less than one each, and two a core even out; but what
+            # is looked up is alike, and most of it made of rows that each task reads once. Of a
+            # cluster it is not known yet how many cores will come.
+            a_core = 2 if some[0].key == some[0].use_case.key else 1
+            tasks = min(tasks, a_core * spark.sparkContext.defaultParallelism)
         for found in spark.sparkContext.parallelize(some, tasks).map(job.run).collect():
             if isinstance(found, job.Refused):
                 kind = plan.DamagedMonth if found.is_damage else NightshiftError
