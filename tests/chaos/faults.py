@@ -144,8 +144,8 @@ def replicable(server: EmbeddedPostgres) -> Iterator[None]:
         server.replicable = is_it
         restarted(server)
 
-    restart(True)
     try:
+        restart(True)
         yield
     finally:
         restart(False)
@@ -158,22 +158,27 @@ def crash_in_the_commit(server: EmbeddedPostgres, world: Settings, *, is_recorde
         is_recorded: True where the commit is in the log already, and only its client does not know:
             in a block of ``replicable``.
     """
-    if is_recorded:
-        # A commit that waits for a standby is recorded, and lasts; there is no such standby.
+    if not is_recorded:
+        crash(server)
+        restarted(server)
+        return
+    # A commit that waits for a standby is recorded, and lasts; there is no such standby.
+    with server.superuser() as connection, connection.cursor() as cursor:
+        cursor.execute("alter system set synchronous_standby_names = 'nobody'")
+    try:
         with server.superuser() as connection, connection.cursor() as cursor:
-            cursor.execute("alter system set synchronous_standby_names = 'nobody'")
             cursor.execute("select pg_reload_conf()")
             database = database_of(world.warehouse_url)
-            with server.superuser(database) as inside, inside.cursor() as cursor:
-                cursor.execute(
+            with server.superuser(database) as inside, inside.cursor() as within:
+                within.execute(
                     "select pg_terminate_backend(pid) from pg_locks where locktype = 'advisory'"
                     " and granted and objid = 4711 and database ="
                     " (select oid from pg_database where datname = current_database())"
                 )
             until(lambda: _waits_for_a_standby(connection), "the commit to be recorded")
-    crash(server)
-    restarted(server)
-    if is_recorded:
+        crash(server)
+    finally:
+        restarted(server)
         with server.superuser() as connection, connection.cursor() as cursor:
             cursor.execute("set synchronous_commit = local")
             cursor.execute("alter system reset synchronous_standby_names")

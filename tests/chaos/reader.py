@@ -115,7 +115,7 @@ def read(url: str, expected: Sequence[State]) -> Seen:
     stdin = selectors.DefaultSelector()
     stdin.register(sys.stdin, selectors.EVENT_READ)
     answered = time.monotonic()
-    is_first = True
+    is_first, is_lost = True, False
     while is_first or not stdin.select(0):
         try:
             with closing(psycopg2.connect(url, connect_timeout=10)) as connection:
@@ -130,17 +130,19 @@ def read(url: str, expected: Sequence[State]) -> Seen:
                     now = time.monotonic()
                     seen.longest_wait = max(seen.longest_wait, now - asked)
                     seen.longest_gap = max(seen.longest_gap, now - answered)
-                    answered = now
+                    answered, is_lost = now, False
                     if is_first:
                         is_first = False
                         print("ready", flush=True)
                     time.sleep(now - asked)  # what it watches needs the processor too
         except (AdminShutdown, CannotConnectNow, CrashShutdown):
-            seen.outages += 1
+            seen.outages += not is_lost
+            is_lost = True
         except psycopg2.OperationalError as error:
             if error.pgcode is not None:
                 judge.refuse(f"error {error.pgcode}: {str(error).strip()}")
-            seen.outages += 1
+            seen.outages += not is_lost
+            is_lost = True
         except psycopg2.Error as error:
             judge.refuse(f"error {error.pgcode}: {str(error).strip()}")
         time.sleep(0.01)

@@ -147,7 +147,7 @@ def test_publishing_through_crashes_kills_and_a_rival_shows_the_old_or_the_new(
 ) -> None:
     chance = random.Random(SEED)
     with Reader(world.reader_url, shop.before, shop.after) as reader:
-        # rows that are not logged: what was loaded of them is lost with the server
+        assert query(world.warehouse_url, "show wal_level") == [("minimal",)]  # as shipped
         ((anybody,),) = query(world.warehouse_url, "select max(customer_id) from predictions.churn")
         plant = faults.ON_THE_PUBLICATION.replace("{customer_id}", anybody)
         with (

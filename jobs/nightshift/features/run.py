@@ -953,9 +953,10 @@ def run_tasks(spark: SparkSession, works: Sequence[job.Work]) -> list[job.Done]:
     for some in rounds(works):
         tasks = len(some)
         if str(spark.sparkContext.master).startswith("local"):
-            # A task of several buckets costs less than one each, and two a core even out; but what
-            # is looked up is alike, and most of it made of rows that each task reads once. Of a
-            # cluster it is not known yet how many cores will come.
+            # A task of several buckets costs less than one each, and two a core even out; but of
+            # what is looked up, what is bought together costs most, and each task, a process of
+            # its own, reads all orders for it. Of a cluster it is not known yet how many cores will
+            # come.
             a_core = 2 if some[0].key == some[0].use_case.key else 1
             tasks = min(tasks, a_core * spark.sparkContext.defaultParallelism)
         for found in spark.sparkContext.parallelize(some, tasks).map(job.run).collect():

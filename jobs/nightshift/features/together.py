@@ -1,6 +1,6 @@
 """Which items are bought together: of whole orders, the nearest items of each item. Pure."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
@@ -45,17 +45,10 @@ def columns_read(wanted: Candidates, generator: BoughtTogether) -> list[str]:
 
 
 def lines(tables: Iterable[pa.Table], wanted: Candidates, generator: BoughtTogether) -> Lines:
-    """The lines that count, of rows of the source in any parts, which are held one at a time."""
+    """The lines that count, of rows of the source in any parts, which are read one at a time."""
     source = wanted.source
     names = [generator.order, wanted.key[1], source.event_time, source.landed_date]
-    parts = []
-    for table in tables:
-        counts = pc.and_(table[generator.order].is_valid(), table[wanted.key[1]].is_valid())
-        if wanted.where is not None:
-            asked = table.select(rows.named_in(source, wanted.where))
-            holds = rows.evaluated(asked, [wanted.where])[wanted.where]
-            counts = pc.and_(counts, pc.fill_null(holds, False))
-        parts.append(table.select(list(dict.fromkeys(names))).filter(counts))
+    parts = [_counting(table, wanted, names) for table in tables]
     found = pa.concat_tables(parts).unify_dictionaries().combine_chunks()
     order, item, time, landed = (found[name].combine_chunks() for name in names)
     item_code, items = rows.codes(item)
@@ -66,6 +59,16 @@ def lines(tables: Iterable[pa.Table], wanted: Candidates, generator: BoughtToget
         landed_day=rows.as_numbers(landed, "date"),
         items=items,
     )
+
+
+def _counting(table: pa.Table, wanted: Candidates, names: Sequence[str]) -> pa.Table:
+    """Some columns, order and item first, of the rows that count."""
+    order, item, *_ = names
+    counts = pc.and_(table[order].is_valid(), table[item].is_valid())
+    if wanted.where is not None:
+        holds = rows.evaluated(table, [wanted.where])[wanted.where]
+        counts = pc.and_(counts, pc.fill_null(holds, False))
+    return table.select(list(dict.fromkeys(names))).filter(counts)
 
 
 def first_landing(generator: BoughtTogether, as_of: date) -> int:

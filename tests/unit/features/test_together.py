@@ -101,3 +101,13 @@ def test_rows_may_come_in_parts_with_codes_of_their_own() -> None:
     found = together.lines(parts, population, generator)
     assert nearest(found) == nearest(together.lines([encoded(one + other)], population, generator))
     assert {row[:2] for row in nearest(found)} == {("A", "B"), ("B", "A"), ("A", "C"), ("C", "A")}
+
+
+def test_a_condition_may_name_no_column() -> None:
+    population = POPULATION.model_copy(update={"where": "true"})
+    generator = BoughtTogether(order="invoice_id", days=30, limit=5)
+    at = datetime.combine(AS_OF - timedelta(days=1), datetime.min.time())
+    row = {"invoice_id": "1", "invoiced_at": at, "landed_date": at.date()}
+    table = pa.Table.from_pylist([{"product_id": item, **row} for item in "AB"])
+    found = together.lines([table], population, generator)
+    assert {row[:2] for row in nearest(found)} == {("A", "B"), ("B", "A")}
