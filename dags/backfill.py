@@ -30,6 +30,7 @@ from nightshift.orchestration import (
     assets,
     linked,
     plan_backfill,
+    pool,
     run_backfill,
     run_stage,
 )
@@ -111,13 +112,16 @@ with DAG(
             task_notes.of_datasets_of_nights,
         )
 
-    @task
+    @task(pool=pool(settings().scoring == "spark"))
     def score() -> None:
         from nightshift.pipeline import score_nights
 
         run_backfill(lambda request: score_nights(settings(), request), task_notes.of_score_nights)
 
-    @task(outlets=assets("predictions", [use_case.name for use_case in USE_CASES]))
+    @task(
+        pool=pool(settings().scoring == "spark"),
+        outlets=assets("predictions", [use_case.name for use_case in USE_CASES]),
+    )
     def publish() -> None:
         from nightshift.pipeline import publish_nights
 

@@ -26,6 +26,7 @@ server is waited for, a refusal is not tried again. A run that succeeds sends th
 
 from datetime import timedelta
 
+from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import DAG, CronTriggerTimetable, TaskGroup, task, task_group
 
 from nightshift import task_notes
@@ -37,6 +38,7 @@ from nightshift.orchestration import (
     assets,
     due,
     linked,
+    pool,
     run_due,
     run_stage,
     scored,
@@ -58,6 +60,7 @@ NOT_READ_BY_ALL = [
     source for source in SOURCES if any(source not in each.landings for each in USE_CASES)
 ]
 NAMES = [use_case.name for use_case in USE_CASES]
+SCORING_POOL = pool(settings().scoring == "spark")
 
 with DAG(
     dag_id="nightly",
@@ -142,7 +145,7 @@ with DAG(
 
         extract_events() >> compute_features()
 
-    @task
+    @task(pool=SCORING_POOL)
     def score(name: str) -> None:
         from nightshift.scoring.run import score
 
@@ -150,7 +153,7 @@ with DAG(
             name, lambda use_case, as_of: score(settings(), use_case, as_of), task_notes.of_score
         )
 
-    @task
+    @task(pool=SCORING_POOL)
     def challenge(name: str) -> None:
         from nightshift.scoring.run import challenge
 
@@ -164,6 +167,7 @@ with DAG(
     def publish() -> None:
         # whoever was scored is published, also where another use case was not
         @task(
+            pool=SCORING_POOL,
             trigger_rule="all_done_min_one_success",
             inlets=assets("lake/scores", NAMES),
             outlets=assets("predictions", NAMES),
@@ -176,13 +180,16 @@ with DAG(
                 task_notes.of_publish,
             )
 
-        @task
+        # a refused audit may last for nights, and what is old is to go meanwhile
+        @task(trigger_rule="all_done")
         def prune_publications() -> None:
             from nightshift.publishing.history_run import prune
 
             run_stage(lambda as_of: prune(settings(), USE_CASES, as_of), task_notes.of_prune)
 
-        publish_predictions() >> prune_publications()
+        # what fails a run that has not published: its last tasks decide, and pruning is always one
+        is_published = EmptyOperator(task_id="is_published", on_success_callback=None)
+        publish_predictions() >> [prune_publications(), is_published]
 
     @task
     def require_source(source: str) -> None:

@@ -40,6 +40,7 @@ from nightshift.orchestration import (
     linked,
     may_promote,
     minutes,
+    pool,
     run_stage,
     say_refusal,
     task_after,
@@ -124,7 +125,10 @@ def build_dag(use_case: UseCase) -> DAG:
                 task_notes.of_dataset,
             )
 
-        @task(inlets=assets("lake/events", sources))
+        @task(
+            pool=pool(settings().training_memory == "spark"),
+            inlets=assets("lake/events", sources),
+        )
         def train_model() -> None:
             from nightshift.training.run import train
 

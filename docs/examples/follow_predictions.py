@@ -11,14 +11,10 @@ from contextlib import closing
 import psycopg2
 
 QUERY = """
-select p.publication_id, c.customer_id, c.churn_probability
-from predictions.publications as p
-inner join predictions.churn as c
-    on c.as_of = p.as_of and c.publication_id = p.publication_id
-where p.use_case = 'churn' and c.as_of = (select max(as_of) from predictions.publications
-                                          where use_case = 'churn')
-    and c.band = 'high'
-order by c.churn_probability desc
+select publication_id, customer_id, churn_probability
+from predictions.churn_latest
+where band = 'high'
+order by churn_probability desc
 limit 10
 """
 

@@ -413,6 +413,11 @@ RUN_ALERTS: dict[str, Any] = {
 """For a DAG itself."""
 
 
+def pool(is_on_spark: bool) -> str:
+    """The pool of a task that starts Spark only where a setting says so."""
+    return "spark" if is_on_spark else "default_pool"
+
+
 @attrs.define
 class QualityLink(BaseOperatorLink):
     """A button on a task's page that leads to a page of the plugin ``quality_pages``.

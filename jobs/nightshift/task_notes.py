@@ -171,9 +171,9 @@ def of_verdict(verdict: "Verdict") -> str:
 
 
 def of_plan(plan: "Plan") -> str:
-    """What a backfill will do."""
-    first, *lines = plan.text.splitlines()
-    return "\n".join([f"**{first}**", "", *(f"- {line.strip()}" for line in lines)])
+    """What a backfill will do; time and consumers before the details, which may be cut off."""
+    first, *rest = [*plan.changes[:1], *plan.outlook, *plan.changes[1:]]
+    return "\n".join([f"**{first}**", "", *(f"- {line.strip()}" for line in rest)])
 
 
 def of_missing(missing: Sequence[str]) -> str:

@@ -30,6 +30,8 @@ def may_pass(error: BaseException | None) -> bool:
     A server that is lost, restarts or is out of connections; a deadlock. Not a refusal, not a
     crash of our own, and not a full disk: the same follows.
     """
+    from urllib.error import URLError
+
     import psycopg2
     from botocore.exceptions import ConnectionError as S3ConnectionError
     from botocore.exceptions import HTTPClientError
@@ -38,7 +40,8 @@ def may_pass(error: BaseException | None) -> bool:
 
     passing = (
         psycopg2.OperationalError, psycopg2.InterfaceError, OperationalError, InterfaceError,
-        S3ConnectionError, HTTPClientError, Py4JNetworkError, ConnectionError, TimeoutError,
+        S3ConnectionError, HTTPClientError, Py4JNetworkError, URLError, ConnectionError,
+        TimeoutError,
     )  # fmt: skip
     while error is not None:
         if isinstance(error, psycopg2.errors.DiskFull):

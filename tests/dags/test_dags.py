@@ -66,7 +66,7 @@ print(json.dumps({
 """
 
 
-def load_dags(folder: Path, home: Path) -> dict[str, Any]:
+def load_dags(folder: Path, home: Path, **more: str) -> dict[str, Any]:
     """Import errors, DAGs and imported modules of a fresh process that loads ``folder``."""
     environment = {
         **os.environ,
@@ -75,6 +75,7 @@ def load_dags(folder: Path, home: Path) -> dict[str, Any]:
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home}/airflow.db",
         "PYTHONPATH": str(PROJECT_ROOT / "jobs"),
         "NIGHTSHIFT_TIMEZONE": "Europe/London",
+        **more,
     }
     done = subprocess.run(
         [sys.executable, "-c", LOAD, str(folder)],
@@ -169,6 +170,7 @@ def test_the_night_goes_through_its_stages_in_order(loaded: dict[str, Any]) -> N
         **{key: ["features.compute_features"] for key in scores},
         "publish.publish_predictions": sorted(scores),
         "publish.prune_publications": ["publish.publish_predictions"],
+        "publish.is_published": ["publish.publish_predictions"],
         **{f"{u.name}.challenge": [f"{u.name}.score"] for u in USE_CASES},
     }
 
@@ -180,8 +182,15 @@ def test_a_use_case_that_fails_holds_none_of_the_others(loaded: dict[str, Any]) 
         for name, task in dag["tasks"].items()
         if task["trigger_rule"] != "all_success"
     }
-    # and no other rule: it could turn a night green that has not published
-    assert rules == {"publish.publish_predictions": "all_done_min_one_success"}
+    assert rules == {
+        "publish.publish_predictions": "all_done_min_one_success",
+        "publish.prune_publications": "all_done",
+    }
+    # a run is what its last tasks are: those that always run must not turn a night green that has
+    # not published
+    tasks = loaded["dags"]["nightly"]["tasks"]
+    last = set(tasks) - {name for task in tasks.values() for name in task["upstream"]}
+    assert "publish.is_published" in last
 
 
 def test_assets_lead_from_landing_to_predictions(loaded: dict[str, Any]) -> None:
@@ -328,7 +337,9 @@ def test_every_task_is_noted_and_every_failure_alerts(loaded: dict[str, Any]) ->
         for task_id, task in dag["tasks"].items():
             assert task["on_failure"] == ["note_failure", "alert_failed_task"], (name, task_id)
             assert task["on_retry"] == ["note_retry"], (name, task_id)
-            assert task["on_success"] == ["note_success"], (name, task_id)
+            # which does nothing, and without a callback starts no process
+            noted = [] if task_id == "publish.is_published" else ["note_success"]
+            assert task["on_success"] == noted, (name, task_id)
 
 
 def test_tasks_link_to_results_and_models(loaded: dict[str, Any]) -> None:
@@ -342,17 +353,30 @@ def test_tasks_link_to_results_and_models(loaded: dict[str, Any]) -> None:
             assert task["links"] == (links if is_check else expected), (name, task_id)
 
 
-def test_spark_jobs_share_the_one_slot_pool(loaded: dict[str, Any]) -> None:
-    in_pool = {
-        f"{name}/{task_id}"
-        for name, dag in loaded["dags"].items()
-        for task_id, task in dag["tasks"].items()
-        if task["pool"] == "spark"
-    }
-    assert in_pool == {
+def test_spark_jobs_share_the_one_slot_pool(loaded: dict[str, Any], tmp_path: Path) -> None:
+    def in_pool(found: dict[str, Any]) -> set[str]:
+        return {
+            f"{name}/{task_id}"
+            for name, dag in found["dags"].items()
+            for task_id, task in dag["tasks"].items()
+            if task["pool"] == "spark"
+        }
+
+    always = {
         "nightly/features.compute_features",
         "backfill/features",
         *(f"train__{use_case.name}/build_training_set" for use_case in USE_CASES),
+    }
+    assert in_pool(loaded) == always
+    where_set = load_dags(
+        DAGS, tmp_path, NIGHTSHIFT_SCORING="spark", NIGHTSHIFT_TRAINING_MEMORY="spark"
+    )
+    assert in_pool(where_set) == always | {
+        "nightly/publish.publish_predictions",
+        *(f"nightly/{u.name}.{task}" for u in USE_CASES for task in ("score", "challenge")),
+        "backfill/score",
+        "backfill/publish",
+        *(f"train__{use_case.name}/train_model" for use_case in USE_CASES),
     }
 
 

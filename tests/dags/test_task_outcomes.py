@@ -7,6 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.error import URLError
 
 import psycopg2
 import pytest
@@ -60,6 +61,7 @@ def raised_from(cause: BaseException) -> NightshiftError:
         EndpointConnectionError(endpoint_url="https://s3.example"),
         Py4JNetworkError("Answer from Java side is empty"), ConnectionResetError(), TimeoutError(),
         raised_from(psycopg2.OperationalError("could not connect")),
+        raised_from(URLError(ConnectionRefusedError())),  # an MLflow of one's own
     ],
     ids=repr,
 )  # fmt: skip

@@ -129,7 +129,8 @@ def test_a_bad_day_stops_the_night_alerts_once_and_recovers(stack: Any, running_
         **{f"{each.name}.score": "upstream_failed" for each in USE_CASES},
         **{f"{each.name}.challenge": "upstream_failed" for each in USE_CASES},
         "publish.publish_predictions": "upstream_failed",
-        "publish.prune_publications": "upstream_failed",
+        "publish.prune_publications": "success",
+        "publish.is_published": "upstream_failed",
     }
     assert stack.published() == before
     _, log = stack.call(

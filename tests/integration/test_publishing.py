@@ -491,6 +491,18 @@ def test_nights_that_are_published_together_are_compared_with_each_other(
         publish_nights(warehouse, {night: [CHURN] for night in nights})
 
 
+def test_nights_of_another_version_are_compared_with_each_other(warehouse: Settings) -> None:
+    nights = [date(2011, 6, day) for day in (12, 13)]
+    for version, second in (("1", score_table(1000)), ("2", moved(1000))):
+        for night, table in zip(nights, (score_table(1000), second), strict=True):
+            write_scores(warehouse, table, as_of=night, version=version)
+        if version == "1":
+            publish_nights(warehouse, {night: [CHURN] for night in nights})
+
+    with pytest.raises(AuditError, match="churn at 2011-06-13 is not published; stable_since_prev"):
+        publish_nights(warehouse, {night: [CHURN] for night in nights})
+
+
 def test_scores_unlike_those_of_the_training_are_refused(warehouse: Settings) -> None:
     training = {"edges": [0.1, 0.2, 0.3], "counts": [400, 300, 200, 100]}
     identity = write_scores(warehouse, score_table(1000), manifest={"training_scores": training})

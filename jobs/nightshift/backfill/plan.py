@@ -90,6 +90,12 @@ class Plan:
     @property
     def text(self) -> str:
         """For a person: dates, rows, time, what readers will see change, and who they are."""
+        return "\n".join([*self.changes, *self.outlook])
+
+    @property
+    def changes(self) -> list[str]:
+        """Of each use case dates, rows and models, and what readers will see change; then what is
+        left out."""
         names = sorted({night.use_case.name for night in self.nights})
         found = []
         for name in names:
@@ -101,28 +107,37 @@ class Plan:
                 f" {about} rows"
             )
             found += [f"  {line}" for line in _models(of_it)]
-            found += [f"  {line}" for line in self._changes(of_it)]
+            found += [f"  {line}" for line in self._changes_of(of_it)]
         found += [f"{name}: {why}" for name, why in sorted(self.not_due.items())]
         found += [f"skipped: {name} for {day}, without a champion" for day, name in self.skipped]
-        found += [f"left out: {each}" for each in self.left_out]
-        found.append(_time(self.estimates))
-        found += [
+        return found + [f"left out: {each}" for each in self.left_out]
+
+    @property
+    def outlook(self) -> list[str]:
+        """How long it takes, and who reads what changes."""
+        readers = [
             f"consumer: {each.name} ({each.kind}, {each.owner}) reads"
             f" {', '.join(f'predictions.{name}' for name in sorted(each.reads))}"
             for each in self.consumers
-        ] or ["consumers: dbt knows of no exposure that reads what changes"]
-        return "\n".join(found)
+        ]
+        nobody = ["consumers: dbt knows of no exposure that reads what changes"]
+        return [_time(self.estimates), *(readers or nobody)]
 
-    def _changes(self, nights: Sequence[Night]) -> list[str]:
+    def _changes_of(self, nights: Sequence[Night]) -> list[str]:
         name, last = nights[0].use_case.name, nights[-1].as_of
         there = [(n, now) for n in nights if (now := self.published.get((n.as_of, name)))]
         same = [now for night, now in there if now.model_version == night.model.version]
-        found = [
-            f"changes {night.as_of}: {now.rows:,} published rows of version {now.model_version}"
-            f" give way to version {night.model.version}"
-            for night, now in there
-            if now.model_version != night.model.version
-        ]
+        found = []
+        for (old, new), some in groupby(
+            there, key=lambda each: (each[1].model_version, each[0].model.version)
+        ):
+            if old != new:
+                days, rows = zip(*((night.as_of, now.rows) for night, now in some), strict=True)
+                which = f"{len(days)} dates from {days[0]} to {days[-1]}" if days[1:] else days[0]
+                found.append(
+                    f"changes {which}: {sum(rows):,} published rows of version {old} give way to"
+                    f" version {new}"
+                )
         if same:
             found.append(
                 f"{len(same)} published dates ({sum(now.rows for now in same):,} rows) are of the"

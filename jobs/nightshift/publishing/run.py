@@ -553,7 +553,8 @@ def _are_same(names: Sequence[str], scored: Sequence[Path], known: Sequence[Path
 def _previous(
     connection: Connection, scores: _Scores, together: Sequence[str], found: Vector
 ) -> audit.Previous | None:
-    """What readers see, or will see with this run, for this date or else for the one before it."""
+    """What readers see, or will see with this run, for this date or else for the one before it; of
+    the same version, where there is any."""
     manifest = scores.manifest
     with connection.cursor() as cursor:
         cursor.execute(
@@ -561,10 +562,10 @@ def _previous(
             " from ops.publications where use_case = %s and as_of <= %s and publication_id <> %s"
             " and (publication_id = any(%s) or publication_id in"
             "  (select publication_id from predictions.pointers where use_case = %s))"
-            " order by as_of desc limit 1",
+            " order by model_version = %s desc, as_of desc limit 1",
             (
                 manifest.use_case, manifest.as_of, manifest.publication_id, list(together),
-                manifest.use_case,
+                manifest.use_case, manifest.model_version,
             ),
         )  # fmt: skip
         row = cursor.fetchone()
