@@ -171,7 +171,8 @@ def of_verdict(verdict: "Verdict") -> str:
 
 
 def of_plan(plan: "Plan") -> str:
-    """What a backfill will do; time and consumers before the details, which may be cut off."""
+    """What a backfill will do; what is left out, time and consumers before the details, which may
+    be cut off."""
     first, *rest = [*plan.changes[:1], *plan.outlook, *plan.changes[1:]]
     return "\n".join([f"**{first}**", "", *(f"- {line.strip()}" for line in rest)])
 

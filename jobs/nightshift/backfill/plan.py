@@ -94,8 +94,8 @@ class Plan:
 
     @property
     def changes(self) -> list[str]:
-        """Of each use case dates, rows and models, and what readers will see change; then what is
-        left out."""
+        """Of each use case dates, rows and models, and what readers will see change; then which
+        dates are not scored."""
         names = sorted({night.use_case.name for night in self.nights})
         found = []
         for name in names:
@@ -110,18 +110,19 @@ class Plan:
             found += [f"  {line}" for line in self._changes_of(of_it)]
         found += [f"{name}: {why}" for name, why in sorted(self.not_due.items())]
         found += [f"skipped: {name} for {day}, without a champion" for day, name in self.skipped]
-        return found + [f"left out: {each}" for each in self.left_out]
+        return found
 
     @property
     def outlook(self) -> list[str]:
-        """How long it takes, and who reads what changes."""
+        """Which use cases are left out, how long it takes, and who reads what changes."""
+        left_out = [f"left out: {each}" for each in self.left_out]
         readers = [
             f"consumer: {each.name} ({each.kind}, {each.owner}) reads"
             f" {', '.join(f'predictions.{name}' for name in sorted(each.reads))}"
             for each in self.consumers
         ]
         nobody = ["consumers: dbt knows of no exposure that reads what changes"]
-        return [_time(self.estimates), *(readers or nobody)]
+        return [*left_out, _time(self.estimates), *(readers or nobody)]
 
     def _changes_of(self, nights: Sequence[Night]) -> list[str]:
         name, last = nights[0].use_case.name, nights[-1].as_of
