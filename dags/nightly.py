@@ -19,7 +19,8 @@ the param of that name.
 the note of the failed task and the end of its log do; clear the task when that is done. A use case
 that fails, in the group of its name or in its audit, holds none of the others: they are published,
 and the run is failed all the same. A source with a refused file or a broken rule holds only the use
-cases that read it: where not all of them do, its task in the group `sources` is what is red. A use
+cases that read it: where not all of them do, its task in the group `sources` is what is red. Old
+publications are dropped all the same; `is_published` does nothing but fail the run then. A use
 case that is not due (`nights`) is not scored; the note of its task says so, and when it is. A lost
 server is waited for, a refusal is not tried again. A run that succeeds sends the recovery.
 """
