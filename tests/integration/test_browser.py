@@ -116,6 +116,7 @@ def test_a_night_is_triggered_by_the_form_and_tells_its_result(
     # by its address: the menu has a link of that name too, and is there before the task's links
     page.locator("a[href$='/mlflow/#/models/churn/versions/1']").click()
     expect(page.get_by_text("Registered At").first).to_be_visible()
+    assert page.url.endswith("/mlflow/#/models/churn/versions/1")
     open_task(page, stack, "by-form", "quality.check_landed", "/details")
     page.get_by_role("link", name="Quality results").click()
     expect(page.get_by_text("price_is_usual").first).to_be_visible()
