@@ -28,6 +28,7 @@ from nightshift.orchestration import (
     RUN_ALERTS,
     TASK_DEFAULTS,
     assets,
+    changed,
     linked,
     plan_backfill,
     pool,
@@ -125,9 +126,10 @@ with DAG(
     def publish() -> None:
         from nightshift.pipeline import publish_nights
 
-        run_backfill(
+        results = run_backfill(
             lambda request: publish_nights(settings(), request), task_notes.of_publish_nights
         )
+        changed("predictions", {each.use_case for night in results for each in night.publications})
 
     @task
     def prune_publications() -> None:

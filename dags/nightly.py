@@ -37,6 +37,7 @@ from nightshift.orchestration import (
     TASK_DEFAULTS,
     WaitForLandings,
     assets,
+    changed,
     due,
     linked,
     pool,
@@ -139,10 +140,11 @@ with DAG(
         def compute_features() -> None:
             from nightshift.features.run import build_features
 
-            run_stage(
+            built = run_stage(
                 lambda as_of: build_features(settings(), due(USE_CASES, as_of), as_of),
                 task_notes.of_datasets,
             )
+            changed("lake/features", built)
 
         extract_events() >> compute_features()
 
@@ -176,10 +178,11 @@ with DAG(
         def publish_predictions() -> None:
             from nightshift.publishing.run import publish
 
-            run_stage(
+            result = run_stage(
                 lambda as_of: publish(settings(), due(scored(USE_CASES), as_of), as_of),
                 task_notes.of_publish,
             )
+            changed("predictions", [each.use_case for each in result.publications])
 
         # a refused audit may last for nights, and what is old is to go meanwhile
         @task(trigger_rule="all_done")

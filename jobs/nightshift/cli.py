@@ -803,7 +803,18 @@ def explain(
 @app.command()
 def receipt(
     use_case: UseCaseName,
-    entity: Annotated[str, typer.Argument(help="Its id, as it lands; or its pseudonym.")],
+    entity: Annotated[
+        str | None,
+        typer.Argument(help="Its id, as it lands; or its pseudonym. May be left out with --row."),
+    ] = None,
+    row: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="COLUMN=VALUE",
+            help="What else names the row, as product_id=22423; repeat it. Default: of several rows"
+            " the one with the highest score.",
+        ),
+    ] = None,
     as_of: Annotated[
         datetime | None,
         typer.Option(
@@ -826,9 +837,15 @@ def receipt(
         from nightshift import pipeline
         from nightshift.receipt.page import as_json, page
 
+        named = dict(each.partition("=")[::2] for each in row or ())
+        if entity is None and not named:
+            raise NightshiftError(
+                "whose receipt is not told", "give the id, or --row COLUMN=VALUE for what names it"
+            )
         found = pipeline.receipt(
-            settings, find_use_case(use_case), entity, as_of.date() if as_of else None, publication
-        )
+            settings, find_use_case(use_case), entity, as_of.date() if as_of else None, publication,
+            named,
+        )  # fmt: skip
         if json_:
             sys.stdout.write(json.dumps(as_json(found), indent=1, default=str) + "\n")
         else:

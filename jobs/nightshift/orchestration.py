@@ -508,6 +508,17 @@ def assets(kind: str, names: Iterable[str]) -> list[Asset]:
     return [Asset(f"{kind}/{name}") for name in names]
 
 
+def changed(kind: str, names: Iterable[str]) -> None:
+    """Of what the running task may write of a kind, tell Airflow's assets that only ``names`` has.
+
+    Airflow would tell all outlets of a task that succeeds, also those of a use case that was not
+    due or had failed before.
+    """
+    task = get_current_context()["task"]
+    others = [asset for asset in task.outlets if not asset.name.startswith(f"{kind}/")]
+    task.outlets = [*others, *assets(kind, names)]
+
+
 def linked(task: Any, stage: str) -> Any:
     """A task, as ``@task`` gives it, with links to the results and Data Docs of its check."""
     task.operator.operator_extra_links = (

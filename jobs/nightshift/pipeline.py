@@ -7,7 +7,7 @@ and monitoring are imported where they run: a night need not pay for scikit-lear
 import logging
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -315,7 +315,7 @@ def explain(
     Raises:
         NightshiftError: when nothing was known of the entity, or there is no such model.
     """
-    key = _key(settings, use_case, entity)
+    key = _stored(settings, use_case.key, entity)
     replayed = features.replay(settings, use_case, key, as_of, newest)
     explained = []
     if replayed.vectors.num_rows:
@@ -326,32 +326,46 @@ def explain(
 def receipt(
     settings: Settings,
     use_case: UseCase,
-    entity: str,
+    entity: str | None,
     as_of: date | None = None,
     publication: str | None = None,
+    named: Mapping[str, str] | None = None,
 ) -> Receipt:
     """Follow a published row back to features, files, model, gates, training and code.
 
     Args:
-        entity: its key, as it lands; a pseudonym is taken as well.
+        entity: its key, as it lands; a pseudonym is taken as well, and where no row has this key,
+            the value of another column that names a row. None where ``named`` is enough.
         as_of: None for the newest date on which readers see a row of it.
         publication: an id, also of one that readers no longer see.
+        named: column that names a row → its value, as it lands, where rows have the same key.
 
     Raises:
-        NightshiftError: when there is no such publication.
+        NightshiftError: when there is no such publication, or no such column.
     """
-    key = _key(settings, use_case, entity)
-    told = receipts.recorded(settings, use_case, key, as_of, publication)
+    named = {} if named is None else named
+    for column in named:
+        if column not in use_case.row_key:
+            raise NightshiftError(
+                f"no column {column} names a row of {use_case.name}",
+                f"the columns are {', '.join(use_case.row_key)}",
+            )
+    names = {column: _stored(settings, column, value) for column, value in named.items()}
+    key = None if entity is None else _stored(settings, use_case.key, entity)
+    told = receipts.recorded(settings, use_case, key, as_of, publication, names)
+    if told["row"] is None and entity != key:
+        other = receipts.recorded(settings, use_case, entity, as_of, publication, names)
+        told = other if other["row"] is not None else told
     values = receipts.feature_values(settings, use_case, told)
     training_set = receipts.training_manifest(settings, told)
     remade, problem = None, None if values.vector else "there are no features to compare with"
     if values.vector:
         try:
-            names = receipts.named(use_case, told)
+            row = receipts.named(use_case, told)
             replayed = features.replay(
-                settings, use_case, names[use_case.key], date.fromisoformat(told["as_of"]), newest=0
+                settings, use_case, row[use_case.key], date.fromisoformat(told["as_of"]), newest=0
             )
-            now = (row for row in replayed.vectors.to_pylist() if names.items() <= row.items())
+            now = (each for each in replayed.vectors.to_pylist() if row.items() <= each.items())
             again: dict[str, object] = next(now, {})
             # repr tells the bits of a number
             remade = tuple(
@@ -364,11 +378,11 @@ def receipt(
     return Receipt(use_case, told, values, training_set, remade, problem)
 
 
-def _key(settings: Settings, use_case: UseCase, entity: str) -> str:
-    """What stands for an entity in marts and predictions; it is given as it lands, or so."""
-    is_personal = any(use_case.key in load_contract(source).pii for source in SOURCES)
-    is_pseudonym = re.fullmatch(r"[0-9a-f]{32}", entity) is not None
-    return pseudonym(settings, entity) if is_personal and not is_pseudonym else entity
+def _stored(settings: Settings, column: str, value: str) -> str:
+    """What stands for a value in marts and predictions; it is given as it lands, or so."""
+    is_personal = any(column in load_contract(source).pii for source in SOURCES)
+    is_pseudonym = re.fullmatch(r"[0-9a-f]{32}", value) is not None
+    return pseudonym(settings, value) if is_personal and not is_pseudonym else value
 
 
 def evaluate(settings: Settings, use_case: UseCase, as_of: date) -> "MaturedQuality":

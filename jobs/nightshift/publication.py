@@ -55,9 +55,12 @@ class TrainingUsed(_Recorded):
 
 
 class SourceUsed(_Recorded):
-    """A mart that the features read by the use case's own key.
+    """A mart that the features read by a key: the use case's own, or that of another entity.
 
-    ``landed`` is the source whose landed files its rows come from.
+    ``landed`` is the source whose landed files its rows come from. ``joined`` are the other sources
+    that it is made of, ``joined_dates`` its columns with the dates on which what is theirs landed.
+    The key of another entity, where it does not name the published row, is that of the event
+    ``event_id`` in ``event_relation``.
     """
 
     name: str
@@ -67,6 +70,10 @@ class SourceUsed(_Recorded):
     row_id: str
     event_time: str
     landed_date: str
+    joined: tuple[str, ...] = ()
+    joined_dates: tuple[str, ...] = ()
+    event_relation: str | None = None
+    event_id: str | None = None
 
 
 class MadeFrom(_Recorded):

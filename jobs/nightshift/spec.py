@@ -2298,6 +2298,14 @@ class UseCase(_Declaration):
                 found.append((self.population.source, group.key_columns[0]))
         return tuple({(source.name, key): (source, key) for source, key in found}.values())
 
+    def known_by(self, source: Source) -> tuple[str, ...]:
+        """The date columns of ``source`` that say when what was joined to a row became known."""
+        groups = (*self.feature_groups, *self.related_groups)
+        dates = {m.known for group in groups if group.source == source for m in group.measures}
+        if isinstance(self.label, Reported) and self.label.source == source:
+            dates.add(self.label.known)
+        return tuple(sorted(name for name in dates if name is not None))
+
     @property
     def table(self) -> str:
         """The view that consumers read."""

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
@@ -67,6 +68,8 @@ def test_a_use_case_or_source_that_fails_holds_none_of_the_others_and_clearing_c
     assert {name: state for name, state in tasks.items() if state != "success"} == failed
     assert stack.published()[NIGHT] > 100
     notes = stack.notes("two", "nightly_of_two")
+    # whose predictions have changed, for DAGs that are scheduled by them
+    assert events(stack, "nightly_of_two", "two", "predictions/") == {"predictions/churn": 1}
     rows = f"**{stack.published()[NIGHT]:,} rows**"
     assert rows in notes["churn.score"]
     assert notes["publish.publish_predictions"].startswith(f"churn: {rows} of version ")
@@ -95,6 +98,15 @@ def test_a_use_case_or_source_that_fails_holds_none_of_the_others_and_clearing_c
     assert task["try_number"] == 2
     assert outcome(stack) == before
     assert "there already" in stack.notes("two", "nightly_of_two")["publish.publish_predictions"]
+
+
+def events(stack: Any, dag: str, run: str, of: str) -> dict[str, int]:
+    """Asset → how often Airflow was told that a run has changed it, of those named ``of``…"""
+    query = f"/assets/events?source_dag_id={dag}&source_run_id={run}"
+    status, answer = stack.call("GET", query)
+    assert status == 200, answer
+    names = [each["name"] for each in answer["asset_events"] if each["name"].startswith(of)]
+    return dict(Counter(names))
 
 
 def wait_for(arrived: list[Any], number: int) -> list[Any]:
@@ -386,6 +398,7 @@ def test_a_backfill_of_the_form_shows_its_dates(stack: Any) -> None:
     assert set(stack.tasks("dates", "backfill").values()) == {"success"}
     published = stack.published()
     assert all(published[day] for day in dates)
+    assert events(stack, "backfill", "dates", "") == {"predictions/churn": 1}
 
 
 @pytest.mark.parametrize("value", ["2025-02-30", "31.12.2025", "tomorrow"])

@@ -603,7 +603,7 @@ OF_READERS = {
 OF_AUDITORS = {
     ("schema", "predictions", "usage"),
     ("function", "predictions.pseudonym(text)", "execute"),
-    ("function", "predictions.receipt(text,text,date,text)", "execute"),
+    ("function", "predictions.receipt(text,text,date,text,jsonb)", "execute"),
 }
 
 
@@ -693,5 +693,9 @@ def test_the_roles_of_the_pipeline_are_ordinary_ones(night: Night) -> None:
         "{nightshift_writer=X/%",
     ) == [
         ("predictions.pseudonym(text)", ["search_path=pg_catalog, pg_temp"], True),
-        ("predictions.receipt(text,text,date,text)", ["search_path=pg_catalog, pg_temp"], True),
+        (
+            "predictions.receipt(text,text,date,text,jsonb)",
+            ["search_path=pg_catalog, pg_temp"],
+            True,
+        ),
     ]

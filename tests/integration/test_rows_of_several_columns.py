@@ -11,11 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 from jsonschema import Draft202012Validator
 from payment_cases import FRAUD, PAYMENTS, TABLES
-from psycopg2.errors import InsufficientPrivilege
+from psycopg2.errors import InsufficientPrivilege, InvalidParameterValue
 from small_models import register, small_booster
 
 from chaos.worlds import query
-from nightshift.errors import AuditError
+from nightshift import pipeline
+from nightshift.errors import AuditError, NightshiftError
 from nightshift.features import extract
 from nightshift.features import run as features
 from nightshift.features.extract_run import events_dir
@@ -90,11 +91,25 @@ def test_events_are_scored_published_looked_up_compared_and_measured(
     assert {each.names["payment_id"]: each.is_as_published for each in explained} == {
         "p0014": True, "p0015": True,
     }  # fmt: skip
-    for asked, expected in (("c0007", "p0014"), ("p0015", "p0015")):
-        told = recorded(settings, FRAUD, asked)
+    ask_scores = f"select payment_id from {view} where customer_id = 'c0007' order by"
+    ask_scores += " churn_probability desc, 1"
+    (highest,), (lower,) = query(settings.warehouse_url, ask_scores)
+    for asked, named, expected, others in (
+        ("c0007", {}, highest, [lower]),
+        ("c0007", {"payment_id": lower}, lower, []),
+        (None, {"payment_id": "p0015"}, "p0015", []),
+        ("p0014", {}, "p0014", []),
+    ):
+        told = recorded(settings, FRAUD, asked, named=named)
         assert (told["row"]["customer_id"], told["row"]["payment_id"]) == ("c0007", expected)
+        names = [{"customer_id": "c0007", "payment_id": each} for each in others]
+        assert told["others"] == {"rows": len(others), "first": names}
         values = feature_values(settings, FRAUD, told)
         assert values.vector[NAMES[0]] == vectors[NAMES[0]][int(expected[1:])].as_py()
+    assert recorded(settings, FRAUD, "c0008", named={"payment_id": "p0014"})["row"] is None
+    assert recorded(settings, FRAUD, None)["row"] is None
+    with pytest.raises(InvalidParameterValue, match=r"no column amount names a row.*payment_id"):
+        recorded(settings, FRAUD, "c0007", named={"amount": "1 or true"})
 
     booster = small_booster(FRAUD, NAMES[1])
     other = register(settings, FRAUD, tmp_path / "other", NAMES[1], booster=booster)
@@ -116,6 +131,99 @@ def test_events_are_scored_published_looked_up_compared_and_measured(
     assert (difference.rows_in_both, difference.rows_changed) == (ROWS, 3)
     changed = {"c0000·p0000", "c0000·p0001", "c0001·p0002"}
     assert {row.key for row in difference.largest} == changed
+
+
+def test_a_receipt_takes_what_names_a_row_as_it_lands(
+    tracked_warehouse: Settings, tmp_path: Path
+) -> None:
+    settings = tracked_warehouse
+    champion = register(settings, FRAUD, tmp_path / "model", NAMES[0])
+    model_store.set_alias(settings, FRAUD.name, model_store.CHAMPION, champion)
+    write_events(settings, "features")
+    score(settings, FRAUD, AS_OF)
+    publish(settings, [FRAUD], AS_OF)
+    # a customer's id lands in the clear; here the pseudonym is what the rows have
+    with psycopg2.connect(settings.warehouse_url) as connection, connection.cursor() as cursor:
+        cursor.execute(
+            f"update predictions.{FRAUD.name}_publications_data"
+            " set customer_id = predictions.pseudonym('7') where customer_id = 'c0007'"
+        )
+
+    def shown(*arguments: str | None, **named: str) -> tuple[str, int]:
+        told = pipeline.receipt(settings, FRAUD, *arguments, named=named).told
+        return told["row"] and told["row"]["payment_id"], told["others"]["rows"]
+
+    assert shown("7")[1] == 1
+    assert shown("p0015") == shown("7", payment_id="p0015") == ("p0015", 0)
+    assert shown("c0007") == (None, 0)
+    with pytest.raises(NightshiftError, match="no column amount names a row") as refusal:
+        shown("7", amount="1")
+    assert refusal.value.remedy == "the columns are customer_id, payment_id"
+
+
+def test_a_receipt_tells_the_files_of_what_was_joined_and_of_other_entities(
+    tracked_warehouse: Settings, tmp_path: Path
+) -> None:
+    settings = tracked_warehouse
+    champion = register(settings, FRAUD, tmp_path / "model", NAMES[0])
+    model_store.set_alias(settings, FRAUD.name, model_store.CHAMPION, champion)
+    write_events(settings, "features")
+    rows = (  # payment, customer, terminal, day, known to be a fraud on
+        ("p0014", "c0007", "t1", "2012-02-29", None),
+        ("early", "c0007", "t2", "2012-02-10", "2012-02-20"),
+        ("late", "c0007", "t2", "2012-02-11", "2012-03-02"),
+        ("other", "c0001", "t1", "2012-02-12", "2012-02-21"),
+        ("future", "c0001", "t1", "2012-03-01", None),
+    )
+    days = {(source, day) for _, _, _, day, known in rows for source, day in
+            (("payments", day), ("chargebacks", known)) if day}  # fmt: skip
+    score(settings, FRAUD, AS_OF)
+    with psycopg2.connect(settings.warehouse_url) as connection, connection.cursor() as cursor:
+        cursor.execute(
+            "create schema marts; create table marts.payments (payment_id text, customer_id text,"
+            " terminal_id text, paid_at timestamp, landed_date date, reported_on date)"
+        )
+        for payment, customer, terminal, day, known in rows:
+            values = (payment, customer, terminal, day, day, known)
+            cursor.execute("insert into marts.payments values (%s, %s, %s, %s, %s, %s)", values)
+        for source, day in days:
+            cursor.execute(
+                "insert into ops.landing_files (source, landed_date, path, sha256, bytes, status,"
+                " rows_in, rows_loaded, rows_quarantined)"
+                " values (%s, %s, %s, '', 1, 'loaded', 1, 1, 0)",
+                (source, day, f"{source}/{day}.csv"),
+            )
+        cursor.execute(
+            "insert into ops.quality_results (run_id, as_of, source, checked, landed_date, rule,"
+            " severity, success, examples, checked_at) select (select min(run_id) from ops.runs),"
+            " '2012-03-01', s, s, '2012-02-28', 'rows', 'error', true, '{}', '2012-03-01'"
+            " from unnest(array['payments', 'chargebacks', 'order_lines']) as s"
+        )
+    publish(settings, [FRAUD], AS_OF)
+
+    told = recorded(settings, FRAUD, "p0014")
+
+    found = {
+        each["key"]: [(f["path"], f["is_joined"]) for f in each["landed_files"]["files"]]
+        for each in told["sources"]
+        if each["relation"] == "marts.payments"
+    }
+    assert found == {
+        "customer_id": [
+            ("payments/2012-02-10.csv", False), ("payments/2012-02-11.csv", False),
+            ("chargebacks/2012-02-20.csv", True), ("payments/2012-02-29.csv", False),
+        ],
+        "terminal_id": [
+            ("payments/2012-02-12.csv", False), ("chargebacks/2012-02-21.csv", True),
+            ("payments/2012-02-29.csv", False),
+        ],
+    }  # fmt: skip
+    assert {each["key"]: each["value"] for each in told["sources"]}["terminal_id"] == "t1"
+    assert {each["checked"] for each in told["quality"]} == {"payments", "chargebacks"}
+
+    # an event that the mart has lost, as by a correction, has no terminal any more
+    unknown = recorded(settings, FRAUD, "p0015")
+    assert {each["key"]: each["value"] for each in unknown["sources"]}["terminal_id"] is None
 
 
 def test_decisions_rest_on_rules_and_on_a_threshold_that_a_rerun_keeps(

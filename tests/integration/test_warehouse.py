@@ -91,7 +91,7 @@ def test_a_role_that_comes_later_gets_its_rights(
     warehouse: Settings, postgres_server: EmbeddedPostgres
 ) -> None:
     may = "select has_function_privilege('nightshift_auditor',"
-    may += " 'predictions.receipt(text, text, date, text)', 'execute')"
+    may += " 'predictions.receipt(text, text, date, text, jsonb)', 'execute')"
     with postgres_server.superuser(warehouse.warehouse_url.rsplit("/", 1)[1]) as connection:
         cursor = connection.cursor()
         cursor.execute("drop owned by nightshift_auditor")

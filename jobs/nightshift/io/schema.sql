@@ -422,7 +422,9 @@ create table if not exists ops.erasures (
 
 -- The landed files that an entity's rows of a mart come from, as of a date: an object a file, with the
 -- rows' numbers where the mart's key says them (file:row); else each file of the days on which they
--- landed. null where there is no such mart. Identifiers come from ops.publications.made_from.
+-- landed. What was joined to the rows has landed on days of its own (joined_dates): each file of them,
+-- of the mart's other sources. null where there is no such mart. Identifiers come from
+-- ops.publications.made_from.
 create or replace function ops.landed_files_of(source jsonb, entity text, as_of date)
 returns jsonb
 language plpgsql stable
@@ -430,53 +432,125 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
     mart regclass := to_regclass(source ->> 'relation');
+    known text;
     found jsonb;
 begin
     if mart is null then
         return null;
     end if;
+    select string_agg(
+        format(
+            'select m.%1$I as landed_date, %2$s as row_id, %3$s as is_joined from %4$s as m'
+            ' where m.%5$I::text = $1 and m.%6$I < $2 and m.%7$I < $2 and m.%1$I < $2',
+            d.landed, case when d.is_joined then 'null' else format('m.%I::text', source ->> 'row_id') end,
+            d.is_joined::text, mart, source ->> 'key', source ->> 'event_time', source ->> 'landed_date'
+        ),
+        ' union all '
+    ) into strict known
+    from (
+        select source ->> 'landed_date' as landed, false as is_joined
+        union all
+        select j.landed, true from jsonb_array_elements_text(source -> 'joined_dates') as j (landed)
+    ) as d;
     execute format(
         $query$
-        with known as (
-            select %1$I as landed_date, %2$I::text as row_id
-            from %3$s
-            where %4$I::text = $1 and %5$I < $2 and %1$I < $2
-        ),
-        numbered as (
+        with numbered as (
             select
-                landed_date,
-                case when row_id ~ '^\d+:\d+$' then split_part(row_id, ':', 1)::bigint end as file_id,
-                case when row_id ~ '^\d+:\d+$' then split_part(row_id, ':', 2)::bigint end as row_number
-            from known
+                k.landed_date, k.is_joined,
+                case when k.row_id ~ '^\d+:\d+$' then split_part(k.row_id, ':', 1)::bigint end as file_id,
+                case when k.row_id ~ '^\d+:\d+$' then split_part(k.row_id, ':', 2)::bigint end as row_number
+            from (%s) as k
         ),
         grouped as (
             select
-                landed_date, file_id, count(*) as rows,
+                landed_date, is_joined, file_id, count(*) as rows,
                 array_agg(row_number order by row_number) filter (where row_number is not null)
                     as row_numbers
             from numbered
-            group by landed_date, file_id
+            group by landed_date, is_joined, file_id
         )
         select
             jsonb_build_object(
-                'rows', coalesce((select sum(g.rows) from grouped as g), 0),
+                'rows', coalesce((select sum(g.rows) from grouped as g where not g.is_joined), 0),
                 'files', coalesce(jsonb_agg(jsonb_build_object(
                     'file_id', f.file_id, 'path', f.path, 'landed_date', g.landed_date,
                     'sha256', f.sha256, 'loaded_at', f.loaded_at, 'status', f.status,
-                    'rows', g.rows, 'row_numbers', g.row_numbers
+                    'rows', g.rows, 'row_numbers', g.row_numbers, 'is_joined', g.is_joined
                 ) order by g.landed_date, f.path), '[]')
             )
         from grouped as g
         left join ops.landing_files as f
             on f.file_id = g.file_id
             or (
-                g.file_id is null and f.source = $3 and f.landed_date = g.landed_date
-                and f.status = 'loaded'
+                g.file_id is null and f.landed_date = g.landed_date and f.status = 'loaded'
+                and case when g.is_joined then $4 ? f.source else f.source = $3 end
             )
         $query$,
-        source ->> 'landed_date', source ->> 'row_id', mart, source ->> 'key',
-        source ->> 'event_time'
-    ) using entity, as_of, source ->> 'landed' into found;
+        known
+    ) using entity, as_of, source ->> 'landed', source -> 'joined' into found;
+    return found;
+end $$;
+
+-- The key of another entity that an event has, its terminal's, by the mart that the event is in; null
+-- where that is not known any more.
+create or replace function ops.key_of_event(source jsonb, event jsonb)
+returns text
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    mart regclass := to_regclass(source ->> 'event_relation');
+    found text;
+begin
+    if mart is null or event is null then
+        return null;
+    end if;
+    execute format(
+        'select m.%I::text from %s as m where m.%I = %L', source ->> 'key', mart,
+        source ->> 'event_id', event ->> (source ->> 'event_id')
+    ) into found;
+    return found;
+end $$;
+
+-- What the columns are that name a published row, the key first: those before as_of. null where there
+-- is no such relation.
+create or replace function ops.names_of_rows(relation regclass)
+returns name[]
+language sql stable
+return (
+    select array_agg(a.attname order by a.attnum)
+    from pg_catalog.pg_attribute as a
+    inner join pg_catalog.pg_attribute as d on d.attrelid = a.attrelid and d.attname = 'as_of'
+    where a.attrelid = relation and a.attnum > 0 and a.attnum < d.attnum
+);
+
+-- The condition on r under which it is a row that is asked for: any of its names is $1, and it has the
+-- other names that are given, column → value.
+create or replace function ops.is_asked_for(names name[], others jsonb)
+returns text
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    foreign_name text;
+    found text;
+begin
+    select o.key into foreign_name from jsonb_object_keys(others) as o (key)
+    where o.key <> all (names) limit 1;
+    if foreign_name is not null then
+        raise exception 'no column % names a row: the columns are %', foreign_name, names
+            using errcode = 'invalid_parameter_value';
+    end if;
+    select
+        format(
+            '($1 in (%s)%s)', string_agg(format('r.%I', n), ', '),
+            case when others = '{}' then '' else ' or $1 is null' end
+        )
+        || coalesce((
+            select string_agg(format(' and r.%I = %L', o.key, o.value), '') from jsonb_each_text(others) as o
+        ), '')
+    into found
+    from unnest(names) as n;
     return found;
 end $$;
 
@@ -484,13 +558,17 @@ end $$;
 -- set, features, landed files, quality of what had landed, code. What lies in the lake or in MLflow is
 -- named by path, run and SHA-256.
 --
--- entity: as in the views' key. as_of: null for the newest date on which readers see a row of it.
--- publication: an id, also of one that readers no longer see; null for the one that they see.
+-- entity: any of what names the row in the views, as its key. named: column → value, where that is not
+-- enough; '{"product_id": "22423"}'. Of several rows it is the one with the highest score, and others
+-- names the rest. as_of: null for the newest date on which readers see a row of it. publication: an
+-- id, also of one that readers no longer see; null for the one that they see.
 --
 -- Of what is not there, missing says why. It reads ops and marts as its owner and tells names of
 -- persons who decided: for nightshift_auditor, not for every reader.
+drop function if exists predictions.receipt(text, text, date, text);
 create or replace function predictions.receipt(
-    use_case text, entity text, as_of date default null, publication text default null
+    use_case text, entity text, as_of date default null, publication text default null,
+    named jsonb default '{}'
 )
 returns jsonb
 language plpgsql stable
@@ -504,24 +582,25 @@ declare
     d ops.promotions;
     partition regclass;
     key name;
-    names text;
+    names name[];
     day date := as_of;
     found jsonb;
+    others jsonb := '[]';
+    others_count bigint := 0;
     missing text[] := '{}';
     erased bigint;
 begin
     if publication is null and day is null then
-        select string_agg(format('v.%I', a.attname), ', ' order by a.attnum) into names
+        select ops.names_of_rows(c.oid) into names
         from pg_class as c
-        inner join pg_attribute as a on a.attrelid = c.oid and a.attnum > 0
-        inner join pg_attribute as d on d.attrelid = c.oid and d.attname = 'as_of'
         where
             c.relnamespace = 'predictions'::regnamespace and c.relname = asked_use_case
-            and c.relkind = 'v' and a.attnum < d.attnum
+            and c.relkind = 'v'
             and exists (select from predictions.pointers as p where p.use_case = asked_use_case);
         if names is not null then
             execute format(
-                'select max(v.as_of) from predictions.%I as v where $1 in (%s)', asked_use_case, names
+                'select max(r.as_of) from predictions.%I as r where %s', asked_use_case,
+                ops.is_asked_for(names, named)
             ) using entity into day;
         end if;
         if day is null then
@@ -558,21 +637,39 @@ begin
             || coalesce(', since ' || o.dropped_at::date, '')
         );
     else
-        select attname into strict key from pg_attribute where attrelid = partition and attnum = 1;
-        -- what names a row stands before as_of: the key, then what tells rows of one key apart
-        select string_agg(format('r.%I', a.attname), ', ' order by a.attnum) into strict names
-        from pg_attribute as a
-        inner join pg_attribute as d on d.attrelid = a.attrelid and d.attname = 'as_of'
-        where a.attrelid = partition and a.attnum > 0 and a.attnum < d.attnum;
-        execute format(
-            'select to_jsonb(r) from %1$s as r where $1 in (%2$s) order by %2$s limit 1', partition, names
-        ) using entity into found;
+        names := ops.names_of_rows(partition);
+        key := names[1];
+        -- the score is the column after as_of
+        execute (
+            select format(
+                $query$
+                with asked as (
+                    select
+                        to_jsonb(r) as whole,
+                        jsonb_build_object(%2$s) as named,
+                        row_number() over (order by r.%3$I desc nulls last, %4$s) as place
+                    from %1$s as r
+                    where %5$s
+                )
+                select
+                    (array_agg(whole order by place))[1],
+                    coalesce(jsonb_agg(named order by place) filter (where place between 2 and 101), '[]'),
+                    greatest(count(*) - 1, 0)
+                from asked
+                $query$,
+                partition, string_agg(format('%1$L, r.%1$I', n), ', '), s.attname,
+                string_agg(format('r.%I', n), ', ' order by array_position(names, n)), ops.is_asked_for(names, named)
+            )
+            from unnest(names) as n, pg_attribute as s
+            where s.attrelid = partition and s.attnum = cardinality(names) + 2
+            group by s.attname
+        ) using entity into found, others, others_count;
         if found is null then
             select count(*) into erased
             from ops.erasures as e
             where e.completed_at is null or e.completed_at >= o.published_at;
             missing := missing || (
-                'publication ' || o.publication_id || ' has no row of this ' || key
+                'publication ' || o.publication_id || ' has no row of this ' || array_to_string(names, ' or ')
                 || ': not in the population then'
                 || case erased
                     when 0 then ''
@@ -605,6 +702,7 @@ begin
         'entity', entity,
         'as_of', o.as_of,
         'row', found,
+        'others', jsonb_build_object('rows', others_count, 'first', others),
         'missing', to_jsonb(missing),
         'publication', to_jsonb(o) - '{score_edges,score_counts,made_from}'::text[]
         || jsonb_build_object('is_seen', exists (
@@ -644,10 +742,16 @@ begin
         'sources', (
             select coalesce(jsonb_agg(
                 s.source || jsonb_build_object(
-                    'landed_files', ops.landed_files_of(s.source, coalesce(found ->> key, entity), o.as_of)
+                    'value', v.value, 'landed_files', ops.landed_files_of(s.source, v.value, o.as_of)
                 )
             ), '[]')
             from jsonb_array_elements(o.made_from -> 'sources') as s (source)
+            cross join lateral (
+                select case
+                    when s.source ->> 'key' = key then coalesce(found ->> key, entity)
+                    else coalesce(found ->> (s.source ->> 'key'), ops.key_of_event(s.source, found))
+                end as value
+            ) as v
         ),
         -- of each table that was checked, the last check before the publication of the newest day
         -- that had landed
@@ -660,9 +764,10 @@ begin
                 where
                     n.landed_date < o.as_of and n.checked_at <= o.published_at
                     and (
-                        o.made_from is null or n.source in (
-                            select s.source ->> 'landed'
+                        o.made_from is null or exists (
+                            select
                             from jsonb_array_elements(o.made_from -> 'sources') as s (source)
+                            where s.source ->> 'landed' = n.source or s.source -> 'joined' ? n.source
                         )
                     )
                 order by n.checked, n.landed_date desc, n.run_id desc
@@ -672,8 +777,11 @@ begin
     );
 end $$;
 revoke execute on function ops.landed_files_of(jsonb, text, date) from public;
+revoke execute on function ops.key_of_event(jsonb, jsonb) from public;
+revoke execute on function ops.names_of_rows(regclass) from public;
+revoke execute on function ops.is_asked_for(name[], jsonb) from public;
 revoke execute on function predictions.record_pointer_move() from public;
-revoke execute on function predictions.receipt(text, text, date, text) from public;
+revoke execute on function predictions.receipt(text, text, date, text, jsonb) from public;
 
 -- Before the first publication a reader shall hear that there is no such table, not that it may not
 -- look. In a Postgres of the user's own the roles may not be there yet.
@@ -687,6 +795,6 @@ begin
     if exists (select from pg_roles where rolname = 'nightshift_auditor') then
         grant usage on schema predictions to nightshift_auditor;
         grant execute on function predictions.pseudonym(text) to nightshift_auditor;
-        grant execute on function predictions.receipt(text, text, date, text) to nightshift_auditor;
+        grant execute on function predictions.receipt(text, text, date, text, jsonb) to nightshift_auditor;
     end if;
 end $$;

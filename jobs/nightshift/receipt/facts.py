@@ -89,6 +89,11 @@ class Receipt:
         for source in self.told["sources"]:
             if source["landed_files"] is None:
                 found.append(f"there is no table {source['relation']} to find its rows in")
+            elif source["value"] is None and self.told["row"] is not None:
+                found.append(
+                    f"{source['event_relation']} no longer has the event, and so not its"
+                    f" {source['key']}"
+                )
         return found
 
 

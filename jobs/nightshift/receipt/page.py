@@ -55,7 +55,7 @@ def page(receipt: Receipt) -> Group:
 
 def _name(receipt: Receipt) -> str:
     told, use_case = receipt.told, receipt.use_case
-    row = told["row"] or {use_case.key: told["entity"]}
+    row = told["row"] or ({use_case.key: told["entity"]} if told["entity"] else {})
     return " · ".join(f"{name} {row[name]}" for name in use_case.row_key if name in row)
 
 
@@ -99,6 +99,7 @@ def _published(receipt: Receipt) -> Table:
                 for each in row["reasons"] or ()
             )
             or "none in this band",
+            **_others(told["others"], receipt.use_case.row_key[1:]),
         }
     seen = "readers see it" if publication["is_seen"] else "readers no longer see it"
     pairs |= {
@@ -114,6 +115,19 @@ def _published(receipt: Receipt) -> Table:
                 f"{_time(move['moved_at'])} by {move['person']}: {move['reason']}"
             )
     return _pairs("Published row", pairs)
+
+
+def _others(others: Mapping[str, Any], columns: Sequence[str]) -> dict[str, str]:
+    """The rows beside it that what was asked for names too."""
+    if not others["rows"]:
+        return {}
+    names = [
+        " ".join(f"--row {column}={each[column]}" for column in columns)
+        for each in others["first"][:ROWS_SHOWN]
+    ]
+    more = "…" if others["rows"] > len(names) else ""
+    rows = f"{others['rows']:,} more, with lower scores"
+    return {"other rows": f"{rows}: {', '.join(names)}{more}"}
 
 
 def _audit(results: Sequence[Mapping[str, Any]]) -> str:
@@ -212,7 +226,8 @@ def _files(source: Mapping[str, Any]) -> RenderableType:
     found = source["landed_files"]
     files = sorted(found["files"], key=lambda each: each["landed_date"], reverse=True)
     title = (
-        f"{found['rows']:,} rows of {source['relation']} that were known, from {len(files)} files"
+        f"{found['rows']:,} rows of {source['relation']} by {source['key']} that were known, from"
+        f" {len(files)} files"
     )
     table = _table(title, "landed", "file", "rows", "loaded", "", "SHA-256")
     for each in files[:FILES_SHOWN]:
@@ -220,7 +235,7 @@ def _files(source: Mapping[str, Any]) -> RenderableType:
             table.add_row(each["landed_date"], "not in the ledger", str(each["rows"]), "", "", "")
             continue
         numbers = each["row_numbers"]
-        rows = f"{each['rows']}"
+        rows = f"{each['rows']}{' joined' if each['is_joined'] else ''}"
         if numbers:
             more = "…" if len(numbers) > ROWS_SHOWN else ""
             rows = f"{each['rows']}: {', '.join(map(str, numbers[:ROWS_SHOWN]))}{more}"

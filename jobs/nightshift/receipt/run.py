@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from psycopg2.extras import Json
 
 from nightshift.errors import NightshiftError
 from nightshift.io import lake, model_store
@@ -25,14 +26,16 @@ DATA_MANIFEST = "data_manifest.json"
 def recorded(
     settings: Settings,
     use_case: UseCase,
-    entity: str,
+    entity: str | None,
     as_of: date | None = None,
     publication: str | None = None,
+    named: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """What ``predictions.receipt`` tells; its ``row`` is None where there is none, ``missing`` why.
 
     Args:
-        entity: its key, as in the views.
+        entity: its key, or another column that names a row, as in the views.
+        named: column that names a row → its value, where ``entity`` is not enough.
         as_of: None for the newest date on which readers see a row of it.
         publication: an id, also of one that readers no longer see.
 
@@ -43,8 +46,8 @@ def recorded(
     with connect(settings) as connection, connection.cursor() as cursor:
         cursor.execute("set local time zone %s", (settings.timezone,))
         cursor.execute(
-            "select predictions.receipt(%s, %s, %s, %s)",
-            (use_case.name, entity, as_of, publication),
+            "select predictions.receipt(%s, %s, %s, %s, %s)",
+            (use_case.name, entity, as_of, publication, Json(dict(named or {}))),
         )
         found: dict[str, Any] = cursor.fetchone()[0]
     if found["publication"] is None:
@@ -87,7 +90,7 @@ def named(use_case: UseCase, told: Mapping[str, Any]) -> dict[str, str]:
     """What names the published row: of one that is not there the key alone."""
     row = told["row"]
     if row is None:
-        return {use_case.key: told["entity"]}
+        return {use_case.key: told["entity"]} if told["entity"] else {}
     return {name: row[name] for name in use_case.row_key}
 
 

@@ -38,7 +38,7 @@ from nightshift.scoring.comparison import Comparison, compare
 from nightshift.scoring.parts import Refused, Scored, Threshold, score_on_spark, score_part
 from nightshift.scoring.threshold import Chosen, Outcomes, choose
 from nightshift.settings import Settings
-from nightshift.spec import TopItems, UseCase
+from nightshift.spec import Source, TopItems, UseCase
 from nightshift.xgboost_core import xgb
 
 log = logging.getLogger(__name__)
@@ -206,18 +206,29 @@ def _made_from(
             model_sha256=signature.get("model_sha256"),
         ),
         sources=tuple(
-            SourceUsed(
-                name=source.name,
-                landed=(*source.landed_from, source.landed_days or source.name)[0],
-                relation=source.relation,
-                key=key,
-                row_id=source.row_id,
-                event_time=source.event_time,
-                landed_date=source.landed_date,
-            )
+            _source_used(use_case, source, key)
             for source, key in use_case.streams
-            if key == use_case.key
+            # of an entity that is looked up through others no row of its own is told
+            if key in use_case.row_key or use_case.mode == "event"
         ),
+    )
+
+
+def _source_used(use_case: UseCase, source: Source, key: str) -> SourceUsed:
+    landed, *joined = source.landed_from or (source.landed_days or source.name,)
+    event = use_case.source if use_case.mode == "event" and key not in use_case.row_key else None
+    return SourceUsed(
+        name=source.name,
+        landed=landed,
+        relation=source.relation,
+        key=key,
+        row_id=source.row_id,
+        event_time=source.event_time,
+        landed_date=source.landed_date,
+        joined=tuple(joined),
+        joined_dates=use_case.known_by(source),
+        event_relation=event and event.relation,
+        event_id=event and event.row_id,
     )
 
 

@@ -40,6 +40,7 @@ AS_OF = date(2012, 3, 1)
 PAYMENTS = Source(
     name="payments",
     relation="marts.payments",
+    landed_from=("payments", "chargebacks"),
     row_id="payment_id",
     event_time="paid_at",
     landed_date="landed_date",

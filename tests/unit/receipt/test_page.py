@@ -11,7 +11,7 @@ from rich.console import Console
 
 from nightshift.receipt.facts import FeatureValues, Receipt, TrainingManifest
 from nightshift.receipt.page import as_json, page
-from nightshift.use_cases import CHURN
+from nightshift.use_cases import CHURN, RECOMMENDATIONS
 
 TOLD: dict[str, Any] = {
     "use_case": "churn",
@@ -25,6 +25,7 @@ TOLD: dict[str, Any] = {
             {"feature": "gap", "value": None, "contribution": -0.5, "direction": "lowers"},
         ],
     },
+    "others": {"rows": 0, "first": []},
     "missing": [],
     "publication": {
         "publication_id": "0123456789abcdef",
@@ -102,6 +103,18 @@ def test_the_approver_is_a_person_or_the_gates(decision: dict[str, Any], words: 
     assert words in read(told(decision=TOLD["decision"] | decision))
 
 
+def test_other_rows_of_the_same_key_are_named() -> None:
+    rows = [{"customer_id": "ab12", "product_id": f"p{i}"} for i in range(9)]
+    row = TOLD["row"] | {"customer_id": "ab12", "product_id": "p9", "rank_score": 2.5}
+    many = replace(RECEIPT, use_case=RECOMMENDATIONS, told=TOLD | {"row": row})
+    others = {"others": {"rows": 12, "first": rows}}
+    shown = read(replace(many, told=many.told | others))
+    assert "customer_id ab12 · product_id p9 as of" in shown
+    assert "12 more, with lower scores: --row product_id=p0, --row product_id=p1" in shown
+    assert "--row product_id=p7…" in shown and "p8" not in shown
+    assert "other rows" not in read(many)
+
+
 def test_a_rollback_is_told_with_its_reason() -> None:
     move = {
         "to_publication_id": "another", "person": "Ada", "reason": "wrong prices",
@@ -114,12 +127,17 @@ def test_of_many_files_the_newest_are_shown() -> None:
     files = [
         {"path": f"f{day:02}", "landed_date": f"2025-12-{day:02}", "sha256": "0" * 64,
          "loaded_at": "2025-12-31T01:00:00+00:00", "status": "replaced" if day == 20 else "loaded",
-         "rows": 9, "row_numbers": list(range(1, 10)), "file_id": day}
+         "rows": 9, "row_numbers": None if day == 19 else list(range(1, 10)), "file_id": day,
+         "is_joined": day == 19}
         for day in range(1, 21)
     ]  # fmt: skip
-    source = {"relation": "marts.m", "landed_files": {"rows": 180, "files": files}}
+    source = {
+        "relation": "marts.m", "key": "shop_id", "value": "7",
+        "landed_files": {"rows": 180, "files": files},
+    }  # fmt: skip
     shown = read(told(sources=[source]))
-    assert "180 rows of marts.m that were known, from 20 files" in shown
+    assert "180 rows of marts.m by shop_id that were known, from 20 files" in shown
+    assert "2025-12-19 f19 9 joined 2025-12-31 01:00" in shown
     assert "2025-12-20 f20 9: 1, 2, 3, 4, 5, 6, 7, 8… 2025-12-31 01:00 replaced" in shown
     assert "f11" in shown and "f10" not in shown
     assert "and 10 older files: --json lists them" in shown
@@ -145,6 +163,20 @@ def test_of_many_files_the_newest_are_shown() -> None:
         (
             told(sources=[{"relation": "marts.m", "landed_files": None}]),
             "there is no table marts.m to find its rows in",
+        ),
+        (
+            told(
+                sources=[
+                    {
+                        "relation": "marts.m",
+                        "key": "shop_id",
+                        "value": None,
+                        "event_relation": "marts.m",
+                        "landed_files": {"rows": 0, "files": []},
+                    }
+                ]
+            ),
+            "marts.m no longer has the event, and so not its shop_id",
         ),
     ],
 )
