@@ -646,7 +646,7 @@ def publications_prune(as_of: AsOf) -> None:
         from nightshift.publishing.history_run import prune
 
         done = prune(settings, USE_CASES, as_of.date())
-        for kind in ("dropped", "archived", "waiting"):
+        for kind in ("dropped", "discarded", "archived", "waiting"):
             for name, found in getattr(done, kind).items():
                 console.print(f"{name}: {len(found)} {kind}: {', '.join(found)}", soft_wrap=True)
 

@@ -1709,7 +1709,8 @@ class Alerts(_Declaration):
 
 class Retention(_Declaration):
     """How long a publication is kept once readers see another one for its date: while it is one of
-    the ``versions`` newest of the date, or was published in the last ``days``."""
+    the ``versions`` newest of the date, or was published in the last ``days``. What an audit has
+    refused, and what a killed run has left, is kept for ``days`` too."""
 
     versions: Annotated[int, Field(ge=1, le=1000)] = 3
     days: Annotated[int, Field(ge=0, le=36500)] = 30

@@ -141,7 +141,8 @@ def of_prune(result: "Pruned") -> str:
     counts = {
         word: sum(map(len, found.values()))
         for word, found in (
-            ("dropped", result.dropped), ("archived", result.archived), ("waiting", result.waiting),
+            ("dropped", result.dropped), ("discarded", result.discarded),
+            ("archived", result.archived), ("waiting", result.waiting),
         )
     }  # fmt: skip
     return ", ".join(f"{count} {word}" for word, count in counts.items() if count) or "all are kept"

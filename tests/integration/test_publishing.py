@@ -981,7 +981,7 @@ def test_what_is_no_longer_kept_is_dropped_and_never_what_readers_see(warehouse:
     for version in ("1", "2", "3"):
         identities.append(write_scores(warehouse, version=version))
         publish(warehouse, [CHURN], AS_OF)
-    assert prune(warehouse, [CHURN], AS_OF) == history_run.Pruned({}, {}, {})
+    assert prune(warehouse, [CHURN], AS_OF) == history_run.Pruned({}, {}, {}, {})
     roll_back(warehouse, CHURN, AS_OF, "Ada", "wrong")
 
     pruned = prune(warehouse, [KEEP_ONE], AS_OF)
@@ -997,6 +997,34 @@ def test_what_is_no_longer_kept_is_dropped_and_never_what_readers_see(warehouse:
     publish(warehouse, [CHURN], AS_OF)
     assert ask(warehouse, ROWS_NOW) == [(3, "1", "1")], "it is loaded again"
     assert all(each.is_there for each in publications(warehouse))
+
+
+def test_what_was_staged_and_never_published_goes_after_its_days(warehouse: Settings) -> None:
+    seen, later = write_scores(warehouse), AS_OF + timedelta(days=7)
+    publish(warehouse, [CHURN], AS_OF)
+    refused = write_scores(warehouse, manifest={"rows": 4}, as_of=later)
+    with pytest.raises(AuditError):
+        publish(warehouse, [CHURN], later)
+    left, of_old = "churn_p_1111111111111111", "churn_p_2222222222222222"
+    recently = datetime.now(UTC) - timedelta(days=29)
+    with connect(warehouse) as connection, connection.cursor() as cursor:
+        for table, since in ((left, f", staged {recently.isoformat()}"), (of_old, "")):
+            cursor.execute(
+                f"create table predictions.{table} (customer_id text);"
+                f"comment on table predictions.{table} is 'Scores of churn for 2011-06-01{since}'"
+            )
+        # as by a drop that was killed after its detachment: prune knows it as a publication
+        parent = "predictions.churn_publications_data"
+        cursor.execute(f"alter table {parent} detach partition predictions.churn_p_{seen}")
+
+    assert prune(warehouse, [CHURN], AS_OF).discarded == {"churn": [of_old[-16:]]}
+
+    with connect(warehouse) as reading, reading.cursor() as cursor:
+        cursor.execute(f"select count(*) from predictions.churn_p_{refused}")
+        done = prune(warehouse, [KEEP_ONE], AS_OF)
+    assert (done.discarded, done.waiting) == ({"churn": [left[-16:]]}, {"churn": [refused]})
+    assert prune(warehouse, [KEEP_ONE], AS_OF).discarded == {"churn": [refused]}
+    assert staging_tables(warehouse) == [f"churn_p_{seen}"]
 
 
 def test_receipts_tell_of_publications_that_are_superseded_pruned_or_of_old(

@@ -218,37 +218,47 @@ class Pruned:
     Attributes:
         dropped: whose rows are no longer kept.
         archived: moved to the archive, where readers see them as before.
+        discarded: never published: what an audit had refused, or a killed run had left.
         waiting: left for the next time, since transactions are reading all the while.
     """
 
     dropped: Mapping[str, Sequence[str]]
     archived: Mapping[str, Sequence[str]]
+    discarded: Mapping[str, Sequence[str]]
     waiting: Mapping[str, Sequence[str]]
 
 
 def prune(settings: Settings, use_cases: Sequence[UseCase], as_of: date) -> Pruned:
     """Drop the publications that their use case's ``retention`` no longer keeps, never one that a
-    pointer names; then move all but the newest to the archive. No reader waits for it.
+    pointer names, and after its ``days`` what was staged and never published; then move all but the
+    newest to the archive. No reader waits for it.
 
     Killed at any instant, the next run completes it.
 
     Args:
         as_of: of the run, for ``ops.runs``; what is old is told by the clock.
     """
-    done = Pruned({}, {}, {})
+    done = Pruned({}, {}, {}, {})
     with recorded_run(settings, "prune", as_of) as run:
         for use_case in use_cases:
             dropped: list[str] = []
+            discarded: list[str] = []
             archived: list[str] = []
             waiting: list[str] = []
             with holding(settings, exclusive=[f"prune:{use_case.name}"]):
                 for publication_id, day in _doomed(settings, use_case):
                     is_done = _drop(settings, use_case, publication_id, day)
                     (dropped if is_done else waiting).append(publication_id)
+                for publication_id, day in _never_published(settings, use_case):
+                    is_done = _discard(settings, use_case, publication_id, day)
+                    (discarded if is_done else waiting).append(publication_id)
                 for publication_id, day in _outdated(settings, use_case):
                     is_done = _archive(settings, use_case, publication_id, day)
                     (archived if is_done else waiting).append(publication_id)
-            for found, kind in ((dropped, "dropped"), (archived, "archived"), (waiting, "waiting")):
+            for kind, found in (
+                ("dropped", dropped), ("discarded", discarded), ("archived", archived),
+                ("waiting", waiting),
+            ):  # fmt: skip
                 if found:
                     getattr(done, kind)[use_case.name] = found
                     log.info("%s: %s: %s", use_case.table, kind, ", ".join(found))
@@ -317,6 +327,43 @@ def _drop(settings: Settings, use_case: UseCase, publication_id: str, as_of: dat
                 "update ops.publications set dropped_at = now() where publication_id = %s",
                 (publication_id,),
             )
+    return True
+
+
+_NEVER_PUBLISHED = (
+    "select right(relname, 16), as_of from ({}) t"
+    " where since <= now() - make_interval(days => %(days)s)"
+)
+
+
+def _never_published(settings: Settings, use_case: UseCase) -> list[tuple[str, date]]:
+    with connect(settings) as connection, connection.cursor() as cursor:
+        cursor.execute(_NEVER_PUBLISHED.format(sql.never_attached(use_case)), _retained(use_case))
+        return list(cursor.fetchall())
+
+
+def _discard(settings: Settings, use_case: UseCase, publication_id: str, as_of: date) -> bool:
+    """Drop what was staged, unless a run stages or publishes it now; False to try again."""
+    with (
+        holding(settings, exclusive=[f"publish:{use_case.name}:{as_of.isoformat()}"]),
+        connect(settings) as connection,
+        connection.cursor() as cursor,
+    ):
+        cursor.execute(
+            f"{_NEVER_PUBLISHED.format(sql.never_attached(use_case))}"
+            " and right(relname, 16) = %(id)s",
+            {**_retained(use_case), "id": publication_id},
+        )
+        if cursor.fetchone() is None:
+            return True
+        # whoever inspects it may look as long as they like
+        cursor.execute("select set_config('lock_timeout', '1s', true)")
+        try:
+            table = sql.quoted(sql.partition(use_case, publication_id))
+            cursor.execute(f"drop table {sql.SCHEMA}.{table}")
+        except LockNotAvailable:
+            connection.rollback()
+            return False
     return True
 
 

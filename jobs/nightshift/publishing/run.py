@@ -395,10 +395,8 @@ def _drop_left_behind(connection: Connection, scores: _Scores) -> None:
     """Drop tables that an earlier run for the same ``as_of`` staged and never attached."""
     with connection.cursor() as cursor:
         cursor.execute(
-            "select c.relname from pg_class c where c.relnamespace = %s::regnamespace"
-            " and c.relkind = 'r' and obj_description(c.oid, 'pg_class') = %s"
-            " and not exists (select from pg_inherits i where i.inhrelid = c.oid)",
-            (sql.SCHEMA, sql.staging_comment(scores.use_case, scores.manifest.as_of)),
+            f"select relname from ({sql.never_attached(scores.use_case)}) t where as_of = %s",
+            (scores.manifest.as_of,),
         )
         for (name,) in cursor.fetchall():
             log.info("dropping %s.%s, which an earlier run left behind", sql.SCHEMA, name)

@@ -6,7 +6,7 @@ one may still be a reserved word.
 
 import hashlib
 from collections.abc import Iterable
-from datetime import date
+from datetime import UTC, date, datetime
 
 import pyarrow as pa
 
@@ -250,9 +250,27 @@ def create_view(use_case: UseCase, name: str) -> str:
     )
 
 
-def staging_comment(use_case: UseCase, as_of: date) -> str:
-    """The mark by which what a killed run left behind is found again."""
+def staging_mark(use_case: UseCase, as_of: date) -> str:
+    """How the comment begins by which what a killed run left behind is found again."""
     return f"Scores of {use_case.name} for {as_of.isoformat()}"
+
+
+def never_attached(use_case: UseCase) -> str:
+    """SELECT of the tables of its publications that have never been one: name, as_of, since when.
+
+    Of a table whose comment does not say when it was made, that is its ``as_of``.
+    """
+    mark = staging_mark(use_case, date.min).removesuffix(date.min.isoformat())
+    return (
+        "select relname, as_of, coalesce(substring(comment from ', staged (.*)')::timestamptz,"
+        f" as_of) as since from (select relname, comment, substring(comment from {len(mark) + 1} for 10)::date"
+        " as as_of from (select c.oid, c.relname, obj_description(c.oid, 'pg_class') as comment"
+        f" from pg_class c where c.relnamespace = {literal(SCHEMA)}::regnamespace"
+        f" and c.relkind = 'r') t where starts_with(comment, {literal(mark)})"
+        " and not exists (select from pg_inherits i where i.inhrelid = t.oid)"
+        " and not exists (select from ops.publications o where o.dropped_at is null"
+        f" and t.relname = {literal(partition(use_case, ''))} || o.publication_id)) f"
+    )
 
 
 def create_staging(use_case: UseCase, manifest: ScoresManifest) -> str:
@@ -264,6 +282,7 @@ def create_staging(use_case: UseCase, manifest: ScoresManifest) -> str:
     which it would hold readers up. Of reasons and the like, whose values are compared slowly,
     nobody asks, so the planner has no statistics.
     """
+    comment = f"{staging_mark(use_case, manifest.as_of)}, staged {datetime.now(UTC).isoformat()}"
     constants = {
         "as_of": literal(manifest.as_of.isoformat()),
         "model_version": literal(manifest.model_version),
@@ -287,7 +306,7 @@ def create_staging(use_case: UseCase, manifest: ScoresManifest) -> str:
         f"create table {table} ({', '.join(parts)})"
         " with (autovacuum_enabled = false, vacuum_truncate = false);\n"
         f"alter table {table} {without_statistics};\n"
-        f"comment on table {table} is {literal(staging_comment(use_case, manifest.as_of))};"
+        f"comment on table {table} is {literal(comment)};"
     )
 
 
