@@ -261,15 +261,18 @@ def never_attached(use_case: UseCase) -> str:
     Of a table whose comment does not say when it was made, that is its ``as_of``.
     """
     mark = staging_mark(use_case, date.min).removesuffix(date.min.isoformat())
+    of_publication = f"t.relname = {literal(partition(use_case, ''))} || o.publication_id"
     return (
-        "select relname, as_of, coalesce(substring(comment from ', staged (.*)')::timestamptz,"
-        f" as_of) as since from (select relname, comment, substring(comment from {len(mark) + 1} for 10)::date"
-        " as as_of from (select c.oid, c.relname, obj_description(c.oid, 'pg_class') as comment"
-        f" from pg_class c where c.relnamespace = {literal(SCHEMA)}::regnamespace"
-        f" and c.relkind = 'r') t where starts_with(comment, {literal(mark)})"
+        "select relname, as_of,"
+        " coalesce(substring(comment from ', staged (.*)')::timestamptz, as_of) as since from ("
+        f"select relname, comment, substring(comment from {len(mark) + 1} for 10)::date as as_of"
+        " from (select c.oid, c.relname, obj_description(c.oid, 'pg_class') as comment"
+        "  from pg_class c where c.relkind = 'r'"
+        f"  and c.relnamespace = {literal(SCHEMA)}::regnamespace) t"
+        f" where starts_with(comment, {literal(mark)})"
         " and not exists (select from pg_inherits i where i.inhrelid = t.oid)"
-        " and not exists (select from ops.publications o where o.dropped_at is null"
-        f" and t.relname = {literal(partition(use_case, ''))} || o.publication_id)) f"
+        " and not exists (select from ops.publications o"
+        f"  where o.dropped_at is null and {of_publication})) f"
     )
 
 
