@@ -1,10 +1,11 @@
 """``make chaos``: commands disturbed at random, a reader that polls all the while, and what holds
 after each.
 
-A base world is made once: a small shop, two trained models, four nights published by the first of
-them. What each command makes of it undisturbed is the reference. Each round copies the base,
-disturbs one command up to three times, lets it run to its end, and compares: what readers saw, what
-is published, the bytes of the datasets, how often pointers moved, and what is left behind.
+A base world is made once: a small shop, a trained model of each use case and a second one of churn,
+four nights of churn published by the first of them, and two of the others. What each command makes
+of it undisturbed is the reference. Each round copies the base, disturbs one command up to three
+times, lets it run to its end, and compares: what readers saw, what is published, the bytes of the
+datasets, how often pointers moved, and what is left behind.
 
 A round is told by the seed and its number: ``--only 17 --seed 7`` does one again. The last line is
 one JSON object.
@@ -15,6 +16,7 @@ import json
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -44,6 +46,7 @@ from chaos.worlds import (
     WRITER,
     Victim,
     copied,
+    environment,
     make_model_store,
     nightshift,
     removed,
@@ -53,6 +56,7 @@ from chaos.worlds import (
 from nightshift.demo_data.run import write_landing
 from nightshift.services.postgres import EmbeddedPostgres, free_port
 from nightshift.settings import Settings
+from nightshift.use_cases import USE_CASES
 
 PASSWORD = "only-for-chaos"
 NIGHT, NEXT = date(2025, 12, 9), date(2025, 12, 16)
@@ -86,23 +90,24 @@ def _stages(*names: str) -> tuple[str, ...]:
     return tuple(f"stage {name}: begins" for name in names)
 
 
+OTHERS = tuple(use_case for use_case in USE_CASES if use_case.name != "churn")
 OF_CHURN = ("--use-case", "churn")
+OF_THE_OTHERS = tuple(word for each in OTHERS for word in ("--use-case", each.name))
 COMMANDS = (
     Command(
-        "nightly", ("nightly", "--as-of", str(NEXT), *OF_CHURN),
+        "nightly", ("nightly", "--as-of", str(NEXT)),
         (*_stages(*PREPARED, "features", "score", "publish", "prune", "challenge"), "dbt: "), NEXT,
     ),
     Command(
-        "nightly_again", ("nightly", "--as-of", str(NIGHT), *OF_CHURN),
+        "nightly_again", ("nightly", "--as-of", str(NIGHT)),
         _stages(*PREPARED, "features", "score", "publish", "prune"), NIGHT,
-        is_spark=False,
     ),
     Command(
-        "backfill", ("backfill", "--from", "2025-12-06", "--to", "2025-12-11", *OF_CHURN),
+        "backfill", ("backfill", "--from", "2025-12-06", "--to", "2025-12-11"),
         _stages("plan", *PREPARED, "features", "score", "publish"), NIGHT,
     ),
     Command(
-        "publish", ("publish", "--as-of", "2025-12-08", *OF_CHURN), (), date(2025, 12, 8),
+        "publish", ("publish", "--as-of", "2025-12-08"), (), date(2025, 12, 8),
         is_spark=False, weight=3,
     ),
     Command(
@@ -265,9 +270,12 @@ def _in_a_copy(
     what: str,
     counted: str,
 ) -> None:
-    keys = [row[0] for row in round_.reference.outcome["predictions"]]
-    plant = faults.ON_THE_PUBLICATION.replace("{customer_id}", round_.random.choice(keys))
-    round_.done.append(f"{what} in the COPY of a publication")
+    outcomes = {"churn": round_.reference.outcome["predictions"]}
+    outcomes |= {u.name: round_.reference.outcome[f"predictions of {u.name}"] for u in OTHERS}
+    use_case = round_.random.choice(sorted(outcomes))
+    key = round_.random.choice(outcomes[use_case])[0]
+    plant = faults.on_the_publication(use_case, key)
+    round_.done.append(f"{what} in the COPY of a publication of {use_case}")
     with (
         faults.held(server, round_.world, plant, faults.NOT_ON_THE_PUBLICATION),
         round_.running() as process,
@@ -452,7 +460,7 @@ def _slack(folder: Path) -> int:
 
 
 def the_base(server: EmbeddedPostgres, root: Path) -> Settings:
-    """A shop, two models, and four nights published by the first; made where it is not there."""
+    """A shop, models, and published nights; made where it is not there."""
     base = settings_of(server, "base", root, root / "landing", "base_mlflow")
     if (done := root / "base-is-made").exists():
         with server.superuser() as connection, connection.cursor() as cursor:
@@ -468,27 +476,48 @@ def the_base(server: EmbeddedPostgres, root: Path) -> Settings:
     return base
 
 
+SCORES = """
+from datetime import date
+from nightshift.features.run import build_features
+from nightshift.scoring.run import score
+from nightshift.settings import load_settings
+from nightshift.use_cases import USE_CASES
+settings, as_of = load_settings(), date(2025, 12, 8)
+build_features(settings, USE_CASES, as_of)
+for use_case in USE_CASES:
+    score(settings, use_case, as_of)
+"""
+
+
 def make_base(server: EmbeddedPostgres, root: Path, base: Settings) -> None:
     """Through the command line."""
-    write_landing(root / "landing", customers=800, lines=45_000, start=date(2024, 7, 1))
+    write_landing(
+        root / "landing", customers=800, lines=45_000, card_holders=300, start=date(2024, 7, 1)
+    )
     make_model_store(server, "base_mlflow")
     server.ensure_database("base", WRITER, READER)
     for arguments in (
         ("train", "churn", "--as-of", "2025-12-02"),
         ("backfill", "--from", "2025-12-06", "--to", str(NIGHT), *OF_CHURN),
-        ("train", "churn", "--as-of", str(NIGHT)),
-        ("score", "churn", "--as-of", "2025-12-08"),
+        *(("train", each.name, "--as-of", str(NIGHT)) for each in USE_CASES),
+        ("backfill", "--from", "2025-12-06", "--to", "2025-12-07", *OF_THE_OTHERS),
     ):
         _say(f"base: nightshift {' '.join(arguments)}")
         done = nightshift(base, *arguments)
         if done.returncode != 0 and arguments[0] == "train":
             # gates are not what is tried here
-            version = "2" if arguments[-1] == str(NIGHT) else "1"
+            version = "2" if arguments[1:] == ("churn", "--as-of", str(NIGHT)) else "1"
             done = nightshift(
-                base, "promote", "churn", "--version", version, "--despite-gates",
+                base, "promote", arguments[1], "--version", version, "--despite-gates",
                 "--reason", "chaos", "--by", "chaos",
             )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
+    _say("base: scores that are not published")
+    done = subprocess.run(
+        [sys.executable, "-c", SCORES], env=environment(base), capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def reference_of(server: EmbeddedPostgres, base: Settings, command: Command) -> Reference:
@@ -499,7 +528,8 @@ def reference_of(server: EmbeddedPostgres, base: Settings, command: Command) -> 
     seconds = time.monotonic() - began
     assert done.returncode == 0, done.stdout + done.stderr
     found = Reference(
-        seconds, look(world.reader_url), outcome_of(world, command.as_of), published_of(world),
+        seconds, look(world.reader_url, USE_CASES), outcome_of(world, command.as_of, OTHERS),
+        published_of(world),
         datasets_of(world), model_of(world), _bytes_of(world.lake_dir),
     )  # fmt: skip
     assert_nothing_is_left_behind(world)
@@ -517,7 +547,7 @@ def run_round(
 ) -> None:
     """Disturb, run to the end, compare."""
     world, command, reference = round_.world, round_.command, round_.reference
-    with Reader(world.reader_url, before, reference.shown) as reader:
+    with Reader(world.reader_url, USE_CASES, before, reference.shown) as reader:
         for disturb in chosen:
             try:
                 disturb(round_, server)
@@ -526,14 +556,14 @@ def run_round(
             assert_nothing_is_half_done(world)
         done = nightshift(world, *command.arguments)
         assert done.returncode == 0, done.stdout + done.stderr
-        shown = look(world.reader_url)
+        shown = look(world.reader_url, USE_CASES)
     seen = reader.seen
     round_.counts["reader_polls"] += seen.polls
     round_.counts["reader_outages"] += seen.outages
     for name in ("longest_wait", "longest_gap"):
         round_.counts[name] = max(round_.counts[name], round(1000 * getattr(seen, name)))
     assert shown == reference.shown, f"readers see {shown} in the end"
-    assert_same(outcome_of(world, command.as_of), reference.outcome)
+    assert_same(outcome_of(world, command.as_of, OTHERS), reference.outcome)
     assert_same(published_of(world), reference.published)
     assert_same(datasets_of(world), reference.datasets)
     assert model_of(world) == reference.model, "another model"
@@ -571,7 +601,7 @@ def main() -> int:
         server.ensure_role(READER, PASSWORD)
         server.ensure_group("nightshift_auditor")
         base = the_base(server, root)
-        before = look(base.reader_url)
+        before = look(base.reader_url, USE_CASES)
         commands = [c for c in COMMANDS if asked.command in (None, c.name)]
         references: dict[str, Reference] = {}
         deadline = time.monotonic() + 60 * asked.minutes

@@ -1,7 +1,7 @@
 """What must hold after a fault, and after the run that follows it."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import date
 from pathlib import Path
@@ -12,20 +12,27 @@ import pyarrow.parquet as pq
 
 from chaos.worlds import PATIENCE, processes_of, query, temporary_of
 from nightshift.io import lake
+from nightshift.publishing import sql
 from nightshift.settings import Settings
+from nightshift.spec import UseCase
 
 Outcome = dict[str, Any]
 SECONDS_TO_END = 15
+OF_A_PUBLICATION = "^[a-z]+_p_"
 
 
-def outcome_of(world: Settings, as_of: date) -> Outcome:
+def outcome_of(world: Settings, as_of: date, others: Sequence[UseCase] = ()) -> Outcome:
     """Everything that two nights for the same ``as_of`` must have in common.
+
+    Args:
+        others: use cases beside churn. Their payments and reports are as their predictions are.
 
     Left out: what names a run or an instant (``scored_at``, ``_file_id``, which a file that is
     loaded at the second attempt gets anew).
     """
     url = world.warehouse_url
     return {
+        **{f"predictions of {each.name}": _rows_of(world, each, as_of) for each in others},
         "predictions": query(
             world.reader_url,
             "select customer_id, as_of, churn_probability, band, reasons::text, model_version,"
@@ -64,6 +71,16 @@ def outcome_of(world: Settings, as_of: date) -> Outcome:
     }
 
 
+def _rows_of(world: Settings, use_case: UseCase, as_of: date) -> list[tuple[Any, ...]]:
+    columns = ", ".join(f'"{name}"' for name in sql.columns(use_case) if name != "scored_at")
+    names = ", ".join(use_case.row_key)
+    return query(
+        world.reader_url,
+        f"select {columns} from predictions.{use_case.name} where as_of = %s order by {names}",
+        as_of,
+    )
+
+
 def assert_same(found: Outcome, expected: Outcome) -> None:
     """That two outcomes are equal, row by row."""
     for what, rows in expected.items():
@@ -93,16 +110,21 @@ def published_of(world: Settings) -> dict[str, list[tuple[Any, ...]]]:
             world.warehouse_url,
             "select use_case, action, as_of from ops.promotions order by promotion_id",
         ),
+        "thresholds": query(
+            world.warehouse_url,
+            "select use_case, as_of, threshold, previous, reason from ops.thresholds"
+            " order by use_case, as_of, threshold",
+        ),
     }
 
 
 def datasets_of(world: Settings) -> dict[str, list[tuple[str, str]]]:
     """The bytes of every dataset that is made of rows: its parts, each with its SHA-256."""
     found = {}
-    for kind in ("features", "scores", "training"):
+    for kind in ("features", "outcomes", "scores", "training"):
         folders = sorted((world.lake_dir / kind).glob("*/as_of=*"))
         found[kind] = [
-            (f"{folder.name}/{part.name}", lake.file_sha256(part))
+            (f"{folder.parent.name}/{folder.name}/{part.name}", lake.file_sha256(part))
             for folder in folders
             for part in lake.parts(folder)
         ]
@@ -179,15 +201,16 @@ def assert_nothing_is_left_behind(world: Settings) -> None:
     left = query(
         world.warehouse_url,
         "select relnamespace::regnamespace || '.' || relname from pg_class c where relkind in"
-        " ('r', 'v') and (relname like '%%\\_\\_dbt\\_%%' or relname ~ '^churn_p_' and not exists"
-        " (select from pg_inherits where inhrelid = c.oid and not inhdetachpending)) and %s",
-        True,
+        " ('r', 'v') and (relname like '%%\\_\\_dbt\\_%%' or relname ~ %s and not exists"
+        " (select from pg_inherits where inhrelid = c.oid and not inhdetachpending))",
+        OF_A_PUBLICATION,
     )
     assert left == [], f"tables: {left}"
     unknown = query(
         world.warehouse_url,
-        "select relname from pg_class where relkind = 'r' and relname ~ '^churn_p_'"
-        " and substr(relname, 9) not in (select publication_id from ops.publications)",
+        "select relname from pg_class where relkind = 'r' and relname ~ %s"
+        " and substring(relname, '_p_(.*)$') not in (select publication_id from ops.publications)",
+        OF_A_PUBLICATION,
     )
     assert unknown == [], f"partitions of no publication: {unknown}"
     locks = query(

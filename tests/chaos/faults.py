@@ -23,15 +23,15 @@ begin
     return new;
 end $$;
 """
-# The table of a publication is made and filled by one run: only the server itself can put
-# the trigger there in between.
-ON_THE_PUBLICATION = """
+# The table of a publication is made and filled by one run: only the server itself can put the
+# trigger there in between.
+_ON_THE_PUBLICATION = """
 create function public.plant_the_trigger() returns event_trigger language plpgsql as $$
 declare made record;
 begin
     for made in select * from pg_event_trigger_ddl_commands() where command_tag = 'CREATE TABLE'
     loop
-        if made.object_identity like 'predictions.churn\\_p\\_%' then
+        if made.object_identity like 'predictions.{use_case}\\_p\\_%' then
             execute format('create trigger wait_here before insert on %s for each row'
                 ' when (new.customer_id = %L) execute function public.wait_for_the_test()',
                 made.object_identity, '{customer_id}');
@@ -58,6 +58,12 @@ IS_HELD = (
     " and wait_event_type = 'Lock' and wait_event = 'advisory' and query ~* %s"
 )
 """Backends that stand still at the planted trigger, by what they were told to do."""
+
+
+def on_the_publication(use_case: str, customer_id: str) -> str:
+    """What is planted so that a COPY of the use case's rows stands still at the customer's."""
+    found = _ON_THE_PUBLICATION.replace("{use_case}", use_case)
+    return found.replace("{customer_id}", customer_id)
 
 
 @contextmanager

@@ -1,10 +1,11 @@
 """An application that reads predictions in a tight loop, in a process and a role of its own.
 
-Each poll is one statement: every published date, and what ``_latest`` shows, with the publications,
-the rows and a checksum of them. It must be the state before a run or the state after it, never a
-mix of both, and never less; once it was the new one, never the old one again.
+Each poll is one statement: of every use case every published date, and what ``_latest`` shows, with
+the publications, the rows and a checksum of them. It must be the state before a run or the state
+after it, never a mix of both, and never less; once it was the new one, never the old one again.
 
-``python -m chaos.reader URL EXPECTED`` polls until its stdin is closed, and prints one JSON line.
+``python -m chaos.reader URL EXPECTED POLL`` polls until its stdin is closed, and prints one JSON
+line.
 """
 
 import json
@@ -20,18 +21,18 @@ from pathlib import Path
 import psycopg2
 from psycopg2.errors import AdminShutdown, CannotConnectNow, CrashShutdown
 
+from nightshift.publishing import sql
+from nightshift.spec import UseCase
+
 State = dict[str, list[str | int]]
 """``<view> <as_of>`` → publication, rows, checksum."""
 
 _VIEW = """
 select '{name} ' || as_of as shown, string_agg(distinct publication_id, '+') as publication_id,
     count(*) as rows,
-    md5(sum(hashtextextended(concat_ws('|', customer_id, churn_probability, band, reasons,
-        model_version, publication_id), 0)::numeric)::text) as checksum
+    md5(sum(hashtextextended(concat_ws('|', {columns}), 0)::numeric)::text) as checksum
 from predictions.{name} group by as_of
 """
-POLL = " union all ".join(_VIEW.format(name=name) for name in ("churn", "churn_latest"))
-PREPARE = f"prepare poll as {POLL}"
 KEPT = 20
 """Violations that are told in full."""
 
@@ -58,6 +59,18 @@ class Seen:
     violated: int = 0
     violations: list[str] = field(default_factory=list)
     last: int = 0
+
+
+def poll_of(use_cases: Sequence[UseCase]) -> str:
+    """What is asked at once of their views: one statement, and so one snapshot."""
+    views = []
+    for use_case in use_cases:
+        # scored_at is another in each run
+        columns = [f'"{name}"' for name in sql.columns(use_case) if name != "scored_at"]
+        views += [
+            _VIEW.format(name=name, columns=", ".join(columns)) for name in sql.view_names(use_case)
+        ]
+    return " union all ".join(views)
 
 
 class Judge:
@@ -100,14 +113,14 @@ class Judge:
         return "; ".join(told)
 
 
-def look(url: str) -> State:
+def look(url: str, use_cases: Sequence[UseCase]) -> State:
     """What one poll sees."""
     with closing(psycopg2.connect(url)) as connection, connection.cursor() as cursor:
-        cursor.execute(POLL)
+        cursor.execute(poll_of(use_cases))
         return {shown: list(rest) for shown, *rest in cursor.fetchall()}
 
 
-def read(url: str, expected: Sequence[State]) -> Seen:
+def read(url: str, expected: Sequence[State], poll: str) -> Seen:
     """Poll until stdin is closed. Every second poll is of a prepared statement, whose plan is of
     an earlier time."""
     judge = Judge(expected)
@@ -121,8 +134,8 @@ def read(url: str, expected: Sequence[State]) -> Seen:
             with closing(psycopg2.connect(url, connect_timeout=10)) as connection:
                 connection.autocommit = True
                 cursor = connection.cursor()
-                cursor.execute(PREPARE)
-                statements = (POLL, "execute poll")
+                cursor.execute(f"prepare poll as {poll}")
+                statements = (poll, "execute poll")
                 while is_first or not stdin.select(0):
                     asked = time.monotonic()
                     cursor.execute(statements[seen.polls % 2])
@@ -152,9 +165,11 @@ def read(url: str, expected: Sequence[State]) -> Seen:
 class Reader:
     """The process that polls, while the block runs; ``seen`` is there afterwards."""
 
-    def __init__(self, url: str, *expected: State) -> None:
+    def __init__(self, url: str, use_cases: Sequence[UseCase], *expected: State) -> None:
         self.seen = Seen()
-        self._command = [sys.executable, "-m", "chaos.reader", url, json.dumps(expected)]
+        self._command = [
+            sys.executable, "-m", "chaos.reader", url, json.dumps(expected), poll_of(use_cases)
+        ]  # fmt: skip
 
     def __enter__(self) -> "Reader":
         self._process = subprocess.Popen(
@@ -172,4 +187,4 @@ class Reader:
 
 if __name__ == "__main__":
     with suppress(KeyboardInterrupt):
-        print(json.dumps(asdict(read(sys.argv[1], json.loads(sys.argv[2])))))
+        print(json.dumps(asdict(read(sys.argv[1], json.loads(sys.argv[2]), sys.argv[3]))))

@@ -1,4 +1,7 @@
-"""A shop so small that its nights take seconds: rows in the mart, and models trained on noise."""
+"""A shop so small that its nights take seconds: rows in the mart, and models trained on noise.
+
+It has two use cases, which are published at once.
+"""
 
 import sys
 from datetime import date
@@ -12,8 +15,11 @@ from nightshift.features.extract_run import extract
 from nightshift.io import model_store
 from nightshift.io.registry import GATES, opened
 from nightshift.settings import Settings
+from nightshift.spec import UseCase
 from nightshift.use_cases.churn import CHURN
 
+LAPSE = CHURN.model_copy(update={"name": "lapse"})
+USE_CASES = (CHURN, LAPSE)
 FIRST, LAST = date(2011, 6, 1), date(2011, 6, 4)
 MART = """
 create schema marts;
@@ -40,12 +46,14 @@ select 'order_lines', landed_date, count(*), 'first' from marts.fct_order_lines 
 def fill(settings: Settings) -> None:
     """A year of 40 customers' lines in the empty mart, and in the lake."""
     execute(settings.warehouse_url, LINES)
-    extract(settings, [CHURN], LAST)
+    extract(settings, USE_CASES, LAST)
 
 
-def register(settings: Settings, root: Path, seed: int) -> model_store.ModelVersion:
+def register(
+    settings: Settings, use_case: UseCase, root: Path, seed: int
+) -> model_store.ModelVersion:
     """A model of its own, trained on noise, as a version of the registry."""
-    names = CHURN.feature_names
+    names = use_case.feature_names
     generator = np.random.default_rng(seed)
     matrix = generator.uniform(0, 100, (200, len(names))).astype(np.float32)
     booster = xgb.train(
@@ -56,14 +64,14 @@ def register(settings: Settings, root: Path, seed: int) -> model_store.ModelVers
     signature = {"features": list(names)}
     model_store.write_model(root / str(seed), bytes(booster.save_raw("ubj")), signature)
     mlflow = model_store.client(settings)
-    run = mlflow.create_run(model_store.experiment_id(settings, "churn"))
+    run = mlflow.create_run(model_store.experiment_id(settings, use_case.name))
     mlflow.log_artifacts(run.info.run_id, str(root / str(seed)), model_store.MODEL)
-    return model_store.register(settings, "churn", run.info.run_id, "2011-05-01")
+    return model_store.register(settings, use_case.name, run.info.run_id, "2011-05-01")
 
 
-def promote(settings: Settings, version: model_store.ModelVersion) -> None:
+def promote(settings: Settings, use_case: UseCase, version: model_store.ModelVersion) -> None:
     """Make a version champion."""
-    with opened(settings, "churn") as registry:
+    with opened(settings, use_case.name) as registry:
         registry.decide("promotion", GATES, version, [], "better")
 
 
@@ -73,8 +81,9 @@ from datetime import date, timedelta
 import typer
 from nightshift.cli import refusals
 from nightshift.use_cases.churn import CHURN
+use_cases = [CHURN, CHURN.model_copy(update={"name": "lapse"})]
 first, last = (date.fromisoformat(day) for day in sys.argv[1:3])
-nights = {first + timedelta(days=n): [CHURN] for n in range((last - first).days + 1)}
+nights = {first + timedelta(days=n): use_cases for n in range((last - first).days + 1)}
 try:
     with refusals() as settings:
         for statement in sys.argv[3:]:
@@ -83,7 +92,8 @@ except typer.Exit as refused:
     sys.exit(refused.exit_code)
 """
 BUILD = "from nightshift.features import run; run.build_features_of_nights(settings, nights)"
-SCORE = "from nightshift.scoring import run; [run.score(settings, CHURN, d) for d in nights]"
+SCORE = """from nightshift.scoring import run
+[run.score(settings, use_case, as_of) for as_of in nights for use_case in use_cases]"""
 PUBLISH = "from nightshift.publishing import run; run.publish_nights(settings, nights)"
 
 

@@ -137,15 +137,15 @@ def written(settings: Settings, kind: str) -> dict[str, int]:
 def test_a_backfill_killed_in_scoring_and_in_publishing_ends_as_one_that_was_not(
     shop: Settings, tmp_path: Path, postgres_server: EmbeddedPostgres, migrated_template: str
 ) -> None:
-    old, new = register(shop, tmp_path, 1), register(shop, tmp_path, 2)
-    promote(shop, old)
+    old, new = register(shop, CHURN, tmp_path, 1), register(shop, CHURN, tmp_path, 2)
+    promote(shop, CHURN, old)
     second = FIRST + timedelta(days=1)
     pipeline.build_features_of_nights(shop, ALL)
     features = written(shop, "features")
     assert len(features) == 4
     for stage in (pipeline.score_nights, pipeline.publish_nights):
         stage(shop, Request(second, second, (CHURN,)))
-    promote(shop, new)
+    promote(shop, CHURN, new)
     before = f"{second} by {old.version}"
     with polled(shop) as seen:
         third = FIRST + timedelta(days=2)
@@ -230,7 +230,7 @@ def test_each_date_is_scored_by_the_model_that_was_champion_as_it_began(
     tracked_warehouse: Settings, tmp_path: Path
 ) -> None:
     settings = tracked_warehouse
-    first, second = register(settings, tmp_path, 1), register(settings, tmp_path, 2)
+    first, second = register(settings, CHURN, tmp_path, 1), register(settings, CHURN, tmp_path, 2)
     london = settings.model_copy(update={"timezone": "Europe/London"})  # 23:00 UTC is midnight
     decided(settings, first, datetime(2011, 6, 1, 23, tzinfo=UTC))
     decided(settings, second, datetime(2011, 6, 2, 23, 0, 1, tzinfo=UTC))
@@ -311,7 +311,7 @@ def test_of_all_use_cases_those_that_cannot_be_scored_are_left_out(
     with pytest.raises(RefusedAsOf, match="no champion yet for churn"):
         plan(settings, of_able(settings, asked))
 
-    promote(settings, register(settings, tmp_path, 1))
+    promote(settings, CHURN, register(settings, CHURN, tmp_path, 1))
     for day in (FIRST - timedelta(days=LATELY_DAYS), LAST - timedelta(days=1)):
         (settings.landing_folder / "order_lines" / f"ds={day}").mkdir(parents=True)
     able = of_able(settings, asked)
@@ -338,8 +338,8 @@ def test_the_plan_says_what_will_change_for_whom(
     tracked_warehouse: Settings, tmp_path: Path
 ) -> None:
     settings = tracked_warehouse
-    old, new = register(settings, tmp_path, 1), register(settings, tmp_path, 2)
-    promote(settings, new)
+    old, new = register(settings, CHURN, tmp_path, 1), register(settings, CHURN, tmp_path, 2)
+    promote(settings, CHURN, new)
     for day, version in ((2, old), (3, new), (30, old)):
         as_of = date(2011, 6, day)
         change(

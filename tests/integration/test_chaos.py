@@ -30,7 +30,19 @@ from chaos.checks import (
     published_of,
 )
 from chaos.reader import Judge, Reader, State, look
-from chaos.shop import BUILD, FIRST, LAST, MART, PUBLISH, SCORE, command, fill, promote, register
+from chaos.shop import (
+    BUILD,
+    FIRST,
+    LAST,
+    MART,
+    PUBLISH,
+    SCORE,
+    USE_CASES,
+    command,
+    fill,
+    promote,
+    register,
+)
 from chaos.worlds import (
     READER,
     WRITER,
@@ -56,13 +68,14 @@ from nightshift.use_cases.churn import CHURN
 
 SEED = 20111209
 DATES = [FIRST + timedelta(days=days) for days in range(3)]
-NIGHTS = {as_of: [CHURN] for as_of in DATES}
+NIGHTS = {as_of: USE_CASES for as_of in DATES}
 PUBLISHING = command(PUBLISH, last=DATES[-1])
 SCORING = command(SCORE, last=DATES[-1])
 
 
 class Shop:
-    """Three dates that readers see as version 1 has scored them, and their scores by version 2.
+    """Three dates of two use cases that readers see as their versions 1 have scored them, and their
+    scores by versions 2.
 
     Attributes:
         before: what readers see.
@@ -72,10 +85,10 @@ class Shop:
 
     def __init__(self, server: EmbeddedPostgres, base: Settings) -> None:
         self.server, self.base = server, base
-        self.before = look(base.reader_url)
+        self.before = look(base.reader_url, USE_CASES)
         undisturbed = copied(server, base, "chaos_undisturbed")
         publish_nights(undisturbed, NIGHTS)
-        self.after = look(undisturbed.reader_url)
+        self.after = look(undisturbed.reader_url, USE_CASES)
         self.published = published_of(undisturbed)
         removed(server, undisturbed)
 
@@ -96,9 +109,10 @@ def shop(
     fill(base)
     build_features_of_nights(base, NIGHTS)
     for seed in (1, 2):
-        promote(base, register(base, root, seed))
-        for as_of in DATES:
-            score(base, CHURN, as_of)
+        for use_case in USE_CASES:
+            promote(base, use_case, register(base, use_case, root / use_case.name, seed))
+            for as_of in DATES:
+                score(base, use_case, as_of)
         if seed == 1:
             publish_nights(base, NIGHTS)
     disconnect(postgres_server, base)
@@ -146,10 +160,10 @@ def test_publishing_through_crashes_kills_and_a_rival_shows_the_old_or_the_new(
     shop: Shop, world: Settings
 ) -> None:
     chance = random.Random(SEED)
-    with Reader(world.reader_url, shop.before, shop.after) as reader:
+    with Reader(world.reader_url, USE_CASES, shop.before, shop.after) as reader:
         assert query(world.warehouse_url, "show wal_level") == [("minimal",)]  # as shipped
         ((anybody,),) = query(world.warehouse_url, "select max(customer_id) from predictions.churn")
-        plant = faults.ON_THE_PUBLICATION.replace("{customer_id}", anybody)
+        plant = faults.on_the_publication("lapse", anybody)
         with (
             faults.held(shop.server, world, plant, faults.NOT_ON_THE_PUBLICATION),
             running(world, PUBLISHING) as process,
@@ -159,7 +173,7 @@ def test_publishing_through_crashes_kills_and_a_rival_shows_the_old_or_the_new(
             faults.restarted(shop.server)
             assert "the warehouse" in process.refusal
         assert_nothing_is_half_done(world)
-        assert look(world.reader_url) == shop.before
+        assert look(world.reader_url, USE_CASES) == shop.before
 
         for _ in range(2):
             with (
@@ -179,7 +193,7 @@ def test_publishing_through_crashes_kills_and_a_rival_shows_the_old_or_the_new(
             faults.crash_in_the_commit(shop.server, world, is_recorded=False)
             assert "the warehouse" in process.refusal
         assert_nothing_is_half_done(world)
-        assert look(world.reader_url) == shop.before
+        assert look(world.reader_url, USE_CASES) == shop.before
 
         with (
             faults.replicable(shop.server),
@@ -189,7 +203,7 @@ def test_publishing_through_crashes_kills_and_a_rival_shows_the_old_or_the_new(
             process.wait_for(lambda: faults.is_held(world, "^commit"), "the commit")
             faults.crash_in_the_commit(shop.server, world, is_recorded=True)
             assert "the warehouse" in process.refusal
-        assert look(world.reader_url) == shop.after
+        assert look(world.reader_url, USE_CASES) == shop.after
 
         with running(world, PUBLISHING) as first, running(world, PUBLISHING) as second:
             assert first.wait() == 0, first.said
@@ -257,7 +271,8 @@ def test_scoring_with_a_full_disk_is_refused_and_without_the_model_store_goes_on
             model_store.client(world)
         assert "the champion stays" in refused.value.remedy
         for as_of in DATES:
-            score(world, CHURN, as_of)
+            for use_case in USE_CASES:
+                score(world, use_case, as_of)
 
     assert_same(datasets_of(world), expected)
     assert_nothing_is_left_behind(world)
@@ -279,12 +294,12 @@ def test_a_full_disk_of_the_warehouse_is_refused(shop: Shop, world: Settings) ->
                 said = process.refusal
             assert "the warehouse has no room" in said
             assert "make room on the server's disk, and run again" in said
-            assert look(world.reader_url) == shop.before
+            assert look(world.reader_url, USE_CASES) == shop.before
             faults.grown(disk, "64m")
 
             publish_nights(world, NIGHTS)
 
-            assert look(world.reader_url) == shop.after
+            assert look(world.reader_url, USE_CASES) == shop.after
             assert_same(published_of(world), shop.published)
             assert_nothing_is_left_behind(world)
         finally:
@@ -304,7 +319,7 @@ def test_another_clock_changes_nothing(shop: Shop, world: Settings) -> None:
     with running(world, everything, **more) as process:
         assert process.wait() == 0, process.said
 
-    assert look(world.reader_url) == shop.after
+    assert look(world.reader_url, USE_CASES) == shop.after
     assert datasets_of(world) == datasets_of(shop.base)
 
 
@@ -335,7 +350,7 @@ def test_the_judge_of_what_a_reader_sees_can_fail(states: list[State], words: st
 
 
 def test_the_reader_tells_of_planted_violations(shop: Shop, world: Settings) -> None:
-    with Reader(world.reader_url, shop.before, shop.after) as reader:
+    with Reader(world.reader_url, USE_CASES, shop.before, shop.after) as reader:
         seen_before = query(world.warehouse_url, "select publication_id from predictions.pointers")
         execute(
             world.warehouse_url,
@@ -380,7 +395,7 @@ def test_the_checks_after_a_run_can_fail(world: Settings) -> None:
 
     published = published_of(world)
     execute(world.warehouse_url, "update ops.publications set rows = rows + 1")
-    with pytest.raises(AssertionError, match="publications: 3 rows differ"):
+    with pytest.raises(AssertionError, match="publications: 6 rows differ"):
         assert_same(published_of(world), published)
 
 

@@ -37,9 +37,9 @@ from chaos.checks import (
 from chaos.faults import (
     NOT_ON_THE_PUBLICATION,
     ON_RAW,
-    ON_THE_PUBLICATION,
     held,
     locked,
+    on_the_publication,
     rows_of_a_held_copy,
     waits_for,
 )
@@ -200,7 +200,7 @@ def test_a_night_killed_again_and_again_ends_as_one_that_was_never_killed(
 
     predictions = night.outcome["predictions"]
     middle = len(predictions) // 2
-    plant = ON_THE_PUBLICATION.replace("{customer_id}", predictions[middle][0])
+    plant = on_the_publication("churn", predictions[middle][0])
     copied = kill_in_the_copy(settings, postgres_server, plant, NOT_ON_THE_PUBLICATION)
     assert 0 <= copied < len(predictions)
     still_sound()
