@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from datetime import datetime
+from datetime import date, datetime
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,6 +25,7 @@ from nightshift.backfill.plan import ModelChoice
 from nightshift.contracts import SOURCES, load_contract
 from nightshift.errors import GateError, NightshiftError, joined
 from nightshift.settings import Settings, load_settings
+from nightshift.task_notes import of_rollback
 from nightshift.use_cases import USE_CASES, find_use_case
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from nightshift.io.registry import Decision
     from nightshift.monitoring.run import ChosenThreshold, MaturedQuality, RuleFigures
     from nightshift.pipeline import Case
-    from nightshift.publishing.history_run import Difference
+    from nightshift.publishing.history_run import Difference, RolledBack
     from nightshift.scaffold.run import Written
     from nightshift.scaffold.sample import Inferred
     from nightshift.scoring.run import Explained
@@ -563,27 +564,53 @@ def promote(
 
 @app.command()
 def rollback(
-    use_case: UseCaseName,
+    use_case: Annotated[
+        list[str], typer.Argument(help=f"Some of: {', '.join(u.name for u in USE_CASES)}.")
+    ],
     as_of: Annotated[
         datetime | None,
         typer.Option(
             formats=["%Y-%m-%d"],
-            help="Show readers the publication of this date that they saw before; without it, the"
-            " model is rolled back.",
+            help="Show readers the publication of this date that they saw before; without a date,"
+            " the model is rolled back.",
         ),
     ] = None,
+    first: Annotated[
+        datetime | None,
+        typer.Option("--from", formats=["%Y-%m-%d"], help="The same of many dates, all at once."),
+    ] = None,
     to: Annotated[
-        str | None, typer.Option(help="With --as-of: the id of an earlier publication.")
+        str | None,
+        typer.Option(
+            help="With --from: the last date. With --as-of: the id of an earlier publication."
+        ),
     ] = None,
     reason: Reason = "rolled back by hand",
     by: By = None,
 ) -> None:
-    """Go back to the previous champion, or for one date to the previous publication.
+    """Go back to the previous champion, or for dates to the publications before.
 
     Twice goes back to where it was.
     """
     with refusals() as settings:
-        person, found = by or getpass.getuser(), find_use_case(use_case)
+        person = by or getpass.getuser()
+        use_cases = [find_use_case(name) for name in dict.fromkeys(use_case)]
+        if as_of is not None and first is not None:
+            raise NightshiftError("--as-of and --from are both given", "give one of them")
+        if first is not None:
+            from nightshift.publishing.history_run import roll_back_nights
+
+            last = _date_of("--to", to)
+            show_rolled_back(
+                roll_back_nights(settings, use_cases, first.date(), last, person, reason)
+            )
+            return
+        if len(use_cases) > 1:
+            raise NightshiftError(
+                "several use cases are rolled back only by dates",
+                "give --from <date> --to <date>, or one use case",
+            )
+        (found,) = use_cases
         if as_of is not None:
             from nightshift.publishing.history_run import roll_back
 
@@ -602,7 +629,22 @@ def rollback(
         from nightshift.gates.run import rollback as run
 
         version = run(settings, found, person, reason)
-        console.print(f"{use_case} version {version} is champion again and scores the next night")
+        console.print(f"{found.name} version {version} is champion again and scores the next night")
+
+
+def _date_of(option: str, text: str | None) -> date:
+    try:
+        return date.fromisoformat(text or "")
+    except ValueError:
+        raise NightshiftError(
+            f"{option} is {text!r}, and not a date", f"give {option} YYYY-MM-DD"
+        ) from None
+
+
+def show_rolled_back(result: "RolledBack") -> None:
+    """How many dates of each use case show what they showed before, and which do not."""
+    for line in of_rollback(result).splitlines():
+        console.print(line.replace("**", ""), soft_wrap=True)
 
 
 @publications_app.command("list")

@@ -1,23 +1,24 @@
-"""What training hands to the gates: a model card, with a place for their verdict."""
+"""What training hands to gates and nights: a model card, with places for what they find."""
 
 ARTIFACT = "card.html"
 """Of a training's MLflow run."""
-_BEGIN, _END = "<!-- verdict -->", "<!-- end of verdict -->"
+VERDICT, NIGHTS = "verdict", "nights beside the champion"
+"""The places."""
 
 
-def verdict_place(html: str) -> str:
-    """HTML between the marks by which ``with_verdict`` finds it."""
-    return f"{_BEGIN}{html}{_END}"
+def place(name: str, html: str) -> str:
+    """HTML between the marks by which ``with_place`` finds it."""
+    return f"<!-- {name} -->{html}<!-- end of {name} -->"
 
 
-def with_verdict(card: str, html: str) -> str:
-    """The card with a verdict in the place of the one that it has.
+def with_place(card: str, name: str, html: str) -> str:
+    """The card with other HTML in a place of it.
 
     Raises:
-        ValueError: when the card has no place for one.
+        ValueError: when the card has no such place.
     """
-    before, begin, rest = card.partition(_BEGIN)
-    _, end, after = rest.partition(_END)
+    before, begin, rest = card.partition(f"<!-- {name} -->")
+    _, end, after = rest.partition(f"<!-- end of {name} -->")
     if not (begin and end):
-        raise ValueError("the card has no place for a verdict")
-    return before + verdict_place(html) + after
+        raise ValueError(f"the card has no place for the {name}")
+    return before + place(name, html) + after

@@ -27,7 +27,7 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 from nightshift.errors import GateError, NightshiftError, RefusedAsOf
 from nightshift.settings import settings
 from nightshift.spec import UseCase
-from nightshift.task_notes import of_missing, of_plan
+from nightshift.task_notes import of_missing, of_models, of_plan, of_rollback
 from nightshift.task_outcomes import (
     RETRIES,
     RETRY_SECONDS,
@@ -44,6 +44,7 @@ from nightshift.use_cases import USE_CASES, find_use_case
 if TYPE_CHECKING:
     from nightshift.backfill.run import Request
     from nightshift.gates.run import Verdict
+    from nightshift.publishing.history_run import RolledBack
 
 log = logging.getLogger(__name__)
 
@@ -168,6 +169,48 @@ def as_of_of(
     return (logical_date or run_after).astimezone(ZoneInfo(timezone)).date()
 
 
+ROLLBACK_PARAMS: dict[str, Param] = {
+    "what": Param(
+        "predictions",
+        type="string",
+        enum=["predictions", "model"],
+        title="what",
+        description=(
+            "predictions: readers see what they saw before, of the dates, all at once. model: the"
+            " champion before is champion again, and scores the next night."
+        ),
+    ),
+    "use_cases": Param(
+        type="array",
+        items={"type": "string", "enum": [use_case.name for use_case in USE_CASES]},
+        examples=[use_case.name for use_case in USE_CASES],
+        minItems=1,
+        title="use cases",
+        description="Of which use cases.",
+    ),
+    "from": Param(
+        None,
+        type=["null", "string"],
+        format="date",
+        title="from",
+        description="Of predictions: the first as_of. What is published once only stays.",
+    ),
+    "to": Param(
+        None,
+        type=["null", "string"],
+        format="date",
+        title="to",
+        description="Of predictions: the last as_of, included.",
+    ),
+    "reason": Param(
+        type="string",
+        pattern=r"\S",
+        title="reason",
+        description="Why; kept for good, with your name.",
+    ),
+}
+
+
 def run_as_of(context: Mapping[str, Any]) -> date:
     """The ``as_of`` of the DAG run that a task belongs to; of a run of ``backfill`` its last."""
     dag_run, params = context["dag_run"], context["params"]
@@ -263,6 +306,36 @@ def _of_form(params: Mapping[str, Any]) -> "Request":
         params["model"],
         params["skip_without_champion"],
     )
+
+
+def roll_back() -> "RolledBack | None":
+    """Do what the form of a run of ``rollback`` asks, in the name of who has triggered it; once,
+    however often the task runs. What readers see then; None of a model."""
+    context = get_current_context()
+    params, dag_run = context["params"], context["dag_run"]
+    use_cases = [find_use_case(name) for name in params["use_cases"]]
+    person = dag_run.triggering_user_name or "somebody"
+    reason = f"{params['reason']} (Airflow, run {dag_run.run_id})"
+    with refusals_fail_at_once():
+        if params["what"] == "model":
+            from nightshift.gates.run import rollback
+
+            versions = {
+                use_case.name: rollback(settings(), use_case, person, reason, is_once=True)
+                for use_case in use_cases
+            }
+            keep(context, of_models(versions))
+            return None
+        if params["from"] is None or params["to"] is None:
+            raise NightshiftError(
+                "of which dates predictions are rolled back is not told", "give `from` and `to`"
+            )
+        from nightshift.publishing.history_run import roll_back_nights
+
+        first, last = date.fromisoformat(params["from"]), date.fromisoformat(params["to"])
+        result = roll_back_nights(settings(), use_cases, first, last, person, reason, is_once=True)
+    keep(context, of_rollback(result))
+    return result
 
 
 def scored(use_cases: Iterable[UseCase]) -> list[UseCase]:

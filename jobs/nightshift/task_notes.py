@@ -13,10 +13,11 @@ if TYPE_CHECKING:
     from nightshift.features.run import DatasetResult
     from nightshift.gates.run import Verdict
     from nightshift.ingest.run import IngestResult
-    from nightshift.publishing.history_run import Pruned
+    from nightshift.publishing.history_run import Pruned, RolledBack
     from nightshift.publishing.run import Publication, PublishResult
     from nightshift.quality.verdict import QualityResult
-    from nightshift.scoring.run import Challenge, ScoreResult
+    from nightshift.scoring.comparison import Challenge
+    from nightshift.scoring.run import ScoreResult
     from nightshift.training.run import TrainingResult
     from nightshift.transform.result import TransformResult
 
@@ -146,6 +147,30 @@ def of_prune(result: "Pruned") -> str:
         )
     }  # fmt: skip
     return ", ".join(f"{count} {word}" for word, count in counts.items() if count) or "all are kept"
+
+
+def of_rollback(result: "RolledBack") -> str:
+    """How many dates of each use case show what they showed before, and which do not."""
+    names = dict.fromkeys(each.use_case for each in (*result.shown, *result.stayed))
+    lines = []
+    for name in names:
+        shown = [each.as_of for each in result.shown if each.use_case == name]
+        stayed = [each.as_of for each in result.stayed if each.use_case == name]
+        found = f"**{len(shown)} dates** show the publication before"
+        if shown:
+            found += f", {min(shown)} to {max(shown)}"
+        if stayed:
+            found += f"; {len(stayed)} stay, with none before: {min(stayed)} to {max(stayed)}"
+        lines.append(f"{name}: {found}")
+    return "\n".join(lines)
+
+
+def of_models(versions: Mapping[str, str]) -> str:
+    """Which versions are champion again."""
+    return "; ".join(
+        f"{name}: **version {version}** is champion again, and scores the next night"
+        for name, version in versions.items()
+    )
 
 
 def of_training(result: "TrainingResult") -> str:

@@ -96,7 +96,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_every_dag_file_loads(loaded: dict[str, Any]) -> None:
     assert loaded["errors"] == {}
     assert sorted(loaded["dags"]) == sorted(
-        ["nightly", "backfill", *(f"train__{u.name}" for u in USE_CASES)]
+        ["nightly", "backfill", "rollback", *(f"train__{u.name}" for u in USE_CASES)]
     )
 
 
@@ -257,6 +257,17 @@ def test_the_form_of_a_backfill_explains_itself(loaded: dict[str, Any]) -> None:
     assert params["model"]["enum"] == ["as-now", "as-then"]
 
 
+def test_a_rollback_is_one_task_whose_form_has_no_choice_made(loaded: dict[str, Any]) -> None:
+    dag = loaded["dags"]["rollback"]
+    (task,) = dag["tasks"].values()
+    assert task["outlets"] == [f"predictions/{use_case.name}" for use_case in USE_CASES]
+    assert {name: param["value"] for name, param in dag["params"].items()} == {
+        "what": "predictions", "use_cases": None, "from": None, "to": None, "reason": None,
+    }  # fmt: skip
+    assert all(param["description"] and param["title"] for param in dag["params"].values())
+    assert (dag["max_active_runs"], dag["timeout_hours"]) == (1, 4)
+
+
 def test_manual_approval_waits_for_a_person_until_the_next_training(tmp_path: Path) -> None:
     folder = tmp_path / "dags"
     folder.mkdir()
@@ -282,10 +293,14 @@ def test_manual_approval_waits_for_a_person_until_the_next_training(tmp_path: Pa
     assert dag["timeout_hours"] == 6 * 24 + 8
 
 
+BY_FORM = {"backfill", "rollback"}
+"""Which a person triggers, with params of their own."""
+
+
 def test_schedules(loaded: dict[str, Any]) -> None:
     assert loaded["dags"]["nightly"]["schedule"] == "0 0 * * *"
     for name, dag in loaded["dags"].items():
-        if name == "backfill":
+        if name in BY_FORM:
             continue
         if name.startswith("train__"):
             assert dag["schedule"] == "0 0 * * 0", name
@@ -299,7 +314,7 @@ def test_schedules(loaded: dict[str, Any]) -> None:
 def test_every_dag_states_its_owner_tags_and_param(loaded: dict[str, Any]) -> None:
     for name, dag in loaded["dags"].items():
         assert "nightshift" in dag["tags"], name
-        if name != "backfill":
+        if name not in BY_FORM:
             as_of = dag["params"]["as_of"]
             assert (as_of["value"], as_of["type"], as_of["format"]) == (
                 None, ["null", "string"], "date",
@@ -324,6 +339,7 @@ def test_what_hangs_is_ended(loaded: dict[str, Any]) -> None:
     assert hours == {
         "nightly": {None, 4},
         "backfill": {12},
+        "rollback": {1},
         **{f"train__{use_case.name}": {None} for use_case in USE_CASES},
     }
     waits = loaded["dags"]["nightly"]["tasks"]["ingest.wait_for_landings"]

@@ -346,22 +346,70 @@ def test_the_night_after_a_rollback_is_scored_by_the_champion_before(
         assert done.exit_code == 0, done.output
         return " ".join(done.stdout.split())
 
-    before = model_store.aliases(stack.settings, "churn")[model_store.CHAMPION]
-    version = stack.register(tmp_path)
-    said = ("--by", "Ann", "--reason")
-    nightshift("promote", "churn", "--version", version, "--despite-gates", *said, "campaign")
-    assert model_store.aliases(stack.settings, "churn")[model_store.CHAMPION] == version
-    nightshift("rollback", "churn", *said, "complaints")
+    def champion() -> str:
+        return model_store.aliases(stack.settings, "churn")[model_store.CHAMPION]
+
+    def roll_back(run: str, **conf: str) -> str:
+        conf |= {"use_cases": ["churn"], "reason": "complaints"}
+        assert stack.trigger(run, "rollback", conf=conf)[0] == 200
+        assert stack.wait(run, "rollback") == "success"
+        (note,) = stack.notes(run, "rollback").values()
+        return str(note)
+
+    seen = "select distinct model_version from predictions.churn where as_of = %s"
+    before, version = champion(), stack.register(tmp_path)
+    by_hand = ("--version", version, "--despite-gates", "--by", "Ann", "--reason", "campaign")
+    nightshift("promote", "churn", *by_hand)
+    assert champion() == version
+    note = roll_back("of-the-model", what="model")
+    assert note.startswith(f"churn: **version {before}** is champion again, and scores the next")
+    assert champion() == before
     status, answer = stack.trigger("rolled-back", conf={"as_of": ROLLED_BACK})
     assert status == 200, answer
-
     assert stack.wait("rolled-back") == "success", stack.tasks("rolled-back")
+    assert stack.query(seen, ROLLED_BACK) == [(before,)]
 
-    published = "select distinct model_version from predictions.churn where as_of = %s"
-    assert stack.query(published, ROLLED_BACK) == [(before,)]
+    nightshift("promote", "churn", *by_hand)
+    nightshift("score", "churn", "--as-of", ROLLED_BACK)
+    nightshift("publish", "--as-of", ROLLED_BACK, "--use-case", "churn")
+    assert stack.query(seen, ROLLED_BACK) == [(version,)]
+    dates = {"from": ROLLED_BACK, "to": ROLLED_BACK}
+    note = roll_back("of-predictions", what="predictions", **dates)
+    assert note.startswith("churn: **1 dates** show the publication before")
+    assert stack.query(seen, ROLLED_BACK) == [(before,)]
+    for run in ("of-predictions", "of-the-model"):  # each once, however often
+        body = {"dry_run": False, "dag_run_id": run, "only_failed": False}
+        assert stack.call("POST", "/dags/rollback/clearTaskInstances", body)[0] == 200
+        assert stack.wait(run, "rollback") == "success"
+    assert (stack.query(seen, ROLLED_BACK), champion()) == ([(before,)], version)
+    assert events(stack, "rollback", "of-predictions", "") == {"predictions/churn": 2}
+    assert events(stack, "rollback", "of-the-model", "") == {}
+    nightshift("rollback", "churn", "--by", "Ann", "--reason", "as it was")
+    assert champion() == before
+
+    who = stack.settings.airflow_username
     shown = nightshift("history", "churn")
-    for words in (f"{before} → {version}", f"{version} → {before}", "campaign", "complaints"):
+    for words in (f"{before} → {version}", f"{version} → {before}", "campaign", f"{who} (person)"):
         assert words in shown
+    decisions = "select person, reason from ops.promotions where action = 'rollback' order by 1"
+    assert stack.query(decisions) == [
+        ("Ann", "as it was"),
+        (who, "complaints (Airflow, run of-the-model)"),
+    ]
+    moves = "select person, reason from ops.pointer_moves where person is not null"
+    assert stack.query(moves) == [(who, "complaints (Airflow, run of-predictions)")]
+
+
+def test_a_rollback_that_says_too_little_is_refused(stack: Any) -> None:
+    form = {"use_cases": ["churn"], "reason": "complaints"}
+    for left_out in ({"reason": " "}, {"use_cases": []}, {"what": "everything"}):
+        status, answer = stack.trigger("vague", "rollback", conf=form | left_out)
+        assert status == 400, answer
+        assert next(iter(left_out)) in str(answer)
+    assert stack.trigger("undated", "rollback", conf=form)[0] == 200
+    assert stack.wait("undated", "rollback") == "failed"
+    (note,) = stack.notes("undated", "rollback").values()
+    assert "give `from` and `to`" in note
 
 
 def test_the_plan_of_a_backfill_is_the_note_of_its_task(stack: Any) -> None:

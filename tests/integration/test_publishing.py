@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import runpy
 import signal
 import subprocess
@@ -21,14 +22,16 @@ import pyarrow.parquet as pq
 import pytest
 from jsonschema import Draft202012Validator
 from psycopg2.errors import InsufficientPrivilege
+from typer.testing import CliRunner
 
+from nightshift.cli import app
 from nightshift.errors import AuditError, NightshiftError
 from nightshift.io import lake
 from nightshift.io.warehouse import connect
 from nightshift.publication import ScoresManifest, publication_id
 from nightshift.publishing import history_run, sql
 from nightshift.publishing import run as publishing
-from nightshift.publishing.history_run import diff, prune, publications, roll_back
+from nightshift.publishing.history_run import diff, prune, publications, roll_back, roll_back_nights
 from nightshift.publishing.run import publish, publish_nights, top_rows
 from nightshift.publishing.schema import json_schema
 from nightshift.settings import PROJECT_ROOT, Settings
@@ -853,6 +856,107 @@ def test_a_rollback_to_what_readers_never_saw_is_refused(warehouse: Settings) ->
         with pytest.raises(NightshiftError, match=why):
             roll_back(warehouse, CHURN, AS_OF, "Ada", "wrong", to or None)
     assert ask(warehouse, "select distinct model_version from predictions.churn") == [("2",)]
+
+
+@pytest.mark.usefixtures("logging_as_before")
+def test_the_command_line_lists_compares_goes_back_and_prunes(warehouse: Settings) -> None:
+    def nightshift(*arguments: str, code: int = 0) -> str:
+        variables = {
+            "COLUMNS": "200",
+            "NIGHTSHIFT_STATE_DIR": str(warehouse.state_dir),
+            "NIGHTSHIFT_DATABASE_URL": warehouse.warehouse_url,
+            "NIGHTSHIFT_READER_DATABASE_URL": warehouse.reader_url,
+        }
+        done = CliRunner().invoke(app, arguments, env=variables)
+        assert done.exit_code == code, done.output
+        return " ".join((done.stderr if code else done.stdout).split())
+
+    first, second = (publish_version(warehouse, version) for version in ("1", "2"))
+    day, by = str(AS_OF), ("--by", "Ada", "--reason", "too many")
+
+    shown = nightshift("publications", "list", "churn")
+    assert re.search(rf"{second} │ 2 │ 3 │.*passed │ readers see it", shown), shown
+    shown = nightshift("publications", "diff", first[:7], second)
+    assert f"{first}" in shown and "3 rows in both" in shown, shown
+    back = nightshift("rollback", "churn", "--as-of", day, *by)
+    assert back == (f"predictions.churn at {day} is publication {first} again: 3 rows by version 1")
+    assert nightshift("rollback", "churn", "--from", day, "--to", day, *by) == (
+        f"churn: 1 dates show the publication before, {day} to {day}"
+    )
+    assert ask(warehouse, ROWS_NOW) == [(3, "2", "2")]
+    for arguments, words in (
+        (("churn", "--from", day), "--to is None, and not a date"),
+        (("churn", "--from", day, "--to", first), f"--to is '{first}', and not a date"),
+        (("churn", "--from", day, "--as-of", day), "--as-of and --from are both given"),
+        (("churn", "spend"), "several use cases are rolled back only by dates"),
+        (("churn", "--to", first), f"--to {first} names a publication, and no date"),
+    ):
+        assert words in nightshift("rollback", *arguments, code=1)
+    write_scores(warehouse, version="3", manifest={"rows": 4})
+    with pytest.raises(AuditError):
+        publish(warehouse, [CHURN], AS_OF)
+    with connect(warehouse) as connection, connection.cursor() as cursor:
+        (left,) = staging_tables(warehouse)
+        cursor.execute(f"comment on table predictions.{left} is 'Scores of churn for {day}'")
+    assert nightshift("publications", "prune", "--as-of", day) == (
+        f"churn: 1 discarded: {left.removeprefix('churn_p_')}"
+    )
+    schema = json.loads(nightshift("publications", "schema", "churn"))
+    assert schema["properties"]["churn_probability"]["type"] == "number"
+
+
+def test_a_range_of_dates_of_several_use_cases_goes_back_at_once(warehouse: Settings) -> None:
+    days = [AS_OF + timedelta(days=day) for day in range(4)]
+    identities: dict[tuple[str, str, date], str] = {}
+
+    def publish_dates_of(version: str, dates: list[date]) -> None:
+        for as_of in dates:
+            for use_case in (CHURN, LAPSE):
+                identities[use_case.name, version, as_of] = write_scores(
+                    warehouse, use_case=use_case, version=version, as_of=as_of
+                )
+        publish_nights(warehouse, {as_of: [CHURN, LAPSE] for as_of in dates})
+
+    publish_dates_of("1", days[:3])
+    publish_dates_of("2", days)
+    both, whole = (CHURN, LAPSE), (days[0], days[3])
+    versions = "select 'churn', as_of, max(model_version) from predictions.churn group by 2"
+    versions += " union all select 'lapse', as_of, max(model_version) from predictions.lapse"
+    versions += " group by 2 order by 1, 2"
+
+    def shown() -> list[str]:
+        return [version for _, _, version in ask(warehouse, versions)]
+
+    with reader(warehouse) as connection, connection.cursor() as cursor:
+        cursor.execute("listen nightshift_publications")
+        done = roll_back_nights(warehouse, both, *whole, "Ada", "not this backfill")
+        connection.poll()
+        told = {json.loads(each.payload)["publication_id"] for each in connection.notifies}
+
+    assert shown() == ["1", "1", "1", "2"] * 2
+    back = {identities[name, "1", day] for name in ("churn", "lapse") for day in days[:3]}
+    assert {each.publication_id for each in done.shown} == back == told
+    assert {(each.use_case, each.as_of) for each in done.stayed} == {
+        ("churn", days[3]), ("lapse", days[3]),
+    }  # fmt: skip
+    moves = "select person, reason, count(*) from ops.pointer_moves where person is not null"
+    moves += " group by 1, 2"
+    assert ask(warehouse, moves, as_writer=True) == [("Ada", "not this backfill", 6)]
+    publish_nights(warehouse, {as_of: [CHURN, LAPSE] for as_of in days})
+    assert shown() == ["1", "1", "1", "2"] * 2, "it is run again, and leaves it so"
+
+    # what asks once is done once; who asks anew goes back to where it was
+    roll_back_nights(warehouse, both, *whole, "Ada", "not this backfill", is_once=True)
+    assert shown() == ["1", "1", "1", "2"] * 2
+    roll_back_nights(warehouse, [LAPSE], days[0], days[1], "Ada", "it was right")
+    assert shown() == ["1", "1", "1", "2", "2", "2", "1", "2"]
+
+    for asked, why in (
+        ((both, days[3], days[3]), "each of the 2 publications is the first of its date"),
+        ((both, days[3] + timedelta(days=1), days[3] + timedelta(days=9)), "nothing of churn, lap"),
+    ):
+        with pytest.raises(NightshiftError, match=why):
+            roll_back_nights(warehouse, *asked, "Ada", "wrong")
 
 
 def test_a_diff_tells_which_rows_changed_and_by_how_much(warehouse: Settings) -> None:

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import xgboost as xgb
 
+from nightshift import model_card
 from nightshift.errors import NightshiftError, RefusedAsOf
 from nightshift.io import lake, model_store
 from nightshift.publishing.run import publish
@@ -269,7 +270,10 @@ def test_infinite_features_and_equal_scores_are_refused(
 
 
 def test_a_challenger_scores_beside_the_champion_and_readers_see_nothing_of_it(
-    tracked_warehouse: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tracked_warehouse: Settings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     champion = register_champion(tracked_warehouse, tmp_path)
     write_features(tracked_warehouse, feature_rows(100))
@@ -292,6 +296,17 @@ def test_a_challenger_scores_beside_the_champion_and_readers_see_nothing_of_it(
         assert found.comparison.rows == 100
         assert found.comparison.agreement < 0.2
         assert (found.comparison.rank_correlation or 0) < -0.8
+    assert "does not show the nights beside the champion" in caplog.text, "it has no card yet"
+    run_id = model_store.registered(tracked_warehouse, "churn")[version].run_id
+    (tmp_path / "card.html").write_text(f"<p>{model_card.place(model_card.NIGHTS, '')}</p>")
+    client = model_store.client(tracked_warehouse)
+    client.log_artifact(run_id, str(tmp_path / "card.html"))
+    for _ in range(2):
+        challenge(tracked_warehouse, CHURN, AS_OF)
+        card = model_store.fetch(tracked_warehouse, run_id, model_card.ARTIFACT).read_text()
+        row = f"<tr><td>{AS_OF}</td><td>version {champion}</td><td>100</td><td>"
+        assert card.count(row) == 1
+        assert f"{100 * found.comparison.agreement:.1f} %</td><td>-" in card
     with psycopg2.connect(tracked_warehouse.warehouse_url) as connection:
         cursor = connection.cursor()
         cursor.execute(

@@ -277,7 +277,7 @@ def test_a_damaged_model_is_refused_by_the_gate_and_by_loading(
         model_store.load_model(settings, version)
     artifact(settings, run_id, "card.html").write_text("torn")
     verdict = judge(settings, CHURN, AS_OF)
-    assert "does not show the verdict: the card has no place for a verdict" in caplog.text
+    assert "does not show the verdict: the card has no place for the verdict" in caplog.text
     assert [result.gate for result in verdict.failures] == ["reproducible", "loads_and_scores"]
     for failure in verdict.failures:
         assert "is damaged" in failure.detail

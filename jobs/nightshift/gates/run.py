@@ -8,11 +8,9 @@ import json
 import logging
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import asdict, dataclass
 from datetime import date
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -136,7 +134,19 @@ def judge(
             ids = _keep(settings, use_case, as_of, candidate, results)
             outcome = _act(use_case, held, candidate, passed, ids, may_promote, runs)
         verdict = Verdict(outcome, results, candidate.run_id, candidate.version)
-        _write_into_card(settings, verdict, use_case, reigning)
+        model_store.write_into_card(
+            settings,
+            candidate.run_id,
+            model_card.VERDICT,
+            render(
+                use_case.name,
+                candidate.version,
+                candidate.run_id,
+                None if reigning is None else reigning.version,
+                outcome,
+                results,
+            ),
+        )
         run.result = {
             "mlflow_run_id": candidate.run_id,
             "candidate_version": candidate.version,
@@ -189,14 +199,24 @@ def promote(
         )  # fmt: skip
 
 
-def rollback(settings: Settings, use_case: UseCase, person: str, reason: str) -> str:
+def rollback(
+    settings: Settings, use_case: UseCase, person: str, reason: str, *, is_once: bool = False
+) -> str:
     """Make the previous champion champion again: its version. Twice goes back to where it was.
+
+    Args:
+        is_once: the reason names what asks, and what was rolled back for it is not again.
 
     Raises:
         NightshiftError: when there was none before, or it could not score: its files are damaged,
             or its features are not those that are declared (with the difference).
     """
     with registry.opened(settings, use_case.name) as held:
+        if is_once:
+            for each in held.decisions():
+                done = (each.action, each.by, each.reason)
+                if done == ("rollback", By("person", person), reason):
+                    return each.to_version
         before = held.previous
         if before is None:
             raise NightshiftError(
@@ -492,33 +512,6 @@ def _log_to_mlflow(
         tags=[RunTag("nightshift.gates", "passed" if passed else "failed")],
     )
     client.log_dict(run_id, {"results": [asdict(result) for result in results]}, "gates.json")
-
-
-def _write_into_card(
-    settings: Settings, verdict: Verdict, use_case: UseCase, reigning: ModelVersion | None
-) -> None:
-    """Put the verdict into the run's model card; what was decided stands, if that cannot be."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        card = model_store.fetch(settings, verdict.mlflow_run_id, model_card.ARTIFACT)
-        html = model_card.with_verdict(
-            card.read_text(encoding="utf-8"),
-            render(
-                use_case.name,
-                verdict.candidate_version,
-                verdict.mlflow_run_id,
-                None if reigning is None else reigning.version,
-                verdict.outcome,
-                verdict.results,
-            ),
-        )
-        with tempfile.TemporaryDirectory() as scratch:
-            file = Path(scratch) / model_card.ARTIFACT
-            file.write_text(html, encoding="utf-8")
-            model_store.replace_artifact(settings, verdict.mlflow_run_id, model_card.ARTIFACT, file)
-    except (NightshiftError, MlflowException, OSError, ValueError) as error:
-        log.warning("the model card does not show the verdict: %s", error)
 
 
 def _keep(

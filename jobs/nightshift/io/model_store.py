@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import shutil
+import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from urllib.parse import urlparse
 import numpy as np
 import psycopg2
 
+from nightshift import model_card
 from nightshift.booster import Matrix, gain_shares, intervals, predict
 from nightshift.errors import NightshiftError, SettingError
 from nightshift.settings import Settings
@@ -291,6 +293,24 @@ def replace_artifact(settings: Settings, run_id: str, path: str, content: Path) 
     temporary = file.with_name(f".{file.name}.replacing")
     shutil.copyfile(content, temporary)
     temporary.replace(file)
+
+
+def write_into_card(settings: Settings, run_id: str, place: str, html: str) -> None:
+    """Put HTML into a place of the run's model card; what it tells stands, if that cannot be.
+
+    Args:
+        place: one of ``model_card``.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        card = fetch(settings, run_id, model_card.ARTIFACT).read_text(encoding="utf-8")
+        with tempfile.TemporaryDirectory() as scratch:
+            file = Path(scratch) / model_card.ARTIFACT
+            file.write_text(model_card.with_place(card, place, html), encoding="utf-8")
+            replace_artifact(settings, run_id, model_card.ARTIFACT, file)
+    except (NightshiftError, MlflowException, OSError, ValueError) as error:
+        log.warning("the model card does not show the %s: %s", place, error)
 
 
 def importances(settings: Settings, use_case_name: str) -> dict[str, float] | None:

@@ -2,12 +2,13 @@
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date, datetime
 
 from psycopg2.errors import LockNotAvailable
 from psycopg2.extensions import connection as Connection
+from psycopg2.extensions import cursor as Cursor
 
 from nightshift.errors import NightshiftError
 from nightshift.io.warehouse import connect, holding, migrate, recorded_run, session
@@ -191,16 +192,7 @@ def roll_back(
             )
         if target.is_seen:
             raise NightshiftError(f"readers see {target.publication_id} already", listed)
-        cursor.execute(
-            "select set_config('nightshift.person', %s, true),"
-            " set_config('nightshift.reason', %s, true)",
-            (by, reason),
-        )
-        cursor.execute(
-            "update predictions.pointers set publication_id = %s, moved_at = now()"
-            " where use_case = %s and as_of = %s",
-            (target.publication_id, use_case.name, as_of),
-        )
+        _show(cursor, [target], by, reason)
         run.result = {
             "from": current.publication_id, "to": target.publication_id, "by": by, "reason": reason
         }  # fmt: skip
@@ -209,6 +201,118 @@ def roll_back(
         current.publication_id,
     )  # fmt: skip
     return target
+
+
+@dataclass(frozen=True)
+class RolledBack:
+    """What was done for many dates at once.
+
+    Attributes:
+        shown: the publications that readers see from now on.
+        stayed: those that they see still: none before it, or its rows are no longer kept.
+    """
+
+    shown: tuple[Kept, ...]
+    stayed: tuple[Kept, ...]
+
+
+def roll_back_nights(
+    settings: Settings,
+    use_cases: Sequence[UseCase],
+    first: date,
+    last: date,
+    by: str,
+    reason: str,
+    *,
+    is_once: bool = False,
+) -> RolledBack:
+    """Show readers the publications that they saw before, of all dates at once; as a backfill moves
+    them. Twice goes back again.
+
+    Args:
+        first, last: of the dates, both included; those that are published count.
+        by: who decides.
+        reason: why; kept for good.
+        is_once: the reason names what asks, and what moved for it already does not move again.
+
+    Raises:
+        NightshiftError: when nothing is published, or nothing can go back.
+    """
+    names = {use_case.name: use_case for use_case in use_cases}
+    asked = f"{', '.join(names)} from {first} to {last}"
+    listed = "see `nightshift publications list`"
+    single = next(iter(names)) if len(names) == 1 else None
+    with recorded_run(settings, "rollback", last, single) as run:
+        with connect(settings) as connection:
+            days = [(each.use_case, each.as_of) for each in _seen(connection, names, first, last)]
+        if not days:
+            raise NightshiftError(f"nothing of {asked} is published", listed)
+        with (
+            holding(settings, exclusive=[f"publish:{name}:{as_of}" for name, as_of in days]),
+            connect(settings) as connection,
+            connection.cursor() as cursor,
+        ):
+            known = {each.publication_id: each for each in _kept(connection)}
+            cursor.execute(
+                "select distinct on (use_case, as_of) use_case, as_of, from_publication_id, person,"
+                " reason from ops.pointer_moves where use_case = any(%s)"
+                " and as_of between %s and %s order by use_case, as_of, pointer_move_id desc",
+                (list(names), first, last),
+            )
+            moves = {(name, as_of): move for name, as_of, *move in cursor.fetchall()}
+            moving, there, stayed = [], [], []
+            for seen in _seen(connection, names, first, last):
+                before, *why = moves.get((seen.use_case, seen.as_of), (None,))
+                target = known.get(before)
+                if (seen.use_case, seen.as_of) not in days:  # published since we looked
+                    continue
+                if is_once and why == [by, reason]:
+                    there.append(seen)
+                elif target is None or not target.is_there:
+                    stayed.append(seen)
+                else:
+                    moving.append(target)
+            if not moving and not there:
+                raise NightshiftError(
+                    f"{asked}: each of the {len(stayed)} publications is the first of its date, or"
+                    " the rows of the one before are no longer kept",
+                    listed,
+                )
+            _show(cursor, moving, by, reason)
+        run.result = {
+            "shown": [each.publication_id for each in moving],
+            "stayed": [each.publication_id for each in stayed],
+            "by": by,
+            "reason": reason,
+        }
+    log.info("%s: %d rolled back, %d stay", asked, len(moving), len(stayed))
+    return RolledBack((*there, *moving), tuple(stayed))
+
+
+def _seen(connection: Connection, names: Iterable[str], first: date, last: date) -> list[Kept]:
+    return [
+        each
+        for each in _kept(connection)
+        if each.is_seen and each.use_case in names and first <= each.as_of <= last
+    ]
+
+
+def _show(cursor: Cursor, targets: Sequence[Kept], by: str, reason: str) -> None:
+    """Move the pointers to these, in the name of a person."""
+    cursor.execute(
+        "select set_config('nightshift.person', %s, true),"
+        " set_config('nightshift.reason', %s, true)",
+        (by, reason),
+    )
+    cursor.execute(
+        "update predictions.pointers as p set publication_id = t.publication_id, moved_at = now()"
+        " from unnest(%s::text[], %s::date[], %s::text[]) as t (use_case, as_of, publication_id)"
+        " where p.use_case = t.use_case and p.as_of = t.as_of",
+        (
+            [each.use_case for each in targets], [each.as_of for each in targets],
+            [each.publication_id for each in targets],
+        ),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

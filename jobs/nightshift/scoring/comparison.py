@@ -1,6 +1,7 @@
 """Two models' scores of the same rows, compared."""
 
 from dataclasses import dataclass
+from datetime import date
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,17 @@ class Comparison:
     rank_correlation: float | None
     mean_difference: float
     largest_difference: float
+
+
+@dataclass(frozen=True)
+class Challenge:
+    """A challenger beside the champion on one night."""
+
+    use_case: str
+    as_of: date
+    champion_version: str
+    challenger_version: str
+    comparison: Comparison
 
 
 def compare(

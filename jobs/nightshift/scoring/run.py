@@ -17,12 +17,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from psycopg2 import sql
 
+from nightshift import model_card
 from nightshift.booster import Vector, contributions, double, intervals, predict, to_matrix
 from nightshift.columns import numbers
 from nightshift.errors import NightshiftError, RefusedAsOf
 from nightshift.io import code, lake, model_store, registry
 from nightshift.io.copy import copy_batches
 from nightshift.io.held_sources import free
+from nightshift.io.model_store import ModelVersion
 from nightshift.io.warehouse import connect, holding, recorded_run
 from nightshift.publication import (
     FeaturesUsed,
@@ -34,7 +36,7 @@ from nightshift.publication import (
 )
 from nightshift.scoring import lists
 from nightshift.scoring.bands import assign
-from nightshift.scoring.comparison import Comparison, compare
+from nightshift.scoring.comparison import Challenge, Comparison, compare
 from nightshift.scoring.parts import Refused, Scored, Threshold, score_on_spark, score_part
 from nightshift.scoring.threshold import Chosen, Outcomes, choose
 from nightshift.settings import Settings
@@ -232,17 +234,6 @@ def _source_used(use_case: UseCase, source: Source, key: str) -> SourceUsed:
     )
 
 
-@dataclass(frozen=True)
-class Challenge:
-    """A challenger beside the champion on one night."""
-
-    use_case: str
-    as_of: date
-    champion_version: str
-    challenger_version: str
-    comparison: Comparison
-
-
 def challenge(settings: Settings, use_case: UseCase, as_of: date) -> Challenge | None:
     """Score ``as_of`` with the challenger too, into ``monitoring.<use_case>_challenger``.
 
@@ -260,6 +251,8 @@ def challenge(settings: Settings, use_case: UseCase, as_of: date) -> Challenge |
     if challenger is None:
         log.info("%s has no challenger", use_case.name)
         return None
+    from nightshift.scoring.challenge_page import render  # which most nights do not need
+
     day = f"{use_case.name}:{as_of}"
     with (
         recorded_run(settings, "challenge", as_of, use_case.name) as run,
@@ -294,6 +287,12 @@ def challenge(settings: Settings, use_case: UseCase, as_of: date) -> Challenge |
         found = Challenge(use_case.name, as_of, champion_version, challenger.version, comparison)
         _keep_challenge(settings, use_case, found, pairs)
         run.result = asdict(found)
+        model_store.write_into_card(
+            settings,
+            challenger.run_id,
+            model_card.NIGHTS,
+            render(_challenges(settings, challenger)),
+        )
         log.info(
             "%s for %s: challenger %s gives %.1f %% of %s rows the band of champion %s, rank "
             "correlation %s",
@@ -302,6 +301,21 @@ def challenge(settings: Settings, use_case: UseCase, as_of: date) -> Challenge |
             "none" if comparison.rank_correlation is None else f"{comparison.rank_correlation:.3f}",
         )  # fmt: skip
         return found
+
+
+def _challenges(settings: Settings, challenger: ModelVersion) -> list[Challenge]:
+    """The nights of a version beside the champion, newest first."""
+    with connect(settings) as connection, connection.cursor() as cursor:
+        cursor.execute(
+            "select use_case, as_of, champion_version, challenger_version, rows, agreement,"
+            " rank_correlation, mean_difference, largest_difference from monitoring.challenges"
+            " where use_case = %s and challenger_version = %s order by as_of desc",
+            (challenger.name, challenger.version),
+        )
+        return [
+            Challenge(name, as_of, champion, version, Comparison(*figures))
+            for name, as_of, champion, version, *figures in cursor.fetchall()
+        ]
 
 
 @dataclass(frozen=True)

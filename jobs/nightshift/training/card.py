@@ -18,7 +18,7 @@ from nightshift.baselines import LINEAR
 from nightshift.booster import Vector, gain_shares, predict
 from nightshift.io.lake import digest
 from nightshift.metrics import Estimate, Estimates, Measured, SliceFigures
-from nightshift.model_card import verdict_place
+from nightshift.model_card import NIGHTS, VERDICT, place
 from nightshift.spec import (
     METRICS,
     GainShareAtMost,
@@ -180,7 +180,8 @@ def collect(
 
 
 def render(card: Card) -> str:
-    """HTML, all values escaped, with a place for the gates' verdict."""
+    """HTML, all values escaped, with places for the gates' verdict and for nights beside the
+    champion."""
     # text of a spec, or of a feature, may be anybody's
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = files("nightshift.training").joinpath("card.html.j2").read_text(encoding="utf-8")
@@ -190,7 +191,8 @@ def render(card: Card) -> str:
     return environment.from_string(template).render(
         card=card,
         use_case=use_case,
-        verdict=Markup(verdict_place("<p class='open'>The gates have not judged it yet.</p>")),
+        verdict=Markup(place(VERDICT, "<p class='open'>The gates have not judged it yet.</p>")),
+        nights=Markup(place(NIGHTS, "")),
         sentences=sentences(card),
         text=text,
         parts=[(part, getattr(card.parts, part)) for part in ("train", "validation", "test")],

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from nightshift.metrics import Estimate, Groups, Measured, measure
-from nightshift.model_card import with_verdict
+from nightshift.model_card import NIGHTS, VERDICT, with_place
 from nightshift.spec import Slice, Threshold, UseCase
 from nightshift.training.calibration import Choice
 from nightshift.training.card import Card, against_linear, render, summary
@@ -116,12 +116,12 @@ def test_the_same_figures_give_the_same_card() -> None:
 
 
 def test_a_verdict_takes_the_place_of_the_one_before() -> None:
-    first = with_verdict(render(card(SLICED)), "<p>it is refused</p>")
-    second = with_verdict(first, "<p>it is promoted</p>")
+    first = with_place(render(card(SLICED)), VERDICT, "<p>it is refused</p>")
+    second = with_place(first, VERDICT, "<p>it is promoted</p>")
     assert ("it is refused" in first, "not judged" in first) == (True, False)
     assert ("it is refused" in second, "it is promoted" in second) == (False, True)
-    with pytest.raises(ValueError, match="no place for a verdict"):
-        with_verdict("<html></html>", "")
+    with pytest.raises(ValueError, match="no place for the nights beside the champion"):
+        with_place("<html></html>", NIGHTS, "")
 
 
 def test_the_summary_is_in_words() -> None:
