@@ -14,6 +14,7 @@ from chaos.worlds import PATIENCE, processes_of, query, temporary_of
 from nightshift.io import lake
 from nightshift.publishing import sql
 from nightshift.settings import Settings
+from nightshift.sources import SOURCES
 from nightshift.spec import UseCase
 
 Outcome = dict[str, Any]
@@ -25,14 +26,16 @@ def outcome_of(world: Settings, as_of: date, others: Sequence[UseCase] = ()) -> 
     """Everything that two nights for the same ``as_of`` must have in common.
 
     Args:
-        others: use cases beside churn. Their payments and reports are as their predictions are.
+        others: use cases beside churn, with the sources that they read.
 
     Left out: what names a run or an instant (``scored_at``, ``_file_id``, which a file that is
     loaded at the second attempt gets anew).
     """
     url = world.warehouse_url
+    landed = [name for name in SOURCES if name != "order_lines" and others]
     return {
         **{f"predictions of {each.name}": _rows_of(world, each, as_of) for each in others},
+        **{f"raw.{name}": _landed_rows(world, f"raw.{name}", as_of) for name in landed},
         "predictions": query(
             world.reader_url,
             "select customer_id, as_of, churn_probability, band, reasons::text, model_version,"
@@ -69,6 +72,15 @@ def outcome_of(world: Settings, as_of: date, others: Sequence[UseCase] = ()) -> 
             as_of,
         ),
     }
+
+
+def _landed_rows(world: Settings, table: str, as_of: date) -> list[tuple[Any, ...]]:
+    return query(
+        world.warehouse_url,
+        f"select path, _row_number, (to_jsonb(r) - '_file_id')::text from {table} as r"
+        " join ops.landing_files on file_id = _file_id where _landed_date < %s order by 1, 2",
+        as_of,
+    )
 
 
 def _rows_of(world: Settings, use_case: UseCase, as_of: date) -> list[tuple[Any, ...]]:
@@ -163,19 +175,20 @@ def assert_nothing_is_half_done(
         reference: the outcome of the only night that is published, where there is but one.
     """
     wait_until_alone(world)
-    for table, column in (
-        ("raw.order_lines", "rows_loaded"),
-        ("quarantine.order_lines", "rows_quarantined"),
-    ):
-        if query(world.warehouse_url, "select to_regclass(%s)", table) == [(None,)]:
-            continue
-        wrong = query(
-            world.warehouse_url,
-            f"select path, {column}, n from ops.landing_files full join"
-            f" (select _file_id, count(*) as n from {table} group by 1) as t on _file_id = file_id"
-            f" where coalesce(n, 0) is distinct from {column}",
-        )
-        assert wrong == [], f"{table}: {wrong}"
+    for source in SOURCES:
+        for schema, column in (("raw", "rows_loaded"), ("quarantine", "rows_quarantined")):
+            table = f"{schema}.{source}"
+            if query(world.warehouse_url, "select to_regclass(%s)", table) == [(None,)]:
+                continue
+            wrong = query(
+                world.warehouse_url,
+                f"select path, {column}, n from"
+                " (select * from ops.landing_files where source = %s) as f full join"
+                f" (select _file_id, count(*) as n from {table} group by 1) as t"
+                f" on _file_id = file_id where coalesce(n, 0) is distinct from {column}",
+                source,
+            )
+            assert wrong == [], f"{table}: {wrong[:10]}"
     assert_datasets_are_whole(world.lake_dir)
     view = query(world.warehouse_url, "select to_regclass('predictions.churn') is not null")
     if view == [(True,)] and reference is not None:
