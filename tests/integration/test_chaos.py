@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
@@ -64,6 +65,7 @@ from nightshift.publishing.run import publish_nights
 from nightshift.scoring.run import score
 from nightshift.services.postgres import EmbeddedPostgres
 from nightshift.settings import Settings
+from nightshift.task_outcomes import may_pass
 from nightshift.use_cases.churn import CHURN
 
 SEED = 20111209
@@ -306,6 +308,44 @@ def test_a_full_disk_of_the_warehouse_is_refused(shop: Shop, world: Settings) ->
             with shop.server.superuser() as connection, connection.cursor() as cursor:
                 cursor.execute("drop database chaos_world with (force)")
                 cursor.execute("drop tablespace small")
+
+
+def test_an_extract_whose_session_ends_may_be_tried_again(world: Settings) -> None:
+    slowly = (
+        "alter table marts.fct_order_lines rename to lines; create view marts.fct_order_lines as"
+    )
+    slowly += " select * from marts.lines where pg_sleep(0.001) is not null"
+    execute(world.warehouse_url, slowly)
+    shutil.rmtree(world.lake_dir / "events")
+    refusals: list[Exception] = []
+
+    def read() -> None:
+        try:
+            extract(world, [CHURN], LAST)
+        except SettingError as error:
+            refusals.append(error)
+
+    reading = threading.Thread(target=read)
+    reading.start()
+    until(
+        lambda: query(
+            world.warehouse_url,
+            "select count(*) > 0 from pg_stat_activity where datname = current_database()"
+            " and state = 'active' and application_name = '' and query ~* '^copy'"
+            " and pg_terminate_backend(pid)",
+        ) == [(True,)],
+        "the rows on their way",
+    )  # fmt: skip
+    reading.join()
+
+    (refusal,) = refusals
+    assert "the warehouse has ended the connection: " in str(refusal)
+    assert may_pass(refusal)
+    assert_nothing_is_half_done(world)
+    as_before = "drop view marts.fct_order_lines; alter table marts.lines rename to fct_order_lines"
+    execute(world.warehouse_url, as_before)
+    extract(world, [CHURN], LAST)
+    assert_nothing_is_left_behind(world)
 
 
 def test_another_clock_changes_nothing(shop: Shop, world: Settings) -> None:

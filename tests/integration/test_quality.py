@@ -6,8 +6,10 @@ import gzip
 import html
 import re
 import shutil
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import astuple, dataclass, replace
 from datetime import date, timedelta
 from importlib.util import module_from_spec, spec_from_file_location
@@ -16,6 +18,7 @@ from typing import Any
 from urllib.parse import unquote, urlparse
 
 import httpx
+import psycopg2
 import pytest
 from fastapi import HTTPException
 from psycopg2.extras import execute_values
@@ -23,12 +26,13 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from nightshift.contracts import SOURCES, load_contract
-from nightshift.errors import NightshiftError, QualityError, RefusedAsOf
+from nightshift.errors import NightshiftError, QualityError, RefusedAsOf, SettingError
 from nightshift.ingest.run import ingest
 from nightshift.io.held_sources import free, hold, require_all_free, require_source
 from nightshift.io.warehouse import connect, recorded_run
 from nightshift.quality.run import REPORTS_KEPT, check_landed, check_marts, newest_report
 from nightshift.settings import PROJECT_ROOT, Settings
+from nightshift.task_outcomes import may_pass
 from nightshift.use_cases import CHURN
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("registry_of_churn")]
@@ -141,6 +145,35 @@ def test_a_good_day_passes_each_outcome_is_kept_and_there_is_a_report(warehouse:
     page = Path(unquote(urlparse(report).path))
     assert page.is_relative_to(warehouse.state_dir / "data-docs")
     assert f"order_lines landed {LAST}" in page.read_text()
+
+
+def test_a_server_that_goes_away_breaks_no_rule(warehouse: Settings) -> None:
+    land(warehouse, history() | {LAST: good_day(LAST)})
+    ended: list[int] = []
+
+    def end() -> None:
+        with closing(psycopg2.connect(warehouse.warehouse_url)) as connection:
+            connection.autocommit = True
+            cursor = connection.cursor()
+            deadline = time.monotonic() + 60
+            while not ended and time.monotonic() < deadline:
+                cursor.execute(
+                    "select pg_terminate_backend(pid)::int from pg_stat_activity"
+                    " where datname = current_database() and pid <> pg_backend_pid()"
+                    " and query ~ 'SELECT.*checked_order_lines'"
+                )
+                ended.extend(row for (row,) in cursor.fetchall())
+
+    thread = threading.Thread(target=end)
+    thread.start()
+    with pytest.raises(SettingError, match="the warehouse has ended the connection") as lost:
+        check_landed(warehouse, AS_OF)
+    thread.join()
+
+    assert ended
+    assert may_pass(lost.value)
+    assert query(warehouse, "select count(*) from ops.quality_results") == [(0,)]
+    assert check_landed(warehouse, AS_OF).warnings == ()
 
 
 def prices_in_pence(rows: list[Row]) -> list[Row]:

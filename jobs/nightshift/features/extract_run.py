@@ -21,7 +21,7 @@ from nightshift.features import extract as plan
 from nightshift.features import packing
 from nightshift.io import lake
 from nightshift.io.held_sources import free
-from nightshift.io.warehouse import connect, holding, recorded_run
+from nightshift.io.warehouse import connect, holding, recorded_run, require_server
 from nightshift.settings import Settings
 from nightshift.spec import Source, UseCase
 
@@ -190,6 +190,7 @@ def _months(
                 if "maximum allowed length" in str(error) and piece.parts < MOST_PARTS:
                     connection.rollback()
                     return [rows for some in piece.split() for rows in fetch(some, separator)]
+                require_server(str(error))
                 # of a column that is tight enough a NaN
                 _refuse_unfit(settings, source, plan.decimals(source), piece.days)
                 raise

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,28 @@ from nightshift.settings import Settings
 
 CONNECT_SECONDS = 10
 _HMAC_BLOCK_BYTES = 64
+
+
+_LOST = re.compile(
+    r"[^\n]*(server closed the connection unexpectedly|terminating connection|connection already"
+    r" closed|connection to server [^\n]* failed|the database system is|could not receive data from"
+    r" server|no connection to the server|SSL connection has been closed)[^\n]*"
+)
+"""How libpq and the server say so, whichever library tells it."""
+
+
+def require_server(told: str) -> None:
+    """Refuse to take a lost server for something else, by what a library has told of an error.
+
+    Raises:
+        SettingError: when the server went away; from an error that may pass.
+    """
+    if found := _LOST.search(told):
+        line = " ".join(found[0].split())
+        raise SettingError(
+            f"the warehouse has ended the connection: {line}",
+            "see the server's log, and run again once it answers: `make status`",
+        ) from psycopg2.OperationalError(line)
 
 
 @contextmanager

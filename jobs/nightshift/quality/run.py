@@ -2,8 +2,9 @@
 
 import logging
 import os
+import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -17,7 +18,7 @@ from nightshift.contracts import SOURCES, ArrivalCalendar, load_contract
 from nightshift.contracts.quality import MARTS, QualityContract, load_mart
 from nightshift.errors import NightshiftError, RefusedAsOf
 from nightshift.io.held_sources import held_sources, hold
-from nightshift.io.warehouse import Run, connect, recorded_run
+from nightshift.io.warehouse import Run, connect, recorded_run, require_server
 from nightshift.quality.limits import RECENT_FOLDERS, Check, Folder, checks, parameters
 from nightshift.quality.page import CheckedRun
 from nightshift.quality.verdict import (
@@ -397,6 +398,9 @@ def _validate(
             )
         )
         run_results = checkpoint.run(run_id=RunIdentifier(run_name=f"as_of {as_of}")).run_results
+        _require_answers(
+            each for found in run_results.values() for each in found.results if not each.success
+        )
         context.build_data_docs(resource_identifiers=list(run_results))
         results = {result.suite_name: result.results for result in run_results.values()}
         outcomes = [
@@ -461,15 +465,36 @@ def _with_farthest_rows(
     return replace(outcome, examples=tuple(str(row) for (row,) in farthest))
 
 
+_NO_BATCH = re.compile(r'relation "checked_\w+" does not exist')
+"""What tells of a session that was lost between two queries, and with it its temporary tables."""
+
+
+def _require_answers(broken: Iterable[Any]) -> None:
+    """Refuse to tell a rule as broken where the server went away.
+
+    Raises:
+        SettingError: when it has ended a connection while rules were checked.
+    """
+    for result in broken:
+        for message in _exceptions(result):
+            require_server(_NO_BATCH.sub("connection already closed", message))
+
+
+def _exceptions(result: Any) -> list[str]:
+    """What was raised while a rule was checked."""
+    errors = result.exception_info or {}
+    several = [each for each in errors.values() if isinstance(each, dict)]
+    messages = [each.get("exception_message") for each in several or [errors]]
+    return [str(message) for message in messages if message]
+
+
 def _observed(result: Any) -> dict[str, Any]:
     observed: dict[str, Any] = result.to_json_dict()["result"]
     for name in ("unexpected_index_query", "unexpected_index_column_names"):
         observed.pop(name, None)
     if result.success or observed:
         return observed
-    errors = result.exception_info or {}
-    messages = [e.get("exception_message") for e in errors.values() if isinstance(e, dict)]
-    return {"error": "; ".join(filter(None, messages)) or str(errors.get("exception_message"))}
+    return {"error": "; ".join(_exceptions(result)) or "None"}
 
 
 def _keep(connection: Connection, run: Run, as_of: date, outcomes: Sequence[Outcome]) -> None:

@@ -16,7 +16,7 @@ from nightshift.contracts import SOURCES
 from nightshift.errors import NightshiftError
 from nightshift.io.held_sources import hold
 from nightshift.io.lake import digest
-from nightshift.io.warehouse import connect, recorded_run
+from nightshift.io.warehouse import connect, recorded_run, require_server
 from nightshift.settings import PROJECT_ROOT, Settings
 from nightshift.transform.result import NodeResult, TransformResult, failure, held_by, summarise
 
@@ -69,6 +69,9 @@ def build(settings: Settings, as_of: date) -> TransformResult:
         variables = {"as_of": as_of.isoformat(), "changed_days": days}
         full = ["--full-refresh"] if changes.is_full else []
         nodes = _invoke(settings, "build", *_BUILT, *_vars(variables), *full, documented=True)
+        for node in nodes:
+            if node.is_broken:
+                require_server(node.message)
         held = held_by(nodes, SOURCES)
         shared = [
             node.name for node in nodes
