@@ -13,12 +13,13 @@ from typing import Any
 
 import psycopg2
 import pytest
+from small_models import TOLD_BY, register
 from typer.testing import CliRunner
 
 from nightshift import doctor
 from nightshift.cli import app
 from nightshift.io import model_store
-from nightshift.use_cases import USE_CASES
+from nightshift.use_cases import CHURN, USE_CASES
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
@@ -334,7 +335,7 @@ def night_that_waits(stack: Any) -> Iterator[None]:
 
 @pytest.mark.usefixtures("logging_as_before", "night_that_waits")
 def test_the_night_after_a_rollback_is_scored_by_the_champion_before(
-    stack: Any, tmp_path: Path
+    stack: Any, running_sinks: Any, tmp_path: Path
 ) -> None:
     def nightshift(*arguments: str) -> str:
         variables = {
@@ -356,6 +357,15 @@ def test_the_night_after_a_rollback_is_scored_by_the_champion_before(
         (note,) = stack.notes(run, "rollback").values()
         return str(note)
 
+    def score_again() -> str:
+        body = {
+            "dry_run": False, "dag_run_id": "rolled-back", "task_ids": ["churn.score"],
+            "include_downstream": True, "only_failed": False,
+        }  # fmt: skip
+        status, answer = stack.call("POST", "/dags/nightly/clearTaskInstances", body)
+        assert status == 200, answer
+        return str(stack.wait("rolled-back"))
+
     seen = "select distinct model_version from predictions.churn where as_of = %s"
     before, version = champion(), stack.register(tmp_path)
     by_hand = ("--version", version, "--despite-gates", "--by", "Ann", "--reason", "campaign")
@@ -369,9 +379,24 @@ def test_the_night_after_a_rollback_is_scored_by_the_champion_before(
     assert stack.wait("rolled-back") == "success", stack.tasks("rolled-back")
     assert stack.query(seen, ROLLED_BACK) == [(before,)]
 
+    # a model that warns of everybody: its audit holds churn, and none of the others
+    running_sinks.mails.clear()
+    told_by = TOLD_BY["churn"]
+    wary = register(stack.settings, CHURN, tmp_path / "wary", told_by, "2025-12-01", above=5)
+    nightshift("promote", "churn", "--version", wary, *by_hand[2:])
+    assert score_again() == "failed"
+    states = stack.tasks("rolled-back")
+    assert {name for name, state in states.items() if state != "success"} == {
+        "publish.publish_predictions", "publish.is_published",
+    }  # fmt: skip
+    note = stack.notes("rolled-back")["publish.publish_predictions"]
+    assert "band_share_high" in note and "What to do" in note
+    (mail,) = wait_for(running_sinks.mails, 1)
+    assert f"nightly {ROLLED_BACK} stopped at publish.publish_predictions" in mail["Subject"]
+    assert stack.query(seen, ROLLED_BACK) == [(before,)]
+
     nightshift("promote", "churn", *by_hand)
-    nightshift("score", "churn", "--as-of", ROLLED_BACK)
-    nightshift("publish", "--as-of", ROLLED_BACK, "--use-case", "churn")
+    assert score_again() == "success"
     assert stack.query(seen, ROLLED_BACK) == [(version,)]
     dates = {"from": ROLLED_BACK, "to": ROLLED_BACK}
     note = roll_back("of-predictions", what="predictions", **dates)
@@ -384,18 +409,15 @@ def test_the_night_after_a_rollback_is_scored_by_the_champion_before(
     assert (stack.query(seen, ROLLED_BACK), champion()) == ([(before,)], version)
     assert events(stack, "rollback", "of-predictions", "") == {"predictions/churn": 2}
     assert events(stack, "rollback", "of-the-model", "") == {}
-    nightshift("rollback", "churn", "--by", "Ann", "--reason", "as it was")
+    nightshift("promote", "churn", "--version", before, *by_hand[2:])
     assert champion() == before
 
     who = stack.settings.airflow_username
     shown = nightshift("history", "churn")
     for words in (f"{before} → {version}", f"{version} → {before}", "campaign", f"{who} (person)"):
         assert words in shown
-    decisions = "select person, reason from ops.promotions where action = 'rollback' order by 1"
-    assert stack.query(decisions) == [
-        ("Ann", "as it was"),
-        (who, "complaints (Airflow, run of-the-model)"),
-    ]
+    decisions = "select person, reason from ops.promotions where action = 'rollback'"
+    assert stack.query(decisions) == [(who, "complaints (Airflow, run of-the-model)")]
     moves = "select person, reason from ops.pointer_moves where person is not null"
     assert stack.query(moves) == [(who, "complaints (Airflow, run of-predictions)")]
 

@@ -905,6 +905,25 @@ def test_the_command_line_lists_compares_goes_back_and_prunes(warehouse: Setting
     assert schema["properties"]["churn_probability"]["type"] == "number"
 
 
+def test_other_published_columns_are_refused(warehouse: Settings) -> None:
+    write_scores(warehouse)
+    publish(warehouse, [CHURN], AS_OF)
+    before = ask(warehouse, "select * from predictions.churn order by customer_id")
+    other = CHURN.model_copy(update={"score_column": "leaving_probability"})
+    table, next_day = score_table(), AS_OF + timedelta(days=1)
+    names = ["leaving_probability" if n == "churn_probability" else n for n in table.column_names]
+    write_scores(warehouse, table.rename_columns(names), version="2", as_of=next_day)
+    write_scores(warehouse, use_case=LAPSE, as_of=next_day)
+
+    with pytest.raises(NightshiftError, match="churn_publications_data has the columns") as refused:
+        publish(warehouse, [other, LAPSE], next_day)
+
+    assert ask(warehouse, "select count(*) from predictions.lapse") == [(3,)], "it holds no other"
+    assert "give the changed use case a new name" in str(refused.value)
+    assert ask(warehouse, "select * from predictions.churn order by customer_id") == before
+    assert staging_tables(warehouse) == []
+
+
 def test_a_range_of_dates_of_several_use_cases_goes_back_at_once(warehouse: Settings) -> None:
     days = [AS_OF + timedelta(days=day) for day in range(4)]
     identities: dict[tuple[str, str, date], str] = {}

@@ -17,6 +17,7 @@ from nightshift.quality.run import check_marts
 from nightshift.services.postgres import EmbeddedPostgres
 from nightshift.settings import Settings
 from nightshift.transform.run import build, unit_test
+from nightshift.use_cases import USE_CASES
 from nightshift.use_cases.churn import CHURN
 from nightshift.use_cases.fraud import FRAUD
 
@@ -135,7 +136,12 @@ def test_marts_hold_each_distinct_line_once(warehouse: Settings) -> None:
     documented = json.loads((docs / "catalog.json").read_text())
     assert "model.nightshift.fct_cancellations" in documented["nodes"]
     lineage = json.loads((docs / "manifest.json").read_text())["parent_map"]
-    assert "source.nightshift.predictions.churn" in lineage["exposure.nightshift.churn"]
+    for use_case in USE_CASES:
+        name = use_case.name
+        parents = lineage[f"exposure.nightshift.{name}"]
+        assert f"source.nightshift.predictions.{name}" in parents
+        marts = {f"model.nightshift.{each.relation.partition('.')[2]}" for each in use_case.sources}
+        assert marts <= set(parents)
 
     assert rows(
         warehouse,

@@ -181,6 +181,12 @@ def top_rows(settings: Settings, use_case: UseCase, limit: int = 10) -> list[dic
 def _publish_locked(
     settings: Settings, scores: Sequence[_Scores], refusals: _Refusals
 ) -> list[tuple[date, Publication]]:
+    sound = set()
+    for name, use_case in {each.use_case.name: each.use_case for each in scores}.items():
+        with refusals.collected(), connect(settings) as connection:
+            _ensure_relations(connection, use_case)
+            sound.add(name)
+    scores = [each for each in scores if each.use_case.name in sound]
     with connect(settings) as connection:
         kept = {id(each): _rolled_back(connection, each) for each in scores}
         moving = [
@@ -189,9 +195,6 @@ def _publish_locked(
             if kept[id(each)] is None and _pointer(connection, each) != each.manifest.publication_id
         ]
         arriving = [each for each in moving if not _is_attached(connection, each)]
-    for use_case in {each.use_case.name: each.use_case for each in scores}.values():
-        with connect(settings) as connection:
-            _ensure_relations(connection, use_case)
     for each in scores:
         with connect(settings) as connection:
             _drop_left_behind(connection, each)
