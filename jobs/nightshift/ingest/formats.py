@@ -489,6 +489,7 @@ def _read_parquet(
             # A text that is stored once may stand in every row: it is multiplied piece by piece.
             read_dictionary=[name for name in names if _is_text(schema.field(name).type)],
             buffer_size=_READ_BYTES,
+            pre_buffer=False,  # which would hold all of the file
             page_checksum_verification=True,
             coerce_int96_timestamp_unit="us",  # nanoseconds would wrap around
         ) as parquet:

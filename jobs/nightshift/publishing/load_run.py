@@ -41,7 +41,7 @@ def copy_parts(
 
     def batches() -> Iterator[pa.RecordBatch]:
         for part in parts:
-            with pq.ParquetFile(part) as file:
+            with pq.ParquetFile(part, pre_buffer=False) as file:
                 for batch in file.iter_batches(BATCH_ROWS, columns=schema.names, use_threads=False):
                     yield batch.select(schema.names).cast(schema)
 

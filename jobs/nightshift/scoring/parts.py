@@ -162,7 +162,8 @@ def _boosters(model: bytes) -> tuple[xgb.Booster, xgb.Booster | None]:
 def _batches(part: Path, key: str | None = None) -> Iterator[pa.RecordBatch]:
     """Batches of a part's rows; with a key the rows of one are in one batch."""
     left: list[pa.RecordBatch] = []
-    with pq.ParquetFile(part) as file:
+    # buffered before, all of the file would be held from the first batch on
+    with pq.ParquetFile(part, pre_buffer=False) as file:
         for batch in file.iter_batches(BATCH_ROWS, use_threads=False):  # each part has one
             if key is None or not batch.num_rows:
                 yield from (batch,) if batch.num_rows else ()

@@ -705,7 +705,10 @@ def _keep_challenge(
     def rows() -> Iterator[pa.RecordBatch]:
         columns = [*use_case.row_key, use_case.score_column, "band"]
         for ours, theirs in pairs:
-            with pq.ParquetFile(ours) as champion, pq.ParquetFile(theirs) as challenger:
+            with (
+                pq.ParquetFile(ours, pre_buffer=False) as champion,
+                pq.ParquetFile(theirs, pre_buffer=False) as challenger,
+            ):
                 both = zip(
                     champion.iter_batches(BATCH_ROWS, columns=columns),
                     challenger.iter_batches(BATCH_ROWS, columns=columns),

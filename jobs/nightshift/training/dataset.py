@@ -263,7 +263,10 @@ def _parts(folder: Path, wanted: set[str]) -> tuple[dict[str, Any], list[Path]]:
 
 def _batches(files: Sequence[Path], columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
     for file in files:
-        with _readable(file), pq.ParquetFile(file, page_checksum_verification=True) as parquet:
+        with (
+            _readable(file),
+            pq.ParquetFile(file, page_checksum_verification=True, pre_buffer=False) as parquet,
+        ):
             yield from parquet.iter_batches(BATCH_ROWS, columns=list(columns))
 
 
