@@ -879,7 +879,14 @@ def receipt(
         from nightshift import pipeline
         from nightshift.receipt.page import as_json, page
 
-        named = dict(each.partition("=")[::2] for each in row or ())
+        named: dict[str, str] = {}
+        for each in row or ():
+            column, _, value = each.partition("=")
+            if not value or column in named:
+                raise NightshiftError(
+                    f"--row {each} names no row", "give --row COLUMN=VALUE, each column once"
+                )
+            named[column] = value
         if entity is None and not named:
             raise NightshiftError(
                 "whose receipt is not told", "give the id, or --row COLUMN=VALUE for what names it"

@@ -156,13 +156,22 @@ def of_rollback(result: "RolledBack") -> str:
     for name in names:
         shown = [each.as_of for each in result.shown if each.use_case == name]
         stayed = [each.as_of for each in result.stayed if each.use_case == name]
-        found = f"**{len(shown)} dates** show the publication before"
+        forward = [each.as_of for each in result.forward if each.use_case == name]
+        found = []
         if shown:
-            found += f", {min(shown)} to {max(shown)}"
+            found.append(f"**{_dates(shown)}** as before")
+        if forward:
+            found.append(f"{_dates(forward)} of them had been rolled back, and go forward again")
         if stayed:
-            found += f"; {len(stayed)} stay, with none before: {min(stayed)} to {max(stayed)}"
-        lines.append(f"{name}: {found}")
+            found.append(f"{_dates(stayed)} as they are, for nothing before them is kept")
+        lines.append(f"{name}: {'; '.join(found)}")
     return "\n".join(lines)
+
+
+def _dates(dates: Sequence[date]) -> str:
+    if len(dates) == 1:
+        return f"1 date, {dates[0]},"
+    return f"{len(dates)} dates, {min(dates)} to {max(dates)},"
 
 
 def of_models(versions: Mapping[str, str]) -> str:

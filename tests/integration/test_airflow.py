@@ -351,7 +351,7 @@ def test_the_night_after_a_rollback_is_scored_by_the_champion_before(
         return model_store.aliases(stack.settings, "churn")[model_store.CHAMPION]
 
     def roll_back(run: str, **conf: str) -> str:
-        conf |= {"use_cases": ["churn"], "reason": "complaints"}
+        conf |= {"use_cases": ["churn"], "reason": " complaints"}
         assert stack.trigger(run, "rollback", conf=conf)[0] == 200
         assert stack.wait(run, "rollback") == "success"
         (note,) = stack.notes(run, "rollback").values()
@@ -400,7 +400,7 @@ def test_the_night_after_a_rollback_is_scored_by_the_champion_before(
     assert stack.query(seen, ROLLED_BACK) == [(version,)]
     dates = {"from": ROLLED_BACK, "to": ROLLED_BACK}
     note = roll_back("of-predictions", what="predictions", **dates)
-    assert note.startswith("churn: **1 dates** show the publication before")
+    assert note.startswith(f"churn: **1 date, {ROLLED_BACK},** as before")
     assert stack.query(seen, ROLLED_BACK) == [(before,)]
     for run in ("of-predictions", "of-the-model"):  # each once, however often
         body = {"dry_run": False, "dag_run_id": run, "only_failed": False}
@@ -419,7 +419,7 @@ def test_the_night_after_a_rollback_is_scored_by_the_champion_before(
     decisions = "select person, reason from ops.promotions where action = 'rollback'"
     assert stack.query(decisions) == [(who, "complaints (Airflow, run of-the-model)")]
     moves = "select person, reason from ops.pointer_moves where person is not null"
-    assert stack.query(moves) == [(who, "complaints (Airflow, run of-predictions)")]
+    assert stack.query(moves) == [(who, " complaints (Airflow, run of-predictions)")]
 
 
 def test_a_rollback_that_says_too_little_is_refused(stack: Any) -> None:

@@ -881,7 +881,8 @@ def test_the_command_line_lists_compares_goes_back_and_prunes(warehouse: Setting
     back = nightshift("rollback", "churn", "--as-of", day, *by)
     assert back == (f"predictions.churn at {day} is publication {first} again: 3 rows by version 1")
     assert nightshift("rollback", "churn", "--from", day, "--to", day, *by) == (
-        f"churn: 1 dates show the publication before, {day} to {day}"
+        f"churn: 1 date, {day}, as before; 1 date, {day}, of them had been rolled back, and go"
+        " forward again"
     )
     assert ask(warehouse, ROWS_NOW) == [(3, "2", "2")]
     for arguments, words in (
@@ -965,10 +966,15 @@ def test_a_range_of_dates_of_several_use_cases_goes_back_at_once(warehouse: Sett
     assert shown() == ["1", "1", "1", "2"] * 2, "it is run again, and leaves it so"
 
     # what asks once is done once; who asks anew goes back to where it was
-    roll_back_nights(warehouse, both, *whole, "Ada", "not this backfill", is_once=True)
+    once = roll_back_nights(warehouse, both, *whole, "Ada", "not this backfill", is_once=True)
+    assert (len(once.shown), len(once.forward)) == (6, 0)
     assert shown() == ["1", "1", "1", "2"] * 2
-    roll_back_nights(warehouse, [LAPSE], days[0], days[1], "Ada", "it was right")
+    again = roll_back_nights(warehouse, [LAPSE], days[0], days[1], "Ada", "it was right")
+    assert again.forward == again.shown
     assert shown() == ["1", "1", "1", "2", "2", "2", "1", "2"]
+    publish_dates_of("3", days[:1])
+    roll_back_nights(warehouse, both, *whole, "Ada", "not this backfill", is_once=True)
+    assert shown() == ["3", "1", "1", "2", "3", "2", "1", "2"], "also with another in between"
 
     for asked, why in (
         ((both, days[3], days[3]), "each of the 2 publications is the first of its date"),
@@ -1148,6 +1154,15 @@ def test_what_was_staged_and_never_published_goes_after_its_days(warehouse: Sett
     assert (done.discarded, done.waiting) == ({"churn": [left[-16:]]}, {"churn": [refused]})
     assert prune(warehouse, [KEEP_ONE], AS_OF).discarded == {"churn": [refused]}
     assert staging_tables(warehouse) == [f"churn_p_{seen}"]
+
+    # such a publication is neither shown by a rollback nor in the way of its own return
+    other = publish_version(warehouse, "2")
+    with pytest.raises(NightshiftError, match="the rows of the one before are no longer kept"):
+        roll_back_nights(warehouse, [CHURN], AS_OF, AS_OF, "Ada", "wrong")
+    write_scores(warehouse)
+    publish(warehouse, [CHURN], AS_OF)
+    assert ask(warehouse, ROWS_NOW) == [(3, "1", "1")]
+    assert roll_back(warehouse, CHURN, AS_OF, "Ada", "wrong").publication_id == other
 
 
 def test_receipts_tell_of_publications_that_are_superseded_pruned_or_of_old(

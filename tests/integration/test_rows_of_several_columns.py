@@ -12,6 +12,7 @@ import pytest
 from jsonschema import Draft202012Validator
 from payment_cases import FRAUD, PAYMENTS, TABLES
 from psycopg2.errors import InsufficientPrivilege, InvalidParameterValue
+from rich.console import Console
 from small_models import register, small_booster
 
 from chaos.worlds import query
@@ -27,6 +28,7 @@ from nightshift.publishing import sql
 from nightshift.publishing.history_run import diff
 from nightshift.publishing.run import publish, top_rows
 from nightshift.publishing.schema import json_schema
+from nightshift.receipt.page import page
 from nightshift.receipt.run import feature_values, recorded
 from nightshift.scoring.parts import Threshold
 from nightshift.scoring.run import challenge, explain_rows, score
@@ -107,7 +109,10 @@ def test_events_are_scored_published_looked_up_compared_and_measured(
         values = feature_values(settings, FRAUD, told)
         assert values.vector[NAMES[0]] == vectors[NAMES[0]][int(expected[1:])].as_py()
     assert recorded(settings, FRAUD, "c0008", named={"payment_id": "p0014"})["row"] is None
-    assert recorded(settings, FRAUD, None)["row"] is None
+    for nothing in ({}, {"payment_id": "x' or true --"}, {"payment_id": "p0014' --"}):
+        assert recorded(settings, FRAUD, None, named=nothing)["row"] is None
+    asked_nothing = "select predictions.receipt(%s, null, named => null) -> 'row'"
+    assert query(settings.warehouse_url, asked_nothing, FRAUD.name) == [(None,)]
     with pytest.raises(InvalidParameterValue, match=r"no column amount names a row.*payment_id"):
         recorded(settings, FRAUD, "c0007", named={"amount": "1 or true"})
 
@@ -156,6 +161,11 @@ def test_a_receipt_takes_what_names_a_row_as_it_lands(
     assert shown("7")[1] == 1
     assert shown("p0015") == shown("7", payment_id="p0015") == ("p0015", 0)
     assert shown("c0007") == (None, 0)
+    # of a row that was not published no other row's features are told
+    for asked, named in ((None, {"payment_id": "nope"}), ("7", {"payment_id": "p0001"})):
+        told = pipeline.receipt(settings, FRAUD, asked, named=named)
+        assert (told.told["row"], told.features.vector, told.remade) == (None, {}, None)
+        Console().print(page(told))
     with pytest.raises(NightshiftError, match="no column amount names a row") as refusal:
         shown("7", amount="1")
     assert refusal.value.remedy == "the columns are customer_id, payment_id"

@@ -172,8 +172,13 @@ def _months(
     """The rows of each month's days, packed; the server gives the next ones meanwhile."""
     if not pieces:
         return
+    try:
+        opened = adbc.connect(settings.warehouse_url)
+    except adbc.Error as error:
+        require_server(str(error))
+        raise
     with (
-        adbc.connect(settings.warehouse_url) as connection,
+        opened as connection,
         connection.cursor() as cursor,
         ThreadPoolExecutor(max_workers=1) as server,
     ):

@@ -212,10 +212,11 @@ def rollback(
             or its features are not those that are declared (with the difference).
     """
     with registry.opened(settings, use_case.name) as held:
+        by = By("person", _given("the name of who rolls back", "--by", person))
+        reason = _given("a reason", "--reason", reason)
         if is_once:
             for each in held.decisions():
-                done = (each.action, each.by, each.reason)
-                if done == ("rollback", By("person", person), reason):
+                if (each.action, each.by, each.reason) == ("rollback", by, reason):
                     return each.to_version
         before = held.previous
         if before is None:
@@ -226,8 +227,7 @@ def rollback(
             )
         model_store.load_model(settings, before)
         _, ids = _results_of(settings, before)
-        by = By("person", _given("the name of who rolls back", "--by", person))
-        held.decide("rollback", by, before, ids, _given("a reason", "--reason", reason))
+        held.decide("rollback", by, before, ids, reason)
         return before.version
 
 

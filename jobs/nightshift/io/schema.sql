@@ -578,6 +578,7 @@ as $$
 declare
     asked_use_case constant text := use_case;
     asked_as_of constant date := as_of;
+    asked_names constant jsonb := coalesce(named, '{}');
     o ops.publications;
     d ops.promotions;
     partition regclass;
@@ -600,7 +601,7 @@ begin
         if names is not null then
             execute format(
                 'select max(r.as_of) from predictions.%I as r where %s', asked_use_case,
-                ops.is_asked_for(names, named)
+                ops.is_asked_for(names, asked_names)
             ) using entity into day;
         end if;
         if day is null then
@@ -652,13 +653,13 @@ begin
                     where %5$s
                 )
                 select
-                    (array_agg(whole order by place))[1],
+                    (array_agg(whole) filter (where place = 1))[1],
                     coalesce(jsonb_agg(named order by place) filter (where place between 2 and 101), '[]'),
                     greatest(count(*) - 1, 0)
                 from asked
                 $query$,
                 partition, string_agg(format('%1$L, r.%1$I', n), ', '), s.attname,
-                string_agg(format('r.%I', n), ', ' order by array_position(names, n)), ops.is_asked_for(names, named)
+                string_agg(format('r.%I', n), ', ' order by array_position(names, n)), ops.is_asked_for(names, asked_names)
             )
             from unnest(names) as n, pg_attribute as s
             where s.attrelid = partition and s.attnum = cardinality(names) + 2
@@ -700,6 +701,7 @@ begin
     return jsonb_build_object(
         'use_case', asked_use_case,
         'entity', entity,
+        'named', asked_names,
         'as_of', o.as_of,
         'row', found,
         'others', jsonb_build_object('rows', others_count, 'first', others),

@@ -24,9 +24,10 @@ _HMAC_BLOCK_BYTES = 64
 
 
 _LOST = re.compile(
-    r"[^\n]*(server closed the connection unexpectedly|terminating connection|connection already"
-    r" closed|connection to server [^\n]* failed|the database system is|could not receive data from"
-    r" server|no connection to the server|SSL connection has been closed)[^\n]*"
+    r"server closed the connection unexpectedly|terminating connection|connection already closed"
+    r"|connection to server (?:at|on) |the database system is |could not (?:receive data from|send"
+    r" data to) server|could not translate host name|no connection to the server"
+    r"|SSL connection has been closed|SSL SYSCALL error|SSL error: unexpected eof"
 )
 """How libpq and the server say so, whichever library tells it."""
 
@@ -38,7 +39,8 @@ def require_server(told: str) -> None:
         SettingError: when the server went away; from an error that may pass.
     """
     if found := _LOST.search(told):
-        line = " ".join(found[0].split())
+        before, after = told[: found.start()], told[found.start() :]
+        line = (before[before.rfind("\n") + 1 :] + after.partition("\n")[0]).strip()
         raise SettingError(
             f"the warehouse has ended the connection: {line}",
             "see the server's log, and run again once it answers: `make status`",

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date, datetime
 
@@ -210,10 +210,12 @@ class RolledBack:
     Attributes:
         shown: the publications that readers see from now on.
         stayed: those that they see still: none before it, or its rows are no longer kept.
+        forward: of ``shown`` those that a person had rolled back from.
     """
 
     shown: tuple[Kept, ...]
     stayed: tuple[Kept, ...]
+    forward: tuple[Kept, ...]
 
 
 def roll_back_nights(
@@ -243,8 +245,13 @@ def roll_back_nights(
     listed = "see `nightshift publications list`"
     single = next(iter(names)) if len(names) == 1 else None
     with recorded_run(settings, "rollback", last, single) as run:
-        with connect(settings) as connection:
-            days = [(each.use_case, each.as_of) for each in _seen(connection, names, first, last)]
+        with connect(settings) as connection, connection.cursor() as cursor:
+            cursor.execute(
+                "select use_case, as_of from predictions.pointers"
+                " where use_case = any(%s) and as_of between %s and %s",
+                (list(names), first, last),
+            )
+            days = set(cursor.fetchall())
         if not days:
             raise NightshiftError(f"nothing of {asked} is published", listed)
         with (
@@ -254,24 +261,27 @@ def roll_back_nights(
         ):
             known = {each.publication_id: each for each in _kept(connection)}
             cursor.execute(
-                "select distinct on (use_case, as_of) use_case, as_of, from_publication_id, person,"
-                " reason from ops.pointer_moves where use_case = any(%s)"
-                " and as_of between %s and %s order by use_case, as_of, pointer_move_id desc",
+                "select use_case, as_of, from_publication_id, person, reason from ops.pointer_moves"
+                " where use_case = any(%s) and as_of between %s and %s order by pointer_move_id",
                 (list(names), first, last),
             )
-            moves = {(name, as_of): move for name, as_of, *move in cursor.fetchall()}
-            moving, there, stayed = [], [], []
-            for seen in _seen(connection, names, first, last):
-                before, *why = moves.get((seen.use_case, seen.as_of), (None,))
-                target = known.get(before)
-                if (seen.use_case, seen.as_of) not in days:  # published since we looked
+            moves: dict[tuple[str, date], list[tuple[str | None, ...]]] = {}
+            for name, as_of, *move in cursor.fetchall():
+                moves.setdefault((name, as_of), []).append(tuple(move))
+            moving, there, stayed, forward = [], [], [], []
+            for seen in known.values():
+                day = (seen.use_case, seen.as_of)
+                if not seen.is_seen or day not in days:
                     continue
-                if is_once and why == [by, reason]:
+                before, person, _ = moves[day][-1]
+                target = known.get(before or "")
+                if is_once and any(move[1:] == (by, reason) for move in moves[day]):
                     there.append(seen)
                 elif target is None or not target.is_there:
                     stayed.append(seen)
                 else:
                     moving.append(target)
+                    forward += [target] if person else []
             if not moving and not there:
                 raise NightshiftError(
                     f"{asked}: each of the {len(stayed)} publications is the first of its date, or"
@@ -286,15 +296,7 @@ def roll_back_nights(
             "reason": reason,
         }
     log.info("%s: %d rolled back, %d stay", asked, len(moving), len(stayed))
-    return RolledBack((*there, *moving), tuple(stayed))
-
-
-def _seen(connection: Connection, names: Iterable[str], first: date, last: date) -> list[Kept]:
-    return [
-        each
-        for each in _kept(connection)
-        if each.is_seen and each.use_case in names and first <= each.as_of <= last
-    ]
+    return RolledBack((*there, *moving), tuple(stayed), tuple(forward))
 
 
 def _show(cursor: Cursor, targets: Sequence[Kept], by: str, reason: str) -> None:
@@ -436,13 +438,13 @@ def _drop(settings: Settings, use_case: UseCase, publication_id: str, as_of: dat
 
 _NEVER_PUBLISHED = (
     "select right(relname, 16), as_of from ({}) t"
-    " where since <= now() - make_interval(days => %(days)s)"
+    " where not was_attached and since <= now() - make_interval(days => %(days)s)"
 )
 
 
 def _never_published(settings: Settings, use_case: UseCase) -> list[tuple[str, date]]:
     with connect(settings) as connection, connection.cursor() as cursor:
-        cursor.execute(_NEVER_PUBLISHED.format(sql.never_attached(use_case)), _retained(use_case))
+        cursor.execute(_NEVER_PUBLISHED.format(sql.loose_tables(use_case)), _retained(use_case))
         return list(cursor.fetchall())
 
 
@@ -454,7 +456,7 @@ def _discard(settings: Settings, use_case: UseCase, publication_id: str, as_of: 
         connection.cursor() as cursor,
     ):
         cursor.execute(
-            f"{_NEVER_PUBLISHED.format(sql.never_attached(use_case))}"
+            f"{_NEVER_PUBLISHED.format(sql.loose_tables(use_case))}"
             " and right(relname, 16) = %(id)s",
             {**_retained(use_case), "id": publication_id},
         )
@@ -521,8 +523,8 @@ def _kept(connection: Connection, use_case: str | None = None) -> list[Kept]:
         cursor.execute(
             "select o.publication_id, o.use_case, o.as_of, o.model_version, o.rows,"
             " o.published_at, p.publication_id is not null,"
-            " to_regclass(format('%%I.%%I', %s, o.use_case || '_p_' || o.publication_id))"
-            "  is not null,"
+            " exists (select from pg_inherits i where not i.inhdetachpending and i.inhrelid ="
+            "  to_regclass(format('%%I.%%I', %s, o.use_case || '_p_' || o.publication_id))),"
             " count(*) filter (where a.outcome = 'passed'),"
             " count(*) filter (where a.outcome <> 'not_applied')"
             " from ops.publications o"

@@ -81,7 +81,8 @@ def publish(settings: Settings, use_cases: Sequence[UseCase], as_of: date) -> Pu
     left.
 
     Raises:
-        NightshiftError: when a use case has no scores for ``as_of``; the others are published.
+        NightshiftError: when a use case has no scores for ``as_of``, or has other columns than
+            were published; the others are published.
         AuditError: when scores break a rule; they stay in a table of their own for inspection,
             readers keep what they have of that use case, and the others are published.
     """
@@ -395,10 +396,11 @@ def _grant(connection: Connection, view: str) -> None:
 
 
 def _drop_left_behind(connection: Connection, scores: _Scores) -> None:
-    """Drop tables that an earlier run for the same ``as_of`` staged and never attached."""
+    """Drop tables that an earlier run for the same ``as_of`` staged and never attached, or detached
+    and did not drop."""
     with connection.cursor() as cursor:
         cursor.execute(
-            f"select relname from ({sql.never_attached(scores.use_case)}) t where as_of = %s",
+            f"select relname from ({sql.loose_tables(scores.use_case)}) t where as_of = %s",
             (scores.manifest.as_of,),
         )
         for (name,) in cursor.fetchall():

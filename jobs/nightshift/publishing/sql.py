@@ -255,24 +255,26 @@ def staging_mark(use_case: UseCase, as_of: date) -> str:
     return f"Scores of {use_case.name} for {as_of.isoformat()}"
 
 
-def never_attached(use_case: UseCase) -> str:
-    """SELECT of the tables of its publications that have never been one: name, as_of, since when.
+def loose_tables(use_case: UseCase) -> str:
+    """SELECT of its publications' tables that are no partitions: ``relname``, ``as_of``, ``since``
+    when, and ``was_attached``, where the drop of a publication was not completed.
 
-    Of a table whose comment does not say when it was made, that is its ``as_of``.
+    Of a table whose comment does not say when it was made, ``since`` is its ``as_of``.
     """
     mark = staging_mark(use_case, date.min).removesuffix(date.min.isoformat())
-    of_publication = f"t.relname = {literal(partition(use_case, ''))} || o.publication_id"
+    name = f"{literal(partition(use_case, ''))} || o.publication_id"
     return (
-        "select relname, as_of,"
-        " coalesce(substring(comment from ', staged (.*)')::timestamptz, as_of) as since from ("
-        f"select relname, comment, substring(comment from {len(mark) + 1} for 10)::date as as_of"
+        "select relname,"
+        f" substring(comment from {len(mark) + 1} for 10)::date as as_of,"
+        " coalesce(substring(comment from ', staged (.*)')::timestamptz,"
+        f"  substring(comment from {len(mark) + 1} for 10)::date) as since,"
+        " exists (select from ops.publications o where o.dropped_at is null"
+        f"  and t.relname = {name}) as was_attached"
         " from (select c.oid, c.relname, obj_description(c.oid, 'pg_class') as comment"
         "  from pg_class c where c.relkind = 'r'"
         f"  and c.relnamespace = {literal(SCHEMA)}::regnamespace) t"
         f" where starts_with(comment, {literal(mark)})"
         " and not exists (select from pg_inherits i where i.inhrelid = t.oid)"
-        " and not exists (select from ops.publications o"
-        f"  where o.dropped_at is null and {of_publication})) f"
     )
 
 

@@ -55,7 +55,8 @@ def page(receipt: Receipt) -> Group:
 
 def _name(receipt: Receipt) -> str:
     told, use_case = receipt.told, receipt.use_case
-    row = told["row"] or ({use_case.key: told["entity"]} if told["entity"] else {})
+    asked = {use_case.key: told["entity"]} if told["entity"] else {}
+    row = told["row"] or asked | told["named"]
     return " · ".join(f"{name} {row[name]}" for name in use_case.row_key if name in row)
 
 
@@ -99,7 +100,7 @@ def _published(receipt: Receipt) -> Table:
                 for each in row["reasons"] or ()
             )
             or "none in this band",
-            **_others(told["others"], receipt.use_case.row_key[1:]),
+            **_others(told["others"], row, receipt.use_case.row_key),
         }
     seen = "readers see it" if publication["is_seen"] else "readers no longer see it"
     pairs |= {
@@ -117,12 +118,18 @@ def _published(receipt: Receipt) -> Table:
     return _pairs("Published row", pairs)
 
 
-def _others(others: Mapping[str, Any], columns: Sequence[str]) -> dict[str, str]:
+def _others(
+    others: Mapping[str, Any], row: Mapping[str, Any], columns: Sequence[str]
+) -> dict[str, str]:
     """The rows beside it that what was asked for names too."""
     if not others["rows"]:
         return {}
+    key, *more_columns = columns
     names = [
-        " ".join(f"--row {column}={each[column]}" for column in columns)
+        " ".join(
+            [each[key]] * (each[key] != row[key])
+            + [f"--row {column}={each[column]}" for column in more_columns]
+        )
         for each in others["first"][:ROWS_SHOWN]
     ]
     more = "…" if others["rows"] > len(names) else ""

@@ -70,7 +70,12 @@ def feature_values(settings: Settings, use_case: UseCase, told: Mapping[str, Any
         if manifest is None:
             return FeatureValues(folder, None, {}, False, f"{folder} is no longer kept")
         try:
-            part, vector = _row_of(folder, use_case, named(use_case, told))
+            names = named(use_case, told)
+            if names.keys() != set(use_case.row_key):
+                columns = ", ".join(use_case.row_key)
+                unknown = f"which row of {folder} it would be is not told: it is named by {columns}"
+                return FeatureValues(folder, None, {}, False, unknown)
+            part, vector = _row_of(folder, use_case, names)
         except (OSError, pa.ArrowException) as error:
             return FeatureValues(folder, None, {}, False, f"{folder} cannot be read: {error}")
         if part is None:
@@ -87,10 +92,11 @@ def feature_values(settings: Settings, use_case: UseCase, told: Mapping[str, Any
 
 
 def named(use_case: UseCase, told: Mapping[str, Any]) -> dict[str, str]:
-    """What names the published row: of one that is not there the key alone."""
+    """What names the published row: of one that is not there what was asked for, as its key and by
+    other columns."""
     row = told["row"]
     if row is None:
-        return {use_case.key: told["entity"]} if told["entity"] else {}
+        return ({use_case.key: told["entity"]} if told["entity"] else {}) | told["named"]
     return {name: row[name] for name in use_case.row_key}
 
 

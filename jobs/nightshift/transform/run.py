@@ -69,9 +69,6 @@ def build(settings: Settings, as_of: date) -> TransformResult:
         variables = {"as_of": as_of.isoformat(), "changed_days": days}
         full = ["--full-refresh"] if changes.is_full else []
         nodes = _invoke(settings, "build", *_BUILT, *_vars(variables), *full, documented=True)
-        for node in nodes:
-            if node.is_broken:
-                require_server(node.message)
         held = held_by(nodes, SOURCES)
         shared = [
             node.name for node in nodes
@@ -232,10 +229,14 @@ def _invoke(
                 )
             _require_started(settings, "docs generate", written)
     manifest = parsed.result
-    return [
+    nodes = [
         _node_result(result, _sources_of(result.node, manifest))
         for result in outcome.result.results  # type: ignore[union-attr]
     ]
+    for node in nodes:
+        if node.is_broken:
+            require_server(node.message)
+    return nodes
 
 
 def _vars(variables: Mapping[str, Any]) -> tuple[str, str]:
@@ -274,6 +275,7 @@ def _options(settings: Settings) -> list[str]:
 
 def _require_started(settings: Settings, command: str, outcome: Any) -> None:
     if outcome.exception is not None:
+        require_server(str(outcome.exception))
         raise NightshiftError(
             f"dbt {command} did not start: {' '.join(str(outcome.exception).split())}",
             f"correct the dbt project in {DBT_PROJECT}; dbt's log is in"

@@ -25,6 +25,7 @@ TOLD: dict[str, Any] = {
             {"feature": "gap", "value": None, "contribution": -0.5, "direction": "lowers"},
         ],
     },
+    "named": {},
     "others": {"rows": 0, "first": []},
     "missing": [],
     "publication": {
@@ -113,6 +114,9 @@ def test_other_rows_of_the_same_key_are_named() -> None:
     assert "12 more, with lower scores: --row product_id=p0, --row product_id=p1" in shown
     assert "--row product_id=p7…" in shown and "p8" not in shown
     assert "other rows" not in read(many)
+    of_a_product = [{"customer_id": f"c{i}", "product_id": "p9"} for i in range(2)]
+    shown = read(replace(many, told=many.told | {"others": {"rows": 2, "first": of_a_product}}))
+    assert "2 more, with lower scores: c0 --row product_id=p9, c1 --row product_id=p9" in shown
 
 
 def test_a_rollback_is_told_with_its_reason() -> None:
