@@ -399,11 +399,10 @@ def _drop_left_behind(connection: Connection, scores: _Scores) -> None:
     """Drop tables that an earlier run for the same ``as_of`` staged and never attached, or detached
     and did not drop."""
     with connection.cursor() as cursor:
-        cursor.execute(
-            f"select relname from ({sql.loose_tables(scores.use_case)}) t where as_of = %s",
-            (scores.manifest.as_of,),
-        )
-        for (name,) in cursor.fetchall():
+        cursor.execute(sql.loose_tables(scores.use_case))
+        for name, as_of, *_ in cursor.fetchall():
+            if as_of != scores.manifest.as_of:
+                continue
             log.info("dropping %s.%s, which an earlier run left behind", sql.SCHEMA, name)
             cursor.execute(f"drop table {sql.SCHEMA}.{sql.quoted(name)}")
 

@@ -264,10 +264,9 @@ def loose_tables(use_case: UseCase) -> str:
     mark = staging_mark(use_case, date.min).removesuffix(date.min.isoformat())
     name = f"{literal(partition(use_case, ''))} || o.publication_id"
     return (
-        "select relname,"
-        f" substring(comment from {len(mark) + 1} for 10)::date as as_of,"
+        "select relname, substring(comment from '[0-9]{4}-[0-9]{2}-[0-9]{2}')::date as as_of,"
         " coalesce(substring(comment from ', staged (.*)')::timestamptz,"
-        f"  substring(comment from {len(mark) + 1} for 10)::date) as since,"
+        "  substring(comment from '[0-9]{4}-[0-9]{2}-[0-9]{2}')::date) as since,"
         " exists (select from ops.publications o where o.dropped_at is null"
         f"  and t.relname = {name}) as was_attached"
         " from (select c.oid, c.relname, obj_description(c.oid, 'pg_class') as comment"
