@@ -165,7 +165,9 @@ def of_rollback(result: "RolledBack") -> str:
         if stayed:
             found.append(f"{_dates(stayed)} as they are, for nothing before them is kept")
         lines.append(f"{name}: {'; '.join(found)}")
-    return "\n".join(lines)
+    if len(lines) == 1:
+        return lines[0]
+    return _with_lines(f"**{len(result.shown)} publications** as before", lines)
 
 
 def _dates(dates: Sequence[date]) -> str:

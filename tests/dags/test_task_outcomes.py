@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -28,6 +29,7 @@ from nightshift.errors import (
 )
 from nightshift.features.run import DatasetResult
 from nightshift.ingest.run import IngestResult
+from nightshift.publishing.history_run import Kept, RolledBack
 from nightshift.publishing.run import Publication, PublishResult
 from nightshift.scoring.run import ScoreResult
 from nightshift.settings import Settings, load_settings
@@ -43,6 +45,10 @@ from nightshift.task_outcomes import (
 from nightshift.training.run import TrainingResult
 
 AS_OF = date(2025, 12, 28)
+BEFORE = Kept(
+    "ab12", "churn", date(2025, 12, 8), "1", 9, datetime(2025, 12, 8, tzinfo=UTC), True, True, 0, 0
+)
+NEXT_BEFORE, ONLY = (replace(BEFORE, as_of=date(2025, 12, day)) for day in (9, 10))
 START = datetime(2025, 12, 28, tzinfo=UTC)
 
 
@@ -141,6 +147,21 @@ def test_a_refusal_fails_at_once_unless_a_server_was_lost() -> None:
             "**version 7**: AUC 0.8123, 90 trees, of 5,000 rows",
         ),
         (task_notes.of_challenge(None), "no challenger"),
+        (
+            task_notes.of_rollback(RolledBack((BEFORE, NEXT_BEFORE), (ONLY,), (NEXT_BEFORE,))),
+            "churn: **2 dates, 2025-12-08 to 2025-12-09,** as before; 1 date, 2025-12-09, of them"
+            " had been rolled back, and go forward again; 1 date, 2025-12-10, as they are, for"
+            " nothing before them is kept",
+        ),
+        (
+            task_notes.of_rollback(RolledBack((BEFORE, replace(BEFORE, use_case="spend")), (), ())),
+            "**2 publications** as before\n\n- churn: **1 date, 2025-12-08,** as before\n"
+            "- spend: **1 date, 2025-12-08,** as before",
+        ),
+        (
+            task_notes.of_models({"churn": "3"}),
+            "churn: **version 3** is champion again, and scores the next night",
+        ),
         (
             task_notes.of_missing([f"order_lines/ds=2025-12-0{day}" for day in range(1, 8)]),
             "not landed by the deadline\n\n"
