@@ -240,16 +240,16 @@ def roll_back_nights(
     Raises:
         NightshiftError: when nothing is published, or nothing can go back.
     """
-    names = {use_case.name: use_case for use_case in use_cases}
+    names = [use_case.name for use_case in use_cases]
     asked = f"{', '.join(names)} from {first} to {last}"
     listed = "see `nightshift publications list`"
-    single = next(iter(names)) if len(names) == 1 else None
+    single = names[0] if len(names) == 1 else None
     with recorded_run(settings, "rollback", last, single) as run:
         with connect(settings) as connection, connection.cursor() as cursor:
             cursor.execute(
                 "select use_case, as_of from predictions.pointers"
                 " where use_case = any(%s) and as_of between %s and %s",
-                (list(names), first, last),
+                (names, first, last),
             )
             days = set(cursor.fetchall())
         if not days:
@@ -263,7 +263,7 @@ def roll_back_nights(
             cursor.execute(
                 "select use_case, as_of, from_publication_id, person, reason from ops.pointer_moves"
                 " where use_case = any(%s) and as_of between %s and %s order by pointer_move_id",
-                (list(names), first, last),
+                (names, first, last),
             )
             moves: dict[tuple[str, date], list[tuple[str | None, ...]]] = {}
             for name, as_of, *move in cursor.fetchall():
