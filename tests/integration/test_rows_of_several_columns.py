@@ -138,13 +138,18 @@ def test_events_are_scored_published_looked_up_compared_and_measured(
     assert {row.key for row in difference.largest} == changed
 
 
+def with_a_champion(settings: Settings, root: Path) -> None:
+    """A model that scores, and events for it to score."""
+    champion = register(settings, FRAUD, root / "model", NAMES[0])
+    model_store.set_alias(settings, FRAUD.name, model_store.CHAMPION, champion)
+    write_events(settings, "features")
+
+
 def test_a_receipt_takes_what_names_a_row_as_it_lands(
     tracked_warehouse: Settings, tmp_path: Path
 ) -> None:
     settings = tracked_warehouse
-    champion = register(settings, FRAUD, tmp_path / "model", NAMES[0])
-    model_store.set_alias(settings, FRAUD.name, model_store.CHAMPION, champion)
-    write_events(settings, "features")
+    with_a_champion(settings, tmp_path)
     score(settings, FRAUD, AS_OF)
     publish(settings, [FRAUD], AS_OF)
     # a customer's id lands in the clear; here the pseudonym is what the rows have
@@ -175,9 +180,7 @@ def test_a_receipt_tells_the_files_of_what_was_joined_and_of_other_entities(
     tracked_warehouse: Settings, tmp_path: Path
 ) -> None:
     settings = tracked_warehouse
-    champion = register(settings, FRAUD, tmp_path / "model", NAMES[0])
-    model_store.set_alias(settings, FRAUD.name, model_store.CHAMPION, champion)
-    write_events(settings, "features")
+    with_a_champion(settings, tmp_path)
     rows = (  # payment, customer, terminal, day, known to be a fraud on
         ("p0014", "c0007", "t1", "2012-02-29", None),
         ("early", "c0007", "t2", "2012-02-10", "2012-02-20"),
@@ -350,9 +353,7 @@ def judge(settings: Settings, version: str) -> None:
 
 def test_a_row_that_is_there_twice_is_refused(tracked_warehouse: Settings, tmp_path: Path) -> None:
     settings = tracked_warehouse
-    champion = register(settings, FRAUD, tmp_path / "model", NAMES[0])
-    model_store.set_alias(settings, FRAUD.name, model_store.CHAMPION, champion)
-    write_events(settings, "features")
+    with_a_champion(settings, tmp_path)
     (part,) = parts(dataset_dir(settings.lake_dir, "features", FRAUD.name, AS_OF))
     rows = pq.read_table(part)
     pq.write_table(pa.concat_tables([rows.slice(0, ROWS - 1), rows.slice(0, 1)]), part)
